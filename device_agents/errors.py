@@ -1,0 +1,32 @@
+"""Infrastructure errors: the lab failed, not the engine. Never reported as a test failure.
+
+They cross process borders by pickle inside Ray, so each takes exactly one message.
+"""
+
+
+class InfrastructureError(Exception):
+    """Base: a device, cable, process or host did not do its part."""
+
+
+class DeadlineExceeded(InfrastructureError):
+    """Something took longer than its deadline."""
+
+
+class RunnerDied(InfrastructureError):
+    """The runner process ended; the message holds its exit code and last stderr lines."""
+
+
+class ProtocolError(InfrastructureError):
+    """The other side sent what is not a frame, or a frame of the wrong kind."""
+
+
+class DeployFailed(InfrastructureError):
+    """An artifact could not be brought to the device whole."""
+
+
+class LeaseError(InfrastructureError):
+    """No lease, an expired one, or a fencing token older than the current one."""
+
+
+class NoSuchDevice(InfrastructureError):
+    """No device of that name; the message lists those there are."""

@@ -1,0 +1,119 @@
+"""An artifact: the exported graph, its weights and artifact.json, addressed by sha256."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kvengine.codec import DecodeError, decode, encode
+from kvengine.errors import ArtifactError
+from kvengine.recipe import ExportRecipe
+from kvengine.spec import ModelSpec
+
+MANIFEST = "artifact.json"
+MODEL = "model.onnx"
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Blob:
+    """One file of an artifact, named relative to its folder."""
+
+    name: str
+    sha256: str
+    size: int  # bytes
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """artifact.json. ``checkpoint_sha256`` is over config.json and every safetensors file.
+
+    calibration: how int8/int4 cache scales were found (empty for float caches); the
+    scales themselves are initializers of the graph.
+    versions: of kvfarm, onnx and onnxruntime that exported it.
+    """
+
+    spec: ModelSpec
+    recipe: ExportRecipe
+    blobs: tuple[Blob, ...]
+    checkpoint: str  # the checkpoint folder's name
+    checkpoint_sha256: str
+    calibration: dict[str, str]
+    versions: dict[str, str]
+    format: Literal["kvfarm-artifact/1"] = "kvfarm-artifact/1"
+
+    def to_json(self) -> str:
+        return json.dumps(encode(self), indent=1, sort_keys=True) + "\n"
+
+    @property
+    def id(self) -> str:
+        """sha256 of the manifest, which holds the sha256 of everything else."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artifact on this disk."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def id(self) -> str:
+        return self.manifest.id
+
+    @property
+    def model_path(self) -> Path:
+        return self.folder / MODEL
+
+    @classmethod
+    def open(cls, folder: str | Path, verify: bool = True) -> Artifact:
+        """Read ``folder``/artifact.json and check every blob.
+
+        verify: compare sha256 (about 1 s per GB) and not just presence and size.
+
+        Raises:
+            ArtifactError: no or unreadable manifest; a missing, truncated or altered blob.
+        """
+        folder = Path(folder)
+        path = folder / MANIFEST
+        try:
+            manifest = decode(Manifest, json.loads(path.read_text()))
+        except FileNotFoundError:
+            raise ArtifactError(
+                f"sought {MANIFEST} in {folder}, found none; export one with "
+                f"`kvfarm export CHECKPOINT -o {folder}`"
+            ) from None
+        except (DecodeError, ValueError, OSError) as error:
+            raise ArtifactError(f"{path} is not a manifest of format kvfarm-artifact/1: {error}") from error
+        for blob in manifest.blobs:
+            _check(folder / blob.name, blob, verify)
+        return cls(folder, manifest)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_CHUNK):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _check(path: Path, blob: Blob, verify: bool) -> None:
+    if not path.is_file():
+        raise ArtifactError(f"sought blob {blob.name} at {path}, found none; export or deploy again")
+    size = path.stat().st_size
+    if size != blob.size:
+        raise ArtifactError(
+            f"blob {blob.name}: sought {blob.size:,} bytes, found {size:,} "
+            f"({'truncated' if size < blob.size else 'too long'}); export or deploy again"
+        )
+    if verify and (found := sha256_of(path)) != blob.sha256:
+        raise ArtifactError(
+            f"blob {blob.name} was altered: sought sha256 {blob.sha256[:16]}…, "
+            f"found {found[:16]}…; export or deploy again"
+        )

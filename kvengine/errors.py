@@ -1,0 +1,53 @@
+"""Everything the engine refuses, as types.
+
+Each message says what was sought, what was found and what to do. The class name is
+also the error's name on the wire, so a test can tell a refusal from a crash on any device.
+"""
+
+
+class KvEngineError(Exception):
+    """Base of all errors that the engine raises on purpose; its state stays usable."""
+
+
+class ContextOverflow(KvEngineError):
+    """More tokens than the cache plan has rows for; nothing was run, the position is unchanged."""
+
+
+class InvalidToken(KvEngineError):
+    """A token id outside ``[0, vocab_size)``; nothing was run."""
+
+
+class EmptyPrompt(KvEngineError):
+    """A prefill or decode of no tokens; nothing was run."""
+
+
+class InvalidRequest(KvEngineError):
+    """Any other request that makes no sense: a negative chunk, a batch of the wrong size."""
+
+
+class NotSupported(KvEngineError):
+    """A known operation that this engine, plan or provider cannot do."""
+
+
+class ArtifactError(KvEngineError):
+    """The artifact on disk is missing, truncated, altered or of an unknown version."""
+
+
+class UnsupportedModel(KvEngineError):
+    """The checkpoint's architecture, or a setting in its config, that the exporter does not know."""
+
+
+class CheckpointError(KvEngineError):
+    """The checkpoint is incomplete or its weights are unusable (NaN, wrong shape, missing tensor)."""
+
+
+class RecipeError(KvEngineError):
+    """A recipe names an unknown value, flag or combination."""
+
+
+class ProviderUnavailable(KvEngineError):
+    """The execution provider asked for is not in this build of onnxruntime."""
+
+
+class EngineFailure(KvEngineError):
+    """onnxruntime failed in the middle of a step; the cache is undefined until ``reset``."""

@@ -1,0 +1,147 @@
+"""What a run found, as plain data: the content of results.json and the input of every page.
+
+Written by the harness from the store; this room only reads it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Outcome = Literal["passed", "failed", "infrastructure", "not_run"]
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """One device of the run. ``simulated`` says what is simulated, "" for real hardware."""
+
+    name: str
+    kind: str
+    model: str
+    soc: str
+    abi: str
+    os: str
+    build: str
+    cores: int
+    ram_bytes: int
+    providers: tuple[str, ...]
+    runtime: dict[str, str]
+    simulated: str = ""
+
+
+@dataclass(frozen=True)
+class TopLogits:
+    """The five largest logits of one step, largest first."""
+
+    tokens: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Where a failing program first left the reference."""
+
+    operation: int  # index into the program
+    row: int  # row of that operation's logits
+    position: int  # token position
+    error: float  # max abs logit difference at that row; NaN as null in JSON
+    expected: TopLogits
+    found: TopLogits
+    layer: int | None = None
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One check on one device with one recipe."""
+
+    device: str
+    recipe: str
+    check: str  # test function name
+    title: str  # the property, in words
+    outcome: Outcome
+    seconds: float
+    programs: int  # programs run on the device
+    worst_error: float | None  # max abs logit difference over all passing programs
+    tolerance: float | None
+    message: str = ""
+    program: str = ""  # JSON of the minimal failing program
+    replay: str = ""  # one-line command
+    divergence: Divergence | None = None
+    stderr_tail: str = ""
+
+
+@dataclass(frozen=True)
+class VitalsInfo:
+    """Device state around a leg; None where it cannot be read."""
+
+    at: float
+    load_1m: float | None = None
+    mem_available_bytes: int | None = None
+    clocks_khz: tuple[int, ...] = ()
+    governor: str | None = None
+    temperatures_c: dict[str, float] = field(default_factory=dict)
+    thermal_status: int | None = None
+    battery_percent: float | None = None
+    battery_charging: bool | None = None
+
+
+@dataclass(frozen=True)
+class SampleInfo:
+    """One repeat: time to first token and one inter-token latency per further token, ms."""
+
+    ttft_ms: float
+    itl_ms: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class LegResult:
+    """One fresh-process measurement."""
+
+    device: str
+    recipe: str
+    model: str  # checkpoint name
+    workload: str  # e.g. "prompt 128 + 64 new"
+    prompt_tokens: int
+    new_tokens: int
+    load_ms: float
+    samples: tuple[SampleInfo, ...]
+    peak_rss_bytes: int
+    kv_bytes: int
+    nodes_by_provider: dict[str, int]
+    threads: int
+    validity: Literal["VALID", "NOISY", "INVALID"]
+    reasons: tuple[str, ...]
+    vitals_before: VitalsInfo
+    vitals_after: VitalsInfo
+    provenance: dict[str, str]  # commit, artifact sha256, onnxruntime, build, ...
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RecipeInfo:
+    """A named recipe and what it means."""
+
+    name: str
+    settings: dict[str, str]
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """One run, whole. ``planned_*`` against what is listed shows what did not happen."""
+
+    run_id: str
+    started_at: str  # ISO 8601, UTC
+    finished_at: str | None  # None: interrupted or still running
+    command: str
+    seed: int
+    model: str
+    reference: str  # e.g. "transformers 5.23.0 Gemma3ForCausalLM, float32, no cache"
+    provenance: dict[str, str]
+    devices: tuple[DeviceInfo, ...]
+    recipes: tuple[RecipeInfo, ...]
+    checks: tuple[CheckResult, ...]
+    legs: tuple[LegResult, ...]
+    planned_checks: int
+    planned_legs: int
+    infrastructure: tuple[str, ...] = ()  # errors that belong to no single check
+    format: Literal["kvfarm-results/1"] = "kvfarm-results/1"
