@@ -101,8 +101,9 @@ class Device(Protocol):
         """
         ...
 
-    def open_session(
-        self, remote_folder: str, recipe: SessionRecipe, deadline: Deadline
-    ) -> EngineSession:
-        """Start a runner and open the artifact in it. An engine refusal (kvengine.errors) comes back as itself."""
+    def open_session(self, remote_folder: str, recipe: SessionRecipe, deadline: Deadline) -> EngineSession:
+        """Start a runner and open the artifact in it.
+
+        An engine refusal (kvengine.errors) comes back as itself.
+        """
         ...

@@ -102,9 +102,7 @@ def _decode_dataclass(kind: type, value: Any, path: str) -> Any:
     missing = [
         name
         for name, f in fields.items()
-        if name not in pairs
-        and f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
+        if name not in pairs and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     ]
     if missing:
         raise DecodeError(f"{path}: {kind.__name__} needs {missing[0]!r}, found only {sorted(pairs)}")

@@ -37,7 +37,10 @@ class Decode:
 
 @dataclass(frozen=True)
 class Generate:
-    """Append ``token``, then ``count`` - 1 further greedy tokens fed back on the device; returns the ``count`` tokens that follow ``token``."""
+    """Append ``token`` and feed greedy tokens back on the device.
+
+    Returns the ``count`` tokens that follow ``token``; the last of them is not appended.
+    """
 
     token: int
     count: int

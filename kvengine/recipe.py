@@ -23,7 +23,7 @@ class ExportRecipe:
     weights: Weights = "float32"
     block_size: Literal[32, 64, 128] = 32
     activations: Literal["float32", "float16"] = "float32"
-    cache: CachePlan = CachePlan("hybrid", "float32", 0)
+    cache: CachePlan = field(default_factory=lambda: CachePlan("hybrid"))
 
 
 @dataclass(frozen=True)
