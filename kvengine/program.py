@@ -155,13 +155,17 @@ class Observation:
 
 @dataclass(frozen=True)
 class Workload:
-    """What a leg measures: one prompt of ``prompt`` tokens, then ``new_tokens`` greedy tokens, repeated."""
+    """What a leg measures: one prompt of ``prompt`` tokens, then ``new_tokens`` greedy tokens, repeated.
+
+    capacity: tokens of context to allocate; None is just enough.
+    """
 
     prompt: tuple[int, ...]
     new_tokens: int
     repeats: int = 3
     warmup: int = 1
     chunk: int = 0
+    capacity: int | None = None
 
 
 @dataclass(frozen=True)

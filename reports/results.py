@@ -34,7 +34,7 @@ class TopLogits:
     """The five largest logits of one step, largest first."""
 
     tokens: tuple[int, ...]
-    values: tuple[float, ...]
+    values: tuple[float | None, ...]  # None: not finite
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Divergence:
     operation: int  # index into the program
     row: int  # row of that operation's logits
     position: int  # token position
-    error: float  # max abs logit difference at that row; NaN as null in JSON
+    error: float | None  # max abs logit difference at that row; None: not finite
     expected: TopLogits
     found: TopLogits
     layer: int | None = None

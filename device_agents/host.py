@@ -1,0 +1,87 @@
+"""The Device that is this machine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from device_agents import messages
+from device_agents.api import DeviceIdentity, Transport, Vitals
+from device_agents.blobs import BlobStore, parse_manifest
+from device_agents.deadline import Deadline
+from device_agents.errors import DeployFailed
+from device_agents.local import LocalTransport
+from device_agents.remote_session import Budgets, RunnerClient, RunnerSession
+from device_agents.vitals import read_vitals
+from kvengine.artifact import MANIFEST
+from kvengine.recipe import SessionRecipe
+
+# -P: the folder that we happen to run in must not shadow the standard library.
+RUNNER_ARGV = (sys.executable, "-P", "-m", "device_agents.runner")
+
+
+class HostDevice:
+    """This machine as a device, through a runner process as on any other.
+
+    root: the device's own folder; artifacts live there. store: to share one with the lab agent,
+    on whose disk this device is. bytes_moved: copied by all deploys so far.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        transport: Transport | None = None,
+        *,
+        store: BlobStore | None = None,
+        runner_argv: Sequence[str] = RUNNER_ARGV,
+        budgets: Budgets | None = None,
+    ) -> None:
+        self._name = name
+        self._transport = transport or LocalTransport()
+        self._store = store or BlobStore(root)
+        self._runner_argv = runner_argv
+        self._budgets = budgets or Budgets()
+        self.bytes_moved = 0
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def identity(self, deadline: Deadline) -> DeviceIdentity:
+        """As a runner started for this question tells it."""
+        client = RunnerClient(self._transport.open_stream(self._runner_argv, {}))
+        try:
+            reply, _ = client.call(messages.Hello(), messages.HelloReply, deadline)
+        finally:
+            client.close(Deadline(self._budgets.close_s))
+        return reply.probe.identity(self._name, "host")
+
+    def vitals(self, deadline: Deadline) -> Vitals:
+        deadline.check(f"{self._name}: vitals")
+        return read_vitals()
+
+    def deploy(self, folder: Path, deadline: Deadline) -> str:
+        """See Device.deploy. Blobs are checked by sha256 after copying, and again if touched since.
+
+        Raises:
+            DeployFailed: no manifest, a blob unlike its sha256, no space. DeadlineExceeded: late;
+            the next deploy goes on from there.
+        """
+        try:
+            manifest = parse_manifest((folder / MANIFEST).read_text())
+        except OSError as error:
+            raise DeployFailed(f"sought {MANIFEST} in {folder}: {error}") from error
+        missing = self._store.missing(manifest)
+        self._store.check_space(sum(blob.size - blob.present for blob in missing))
+        blobs = {blob.sha256: blob for blob in manifest.blobs}
+        for lack in missing:
+            blob = blobs[lack.sha256]
+            self.bytes_moved += self._store.add_file(blob, folder / blob.name, deadline)
+        return str(self._store.link(manifest))
+
+    def open_session(self, remote_folder: str, recipe: SessionRecipe, deadline: Deadline) -> RunnerSession:
+        """In a fresh runner process, whose environment has the recipe's variables from its start."""
+        stream = self._transport.open_stream(self._runner_argv, recipe.environment)
+        return RunnerSession.open(stream, remote_folder, recipe, deadline, self._budgets)

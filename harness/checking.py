@@ -1,0 +1,156 @@
+"""Run one property over many drawn programs on one device, and keep what it found."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+from hypothesis.database import DirectoryBasedExampleDatabase
+
+from device_agents.errors import InfrastructureError
+from harness import compare
+from harness.programs import Limits
+from harness.recipes import Recipe
+from harness.reference.protocol import Reference
+from harness.tolerances import Tolerance, tolerance_for
+from kvengine.program import Observation, Program
+from kvengine.session import EngineSession
+from kvengine.spec import ModelSpec
+
+Drawn = TypeVar("Drawn")
+
+
+class InfrastructureStop(BaseException):
+    """Carries an InfrastructureError through Hypothesis, which would take an Exception for a
+    counterexample and shrink it. Raised only inside a property."""
+
+    def __init__(self, error: InfrastructureError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+@dataclass
+class Tally:
+    """What one check has done so far; the report's row is made of it."""
+
+    programs: int = 0
+    worst_error: float = 0.0  # logits
+    rows: int = 0  # compared with the reference
+    kl: float = 0.0  # summed over rows, nats
+    hits: int = 0  # rows whose argmax is the reference's
+    started: float = field(default_factory=time.monotonic)
+
+
+@dataclass
+class Cell:
+    """One device with one recipe, as a check sees it.
+
+    open_plan: opens (and remembers) the session for the same recipe with another cache plan kind.
+    examples: programs a property draws. on_program: called before each, for the progress line.
+    """
+
+    device: str
+    recipe: Recipe
+    spec: ModelSpec
+    reference: Reference
+    open_plan: Callable[[str], EngineSession]
+    examples: int
+    seed: int
+    database: str | None = None
+    on_program: Callable[[Tally], None] = lambda tally: None
+    tally: Tally = field(default_factory=Tally)
+
+    def take_tally(self) -> Tally:
+        """What was done since the last call; the next check starts from zero."""
+        taken, self.tally = self.tally, Tally()
+        return taken
+
+    @property
+    def tolerance(self) -> Tolerance:
+        return tolerance_for(self.recipe.export)
+
+    @property
+    def limits(self) -> Limits:
+        return Limits.of(self.spec)
+
+    def run(self, program: Program, plan: str | None = None) -> Sequence[Observation]:
+        """One program on the device, in one round trip; ``plan`` for another cache plan kind."""
+        self.tally.programs += 1
+        self.on_program(self.tally)
+        try:
+            return self.open_plan(plan or self.recipe.export.cache.kind).run_program(program)
+        except InfrastructureError as error:
+            raise InfrastructureStop(error) from error
+
+    def check_reference(self, program: Program, observations: Sequence[Observation]) -> None:
+        """Raises CheckFailed unless the observations are the reference's, within the recipe's tolerance."""
+        try:
+            agreement = compare.agree_with_reference(
+                program, observations, self.reference, self.spec, self.tolerance
+            )
+        except InfrastructureError as error:
+            raise InfrastructureStop(error) from error
+        tally = self.tally
+        tally.worst_error = max(tally.worst_error, agreement.error)
+        tally.rows += agreement.rows
+        tally.kl += agreement.kl
+        tally.hits += agreement.hits
+
+    def check_statistics(self) -> None:
+        """Raises AssertionError where all rows together are too far off, though no single one was."""
+        tally, tolerance = self.tally, self.tolerance
+        if not tally.rows:
+            return
+        mean_kl, top1 = tally.kl / tally.rows, tally.hits / tally.rows
+        assert mean_kl <= tolerance.mean_kl, (
+            f"mean KL divergence from the reference is {mean_kl:.3g} nats over {tally.rows} rows, "
+            f"sought at most {tolerance.mean_kl:g}"
+        )
+        assert top1 >= tolerance.top1, (
+            f"the argmax is the reference's in {top1:.0%} of {tally.rows} rows, "
+            f"sought at least {tolerance.top1:.0%}"
+        )
+
+    def check_same(
+        self,
+        program: Program,
+        left: Sequence[Observation],
+        right: Sequence[Observation],
+        what: str,
+        limit: float,
+    ) -> None:
+        """Raises CheckFailed unless both differ by at most ``limit``."""
+        error = compare.agree_with_each_other(program, left, right, limit, what)
+        self.tally.worst_error = max(self.tally.worst_error, error)
+
+    def for_all(self, drawn: st.SearchStrategy[Drawn], check: Callable[[Drawn], None]) -> None:
+        """Draw ``examples`` values, check each on the device, shrink the first failure on that device.
+
+        Raises:
+            CheckFailed: for the smallest failing program found.
+            InfrastructureError: the device failed, not the engine; nothing is shrunk.
+        """
+        store = DirectoryBasedExampleDatabase(self.database) if self.database else None
+
+        @seed(self.seed)
+        @settings(
+            max_examples=self.examples,
+            database=store,
+            deadline=None,  # a phone is slow; deadlines are the session's
+            report_multiple_bugs=False,
+            suppress_health_check=list(HealthCheck),
+            phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
+        )
+        @given(drawn)
+        def property_holds(value: Drawn) -> None:
+            check(value)
+
+        try:
+            property_holds()
+        except InfrastructureStop as stop:
+            raise stop.error from stop.error.__cause__
+        self.check_statistics()

@@ -1,0 +1,87 @@
+"""What every command does the same: results to stdout, everything else to stderr, errors in one line."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from device_agents.errors import InfrastructureError
+from harness.errors import HarnessError
+from kvengine.codec import DecodeError, encode
+from kvengine.errors import KvEngineError
+
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print exactly one JSON object on stdout, everything else on stderr.")
+]
+# Refusals: their message is for the user. Anything else is a bug and keeps its traceback.
+EXPECTED = (KvEngineError, InfrastructureError, HarnessError, DecodeError, OSError)
+REFUSED = 2
+
+Report = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+def show(as_json: bool, data: dict[str, Any], text: Any) -> None:
+    """``data`` as JSON, or ``text`` (anything rich can print) for a person."""
+    if as_json:
+        sys.stdout.write(json.dumps(plain(data), allow_nan=False) + "\n")
+    else:
+        # A table is never folded for want of columns when the output goes to a file.
+        width = None if sys.stdout.isatty() else 160
+        Console(width=width, highlight=False, soft_wrap=True).print(text)
+
+
+def note(message: str) -> None:
+    """A line for the person who waits, to stderr."""
+    Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(message)
+
+
+def fail(kind: str, message: str, as_json: bool) -> int:
+    """Report a refusal; returns the exit code."""
+    note(f"kvfarm: {message}")
+    if as_json:
+        sys.stdout.write(json.dumps({"error": {"type": kind, "message": message}}) + "\n")
+    return REFUSED
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON has it: dataclasses as objects, NaN and the infinities as null."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return plain(encode(value))
+
+
+@contextmanager
+def progress() -> Iterator[Report]:
+    """A progress bar with time left on stderr, one line for each stage it is told of."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done, total=total)
+
+        yield report

@@ -1,0 +1,154 @@
+"""``kvfarm run`` and ``report``: the suite as a command, and its report again from the store."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from harness.cli.output import JsonOption, note, show
+from harness.errors import StoreError
+from harness.store import DEFAULT_STORE, RunSummary, open_store
+from kvengine.codec import decode
+from reports.results import RunResults
+
+SUITE = "harness.suite"
+
+
+def register(app: typer.Typer) -> None:
+    app.command(context_settings={"allow_extra_args": True})(run)
+    app.command()(report)
+
+
+def run(
+    context: typer.Context,
+    model: Annotated[Path, typer.Option(help="Hugging Face checkpoint folder to check.")],
+    devices: Annotated[
+        str, typer.Option(help="host, farm (all), or names of devices and pools: NAME,NAME.")
+    ] = "host",
+    recipes: Annotated[
+        str | None,
+        typer.Option(help="Recipes: naive,hybrid,threads=2,int4.  [default: the suite's]"),
+    ] = None,
+    output: Annotated[Path, typer.Option("--report", help="Folder of the report to write.")] = Path("report"),
+    store: Annotated[
+        str | None, typer.Option(help="Results database: a URL or a SQLite file.  [default: .kvfarm]")
+    ] = None,
+    farm_address: Annotated[
+        str | None, typer.Option(help="Ray cluster to join, HOST:PORT.  [default: start one here]")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the suite on devices and write the report.
+
+    Arguments after -- go to pytest."""
+    options = {"--devices": devices, "--model": model, "--report": output}
+    options |= {"--recipes": recipes, "--store": store, "--farm-address": farm_address}
+    arguments = [f"{name}={value}" for name, value in options.items() if value is not None]
+    older = _written(output)
+    code = _pytest([*arguments, *context.args])
+    results = _read(output) if _written(output) != older else None
+    data: dict[str, Any] = {"exit_code": code, "report": str(output / "index.html")}
+    if results is None:
+        data["ok"] = False
+        show(as_json, data, f"the suite ended with exit code {code} and wrote no results to {output}")
+    else:
+        data |= _summary(results) | {"ok": code == 0}
+        show(as_json, data, f"{data['summary']}\n{data['report']}")
+    raise typer.Exit(code)
+
+
+def report(
+    run_id: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A run's id.  [default: the newest]")
+    ] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")] = Path("report"),
+    store: Annotated[
+        str | None, typer.Option(help="Results database: a URL or a SQLite file.  [default: .kvfarm]")
+    ] = None,
+    list_runs: Annotated[
+        bool, typer.Option("--list", help="List the stored runs and write nothing.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the report of a stored run again.
+
+    Also of one that was interrupted."""
+    from harness.reporting import write_report
+
+    _must_exist(store)
+    with open_store(store) as results_store:
+        if list_runs:
+            runs = results_store.runs()
+            show(as_json, {"runs": list(runs)}, _table(runs))
+            return
+        results = results_store.results(run_id or results_store.latest())
+    page = write_report(results, output)
+    data = _summary(results) | {"report": str(page)}
+    show(as_json, data, f"{data['summary']}\n{page}")
+
+
+def _pytest(arguments: list[str]) -> int:
+    """pytest in a process of its own with its output on our stderr; returns its exit code.
+
+    ``-c`` an empty file: the suite is ours, so whatever configuration lies about must not change it.
+    """
+    command = [sys.executable, "-m", "pytest", "-c", os.devnull, f"--rootdir={Path.cwd()}"]
+    command += ["-p", "no:cacheprovider", "--pyargs", SUITE, *arguments]
+    note(f"$ {' '.join(command)}")
+    with subprocess.Popen(command, stdout=sys.stderr.fileno()) as child:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            # Ctrl-C went to the child as well: let it give its devices back and write what it has.
+            try:
+                child.wait(60)
+            except subprocess.TimeoutExpired:
+                child.kill()
+            raise
+
+
+def _written(folder: Path) -> int | None:
+    """When results.json was written, in ns, so that an older run's is not taken for this one's."""
+    path = folder / "results.json"
+    return path.stat().st_mtime_ns if path.is_file() else None
+
+
+def _read(folder: Path) -> RunResults:
+    path = folder / "results.json"
+    return decode(RunResults, json.loads(path.read_text()), path.name)
+
+
+def _summary(results: RunResults) -> dict[str, Any]:
+    from reports.view import summary_line, verdict
+
+    found = verdict(results)
+    return {
+        "run_id": results.run_id,
+        "state": found.state,
+        "sentence": found.sentence,
+        "summary": summary_line(results),
+        "counts": dataclasses.asdict(found.counts),
+    }
+
+
+def _table(runs: tuple[RunSummary, ...]) -> Table:
+    table = Table("run", "started", "finished", "model", "checks", "not passed", "measurements")
+    for r in runs:
+        counts = (str(count) for count in (r.checks, r.failed, r.legs))
+        table.add_row(r.run_id, r.started_at, r.finished_at or "no", r.model, *counts)
+    return table
+
+
+def _must_exist(store: str | None) -> None:
+    """Reading must not make an empty database out of a mistyped path."""
+    path = Path(store or DEFAULT_STORE)
+    if "://" not in str(store) and not path.is_file():
+        raise StoreError(f"sought a results database at {path}, found none; run `kvfarm run` or give --store")

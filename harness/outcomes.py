@@ -1,0 +1,87 @@
+"""What a finished test means: passed, failed, or the infrastructure's fault; in data and in words."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+
+import pytest
+
+from device_agents.errors import InfrastructureError
+from harness.checking import Cell
+from harness.compare import CheckFailed
+from harness.run import DeviceRun
+from reports.results import CheckResult, Divergence, Outcome, TopLogits
+
+
+def is_infrastructure(error: BaseException) -> bool:
+    return isinstance(error, InfrastructureError)
+
+
+def title_of(item: pytest.Function) -> str:
+    """The first line of the test's docstring: the property in words."""
+    text = inspect.getdoc(item.function) or item.originalname.removeprefix("test_").replace("_", " ")
+    return text.splitlines()[0]
+
+
+def check_result(item: pytest.Function, call: pytest.CallInfo[None], run: DeviceRun) -> CheckResult | None:
+    """The stored row of a test that takes ``cell``; None for any other."""
+    if "cell" not in item.fixturenames:
+        return None
+    device, recipe = item.callspec.params["cell"]
+    cell = item.funcargs.get("cell")
+    tally = cell.take_tally() if isinstance(cell, Cell) else None
+    error = call.excinfo.value if call.excinfo else None
+    program = error.program.to_json() if isinstance(error, CheckFailed) else ""
+    return CheckResult(
+        device=device,
+        recipe=recipe,
+        check=item.originalname,
+        title=title_of(item),
+        outcome=_outcome(error),
+        seconds=call.duration,
+        programs=tally.programs if tally else 0,
+        worst_error=tally.worst_error if tally and tally.programs else None,
+        tolerance=cell.tolerance.logits if isinstance(cell, Cell) else None,
+        message=str(error) if error else "",
+        program=program,
+        replay=run.replay_command(device, recipe, program) if program else "",
+        divergence=error.divergence if isinstance(error, CheckFailed) else None,
+        stderr_tail=getattr(error, "stderr_tail", ""),
+    )
+
+
+def describe_failure(item: pytest.Function, call: pytest.CallInfo[None], run: DeviceRun) -> str:
+    """What the terminal shows; "" leaves pytest's traceback, for errors in the test itself."""
+    assert call.excinfo is not None
+    error = call.excinfo.value
+    if isinstance(error, InfrastructureError):
+        return f"{title_of(item)}: infrastructure error, not a test failure\n{type(error).__name__}: {error}"
+    if not isinstance(error, CheckFailed):
+        return ""
+    device, recipe = item.callspec.params["cell"]
+    lines = [f"{title_of(item)}: not so on {device} with {recipe}", str(error)]
+    if error.divergence:
+        lines += _top_logits(error.divergence)
+    program = error.program.to_json()
+    lines += ["minimal program:", textwrap.indent(program, "  ")]
+    lines += ["replay:", "  " + run.replay_command(device, recipe, program)]
+    return "\n".join(lines)
+
+
+def _outcome(error: BaseException | None) -> Outcome:
+    if error is None:
+        return "passed"
+    return "infrastructure" if is_infrastructure(error) else "failed"
+
+
+def _top_logits(divergence: Divergence) -> list[str]:
+    return [
+        f"  reference top 5: {_pairs(divergence.expected)}",
+        f"  found top 5:     {_pairs(divergence.found)}",
+    ]
+
+
+def _pairs(top: TopLogits) -> str:
+    values = ("not finite" if value is None else f"{value:.4f}" for value in top.values)
+    return "  ".join(f"{token}: {value}" for token, value in zip(top.tokens, values, strict=True))

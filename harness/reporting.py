@@ -1,0 +1,106 @@
+"""A run's files: index.html, results.json and junit.xml, all made of the same RunResults."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+from kvengine.codec import encode
+from reports.page import render
+from reports.results import CheckResult, RunResults
+from reports.view import verdict
+
+# XML 1.0 has no control characters but these three; what a device writes to stderr may hold any.
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def write_report(results: RunResults, folder: Path) -> Path:
+    """Write the three files into ``folder``, replacing older ones; returns the page's path.
+
+    Raises:
+        OSError: ``folder`` cannot be made or written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / "results.json", json.dumps(_finite(encode(results)), indent=1, allow_nan=False) + "\n")
+    _replace(folder / "junit.xml", junit(results))
+    return render(results, folder)
+
+
+def junit(results: RunResults) -> str:
+    """JUnit XML: a suite for each device and recipe; an infrastructure failure is an <error>.
+
+    A check that never ran is an <error> too: CI systems show skipped tests as fine.
+    """
+    root = ET.Element("testsuites", name=f"kvfarm {results.run_id}")
+    suites: dict[str, list[CheckResult]] = {}
+    for check in results.checks:
+        suites.setdefault(f"{check.device}[{check.recipe}]", []).append(check)
+    for name, checks in suites.items():
+        _suite(root, name, checks, results.started_at)
+    errors = list(results.infrastructure)
+    if missing := verdict(results).counts.not_run:
+        errors.append(f"{missing} planned checks did not run")
+    if errors:
+        attributes = {"name": "run", "tests": str(len(errors)), "errors": str(len(errors)), "failures": "0"}
+        suite = ET.SubElement(root, "testsuite", attributes)
+        for number, message in enumerate(errors, 1):
+            case = ET.SubElement(
+                suite, "testcase", classname="run", name=f"infrastructure {number}", time="0"
+            )
+            _say(case, "error", message)
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _suite(root: ET.Element, name: str, checks: list[CheckResult], started_at: str) -> None:
+    outcomes = [check.outcome for check in checks]
+    suite = ET.SubElement(
+        root,
+        "testsuite",
+        name=_clean(name),
+        tests=str(len(checks)),
+        failures=str(outcomes.count("failed")),
+        errors=str(outcomes.count("infrastructure") + outcomes.count("not_run")),
+        time=f"{sum(check.seconds for check in checks):.3f}",
+        timestamp=started_at,
+    )
+    for check in checks:
+        case = ET.SubElement(
+            suite, "testcase", classname=_clean(name), name=_clean(check.check), time=f"{check.seconds:.3f}"
+        )
+        if check.outcome == "failed":
+            parts = (check.message, check.program, check.replay)
+            _say(case, "failure", "\n".join(filter(None, parts)))
+        elif check.outcome != "passed":
+            _say(case, "error", check.message or "did not run")
+        if check.stderr_tail:
+            ET.SubElement(case, "system-err").text = _clean(check.stderr_tail)
+
+
+def _say(case: ET.Element, kind: str, text: str) -> None:
+    first = (text.splitlines() or [""])[0]
+    ET.SubElement(case, kind, message=_clean(first)).text = _clean(text)
+
+
+def _clean(text: str) -> str:
+    return _NOT_XML.sub("�", text)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity; they become null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _replace(path: Path, text: str) -> None:
+    """A reader never sees half a file."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

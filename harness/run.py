@@ -1,0 +1,241 @@
+"""One run over devices: opens what tests ask for, keeps what they find, stops what it started."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import secrets
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from device_agents.api import DeviceIdentity
+from device_agents.errors import InfrastructureError
+from harness import inventory, measuring
+from harness.artifacts import artifact_for
+from harness.checking import Cell
+from harness.farm import Farm
+from harness.provenance import now, provenance
+from harness.recipes import Recipe, parse_recipes, settings
+from harness.reference import Reference, start_reference
+from harness.store import open_store
+from harness.store.protocol import Store
+from kvengine.artifact import Artifact
+from kvengine.codec import decode, encode
+from kvengine.plan import CachePlan, PlanKind
+from kvengine.session import EngineSession
+from reports.results import CheckResult, DeviceInfo, LegResult, RecipeInfo, RunResults
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command line asked for. Paths are as given; see ``harness.plugin`` for the defaults."""
+
+    devices: str
+    model: Path
+    recipes: str
+    store: str
+    report: Path | None = None
+    farm: Path | None = None
+    farm_address: str | None = None
+    cache: Path = Path(".kvfarm")
+    examples: int = 25
+    seed: int | None = None
+    prompt: int = 128
+    new_tokens: int = 64
+    repeats: int = 3
+    measure: tuple[tuple[Path, str], ...] = ()  # further (checkpoint, recipes) to measure, not to check
+    command: tuple[str, ...] = ()
+
+
+class DeviceRun:
+    """The state of one run. Nothing is started before it is first needed.
+
+    Raises (from the constructor):
+        InventoryError, RecipeError: an unknown device or recipe.
+    """
+
+    def __init__(self, options: RunOptions, progress: Callable[[str, int, int], None]) -> None:
+        self.options = options
+        self.progress = progress
+        self.inventory = inventory.load(options.farm)
+        self.devices = inventory.select(options.devices, self.inventory)
+        self.recipes = {recipe.name: recipe for recipe in parse_recipes(options.recipes)}
+        self.measured = [(options.model, recipe) for recipe in self.recipes.values()] + [
+            (model, recipe) for model, text in options.measure for recipe in parse_recipes(text)
+        ]
+        self.seed = options.seed if options.seed is not None else secrets.randbits(32)
+        self.run_id = f"{now().replace(':', '').replace('+0000', 'Z')}-{self.seed:08x}"
+        self.started_at = now()
+        self.planned_checks = self.planned_legs = 0
+        self._sessions: dict[tuple[str, str, str], EngineSession] = {}
+        self._identities: dict[str, DeviceIdentity] = {}
+        self._farm: Farm | None = None
+        self._provenance = provenance()
+
+    # -- what tests use ---------------------------------------------------------------------------
+
+    def cell(self, device: str, recipe_name: str) -> Cell:
+        """The cell of one device and recipe; its sessions are opened by the first program."""
+        recipe = self.recipes[recipe_name]
+        return Cell(
+            device=device,
+            recipe=recipe,
+            spec=self.artifact(self.options.model, recipe).manifest.spec,
+            reference=self.reference,
+            open_plan=lambda plan: self.session(device, recipe, plan),
+            examples=self.options.examples,
+            seed=self.seed,
+            database=str(self.options.cache / "examples"),
+        )
+
+    def session(self, device: str, recipe: Recipe, plan: str) -> EngineSession:
+        """The open session for ``recipe`` with cache plan kind ``plan``; a dead one is opened again."""
+        key = (device, recipe.name, plan)
+        session = self._sessions.get(key)
+        if session is None or session.closed:
+            artifact = self.artifact(self.options.model, _with_plan(recipe, plan))
+            session = self._sessions[key] = self.farm.open(device, artifact, recipe.session)
+        return session
+
+    def leave(self, device: str, recipe_name: str) -> None:
+        """Close the sessions of one cell; the next cell should find the device idle."""
+        for key in [k for k in self._sessions if k[:2] == (device, recipe_name)]:
+            self._sessions.pop(key).close()
+
+    def measure(self, device: str, model: Path, recipe: Recipe) -> LegResult:
+        """One leg in a fresh process, stored before it is returned."""
+        artifact = self.artifact(model, recipe)
+        options = self.options
+        workload = measuring.workload_for(
+            artifact.manifest.spec, options.prompt, options.new_tokens, options.repeats, self.seed
+        )
+        identity = self.identity(device)
+        before = self.farm.vitals(device)
+        session = self.farm.open(device, artifact, recipe.session)
+        try:
+            measurement = session.run_workload(workload)
+            notes = session.info.notes
+        finally:
+            session.close()
+        after = self.farm.vitals(device)
+        validity, reasons = measuring.judge(measurement, before, after)
+        leg = LegResult(
+            device=device,
+            recipe=recipe.name,
+            model=model.name,
+            workload=f"prompt {len(workload.prompt)} + {workload.new_tokens} new",
+            prompt_tokens=len(workload.prompt),
+            new_tokens=workload.new_tokens,
+            load_ms=measurement.load_ms,
+            samples=tuple(measuring.sample_info(s) for s in measurement.samples),
+            peak_rss_bytes=measurement.peak_rss_bytes,
+            kv_bytes=measurement.kv_bytes,
+            nodes_by_provider=measurement.nodes_by_provider,
+            threads=measurement.threads,
+            validity=validity,
+            reasons=reasons,
+            vitals_before=measuring.vitals_info(before),
+            vitals_after=measuring.vitals_info(after),
+            provenance={
+                "commit": self._provenance["commit"],
+                "artifact": artifact.id,
+                "build": identity.build,
+                **identity.runtime,
+            },
+            notes=notes,
+        )
+        self.store.add_leg(self.run_id, leg)
+        return leg
+
+    def keep(self, check: CheckResult) -> None:
+        """Store a check's result; durable when this returns."""
+        self.store.add_check(self.run_id, check)
+
+    def replay_command(self, device: str, recipe_name: str, program_json: str) -> str:
+        words = ["kvfarm", "replay", program_json, "--devices", device, "--model", str(self.options.model)]
+        return shlex.join([*words, "--recipe", recipe_name])
+
+    # -- what they stand on -----------------------------------------------------------------------
+
+    def artifact(self, model: Path, recipe: Recipe) -> Artifact:
+        return artifact_for(model, recipe.export, self.options.cache / "artifacts", self.progress)
+
+    @cached_property
+    def store(self) -> Store:
+        store = open_store(self.options.store)
+        store.begin_run(self.header())
+        return store
+
+    @property
+    def farm(self) -> Farm:
+        """The farm, started at first use, with every selected device's identity stored."""
+        if self._farm is None:
+            farm = Farm(self.inventory, self.devices, self.options.farm_address)
+            farm.__enter__()
+            self._farm = farm
+        return self._farm
+
+    @cached_property
+    def reference(self) -> Reference:
+        _ = self.farm  # Ray runs from here on
+        return start_reference(self.options.model)
+
+    def identity(self, device: str) -> DeviceIdentity:
+        """Who the device is; asked and stored once a run."""
+        if device not in self._identities:
+            found = self.farm.identity(device)
+            self._identities[device] = found
+            self.store.add_device(self.run_id, decode(DeviceInfo, encode(found)))
+        return self._identities[device]
+
+    def header(self) -> RunResults:
+        """The run without its results."""
+        named = {recipe.name: recipe for _, recipe in self.measured}
+        return RunResults(
+            run_id=self.run_id,
+            started_at=self.started_at,
+            finished_at=None,
+            command=shlex.join(self.options.command),
+            seed=self.seed,
+            model=self.options.model.name,
+            reference=f"transformers {self._provenance['transformers']}, float32, no cache",
+            provenance=self._provenance,
+            devices=(),
+            recipes=tuple(RecipeInfo(name, settings(recipe)) for name, recipe in named.items()),
+            checks=(),
+            legs=(),
+            planned_checks=self.planned_checks,
+            planned_legs=self.planned_legs,
+        )
+
+    def finish(self, complete: bool) -> RunResults:
+        """Stop everything; with ``complete`` the run counts as finished, else as interrupted."""
+        try:
+            self.close()
+        except InfrastructureError as error:
+            self.store.add_infrastructure(self.run_id, f"while stopping: {error}")
+        if complete:
+            self.store.finish_run(self.run_id, now())
+        results = self.store.results(self.run_id)
+        self.store.close()
+        return results
+
+    def close(self) -> None:
+        """Close sessions, give devices back, stop Ray if this run started it."""
+        self._sessions.clear()
+        if self._farm is not None:
+            self._farm.__exit__(None, None, None)
+            self._farm = None
+
+
+def _with_plan(recipe: Recipe, plan: str) -> Recipe:
+    """The same recipe with another kind of cache plan; windowed slack means nothing elsewhere."""
+    cache = recipe.export.cache
+    if cache.kind == plan:
+        return recipe
+    kinds: dict[str, PlanKind] = {"growing": "growing", "static": "static", "hybrid": "hybrid"}
+    other = CachePlan(kinds[plan], cache.dtype)
+    return dataclasses.replace(recipe, export=dataclasses.replace(recipe.export, cache=other))

@@ -1,0 +1,55 @@
+"""How far a recipe may be from its float32 reference, and why.
+
+Bands: float32 at 1e-4 on a whole model, as mobius and transformers hold it (mobius L3 tolerances).
+float16 rounds 8,192 times coarser than float32 and a model with peaked attention amplifies it, so the
+published per-operator 5e-3 becomes 5e-2, held together with a KL divergence. int8 and int4 change the
+model on purpose: they are judged by KL divergence and top-1 agreement, since llama.cpp's numbers show
+that perplexity hides damage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvengine.recipe import ExportRecipe
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What "equal" means for one recipe.
+
+    logits: largest absolute logit difference of any row; None where KL and top-1 decide.
+    row_kl: largest KL divergence of any single row, nats.
+    mean_kl, top1: mean KL divergence (nats) and least share of rows with the reference's argmax,
+        over all rows of a check.
+    same: largest logit difference between two ways through the same engine.
+    """
+
+    logits: float | None
+    row_kl: float
+    mean_kl: float
+    top1: float
+    same: float
+
+
+# A row whose logits have nothing to do with the reference's is about 1 nat away or more
+# (two independent standard normal logit rows: KL = 1).
+FLOAT32 = Tolerance(logits=1e-4, row_kl=1e-6, mean_kl=1e-7, top1=0.99, same=1e-4)
+FLOAT16 = Tolerance(logits=5e-2, row_kl=1e-3, mean_kl=1e-4, top1=0.95, same=5e-2)
+INT8 = Tolerance(logits=None, row_kl=0.3, mean_kl=0.03, top1=0.75, same=0.5)
+INT4 = Tolerance(logits=None, row_kl=3.0, mean_kl=0.6, top1=0.15, same=3.0)
+
+
+def tolerance_for(recipe: ExportRecipe) -> Tolerance:
+    """The band of a recipe: its coarsest element type decides.
+
+    int4 weights are held to int8's band, because their reference runs on the dequantized weights
+    (see harness.reference) and only the int8 activations of MatMulNBits are left.
+    """
+    if recipe.cache.dtype == "int4":
+        return INT4
+    if recipe.cache.dtype == "int8" or recipe.weights in ("int8", "int4"):
+        return INT8
+    if "float16" in (recipe.weights, recipe.activations, recipe.cache.dtype):
+        return FLOAT16
+    return FLOAT32

@@ -1,0 +1,140 @@
+"""The KV cache: one K and one V buffer a layer, and where onnxruntime reads and writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from kvengine.buffers import Buffer
+from kvengine.plan import CacheDtype, CachePlan
+from kvengine.recipe import SessionRecipe
+from kvengine.spec import LayerSpec, ModelSpec
+
+STORAGE: dict[CacheDtype, type] = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "int8": np.int8,
+    "int4": np.uint8,  # two codes a byte
+}
+
+
+def past_names(layer: int) -> tuple[str, str]:
+    return f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"
+
+
+def present_names(layer: int) -> tuple[str, str]:
+    return f"present.{layer}.key", f"present.{layer}.value"
+
+
+class StaticCache:
+    """Buffers allocated once; present is bound onto past, so a step writes in place.
+
+    Each buffer is [batch, kv_heads, rows, head_dim] of the plan's dtype (int4: head_dim / 2 bytes).
+    """
+
+    def __init__(
+        self, spec: ModelSpec, plan: CachePlan, capacity: int, batch: int, recipe: SessionRecipe
+    ) -> None:
+        self._plan = plan
+        self._layers = spec.layers
+        self._capacity = capacity
+        dtype = STORAGE[plan.dtype]
+        self._buffers = [
+            tuple(
+                Buffer(_shape(plan, layer, capacity, batch), dtype, recipe.device_type, recipe.device_id)
+                for _ in "KV"
+            )
+            for layer in spec.layers
+        ]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(buffer.nbytes for pair in self._buffers for buffer in pair)
+
+    def bind(self, binding: ort.IOBinding) -> None:
+        for index, pair in enumerate(self._buffers):
+            for past, present, buffer in zip(past_names(index), present_names(index), pair, strict=True):
+                binding.bind_ortvalue_input(past, buffer.value)
+                binding.bind_ortvalue_output(present, buffer.value)
+
+    def collect(self, binding: ort.IOBinding) -> None:
+        """After a run: nothing to do, it was written in place."""
+
+    def reset(self) -> None:
+        """Nothing to do: which rows are alive follows from the position alone."""
+
+    def poison(self, total: int) -> None:
+        """Overwrite every row that holds none of the newest tokens; ``total`` tokens were appended so far."""
+        for layer, pair in zip(self._layers, self._buffers, strict=True):
+            alive = self._plan.resident(layer, self._capacity, total)
+            for buffer in pair:
+                contents = buffer.read()
+                contents[:, :, alive:, :] = _poison_of(contents.dtype)
+                buffer.write(contents)
+
+    def arrays(self) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+        """(K, V) of each layer, as stored."""
+        for key, value in self._buffers:
+            yield key.read(), value.read()
+
+
+class GrowingCache:
+    """The naive baseline: every step returns a longer K and V, which become the next step's past."""
+
+    def __init__(
+        self, spec: ModelSpec, plan: CachePlan, capacity: int, batch: int, recipe: SessionRecipe
+    ) -> None:
+        self._plan = plan
+        self._spec = spec
+        self._batch = batch
+        self._device = (recipe.device_type, recipe.device_id)
+        self.reset()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes now; grows with every token."""
+        return sum(value.tensor_size_in_bytes() for pair in self._values for value in pair)
+
+    def reset(self) -> None:
+        dtype = STORAGE[self._plan.dtype]
+        self._values = [
+            tuple(Buffer(_shape(self._plan, layer, 0, self._batch), dtype, *self._device).value for _ in "KV")
+            for layer in self._spec.layers
+        ]
+
+    def bind(self, binding: ort.IOBinding) -> None:
+        for index, pair in enumerate(self._values):
+            for past, present, value in zip(past_names(index), present_names(index), pair, strict=True):
+                binding.bind_ortvalue_input(past, value)
+                binding.bind_output(present, *self._device)
+
+    def collect(self, binding: ort.IOBinding) -> None:
+        """Take the present of the run just made as the past of the next.
+
+        Outputs come in the order they were bound: the step's result, then K and V of each layer.
+        """
+        presents = binding.get_outputs()[1:]
+        self._values = list(zip(presents[::2], presents[1::2], strict=True))
+
+    def poison(self, total: int) -> None:
+        """Nothing to do: a growing cache has no dead rows."""
+
+    def arrays(self) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+        for key, value in self._values:
+            yield key.numpy(), value.numpy()
+
+
+def _shape(plan: CachePlan, layer: LayerSpec, capacity: int, batch: int) -> tuple[int, int, int, int]:
+    width = layer.head_dim // 2 if plan.dtype == "int4" else layer.head_dim
+    return batch, layer.kv_heads, plan.rows(layer, capacity), width
+
+
+def _poison_of(dtype: np.dtype[Any]) -> float | int:
+    """NaN spreads to every logit it touches; integers have none, so the code farthest from zero."""
+    if dtype.kind == "f":
+        return float("nan")
+    return -128 if dtype == np.int8 else 0xFF

@@ -1,0 +1,156 @@
+"""An EngineSession in this process: interprets programs and measures workloads."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from kvengine import program as ops
+from kvengine.artifact import Artifact
+from kvengine.decoder import Decoder
+from kvengine.errors import InvalidRequest, KvEngineError
+from kvengine.model import Model
+from kvengine.program import Measurement, Observation, OperationError, Program, Sample, Workload
+from kvengine.recipe import SessionRecipe
+from kvengine.session import SessionInfo
+
+
+class LocalEngine:
+    """The engine behind every check: in a test it runs here, on a device inside the runner."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self._nodes = model.nodes_by_provider()
+
+    @classmethod
+    def open(cls, folder: str | Path, recipe: SessionRecipe, *, verify: bool = True) -> LocalEngine:
+        """Load the artifact in ``folder``.
+
+        Raises:
+            ArtifactError, RecipeError, ProviderUnavailable, EngineFailure.
+        """
+        return cls(Model(Artifact.open(folder, verify=verify), recipe))
+
+    @property
+    def info(self) -> SessionInfo:
+        return SessionInfo(
+            artifact_id=self.model.artifact.id,
+            session=dataclasses.replace(self.model.recipe, threads=self.model.threads),
+            load_ms=self.model.load_ms,
+            onnxruntime=ort.__version__,
+            numpy=np.__version__,
+            python=platform.python_version(),
+            nodes_by_provider=self._nodes,
+            notes=self.model.notes,
+        )
+
+    def run_program(self, program: Program) -> tuple[Observation, ...]:
+        """Run every operation on a fresh Decoder; an operation the engine refuses does not end the program.
+
+        Raises:
+            InvalidRequest: the program's capacity or slack cannot be had.
+        """
+        decoder = Decoder(self.model, program.capacity, slack=program.slack)
+        return tuple(self._observe(decoder, operation) for operation in program.operations)
+
+    def run_workload(self, workload: Workload) -> Measurement:
+        """Time ``workload.repeats`` generations after ``workload.warmup`` unrecorded ones.
+
+        Raises:
+            KvEngineError: the workload does not fit the model.
+        """
+        if workload.new_tokens < 1 or workload.repeats < 1 or workload.warmup < 0:
+            raise InvalidRequest("sought new_tokens >= 1, repeats >= 1 and warmup >= 0")
+        capacity = workload.capacity or len(workload.prompt) + workload.new_tokens
+        decoder = Decoder(self.model, capacity)
+        samples = []
+        for repeat in range(workload.warmup + workload.repeats):
+            decoder.reset()
+            sample = _generate(decoder, workload)
+            if repeat >= workload.warmup:
+                samples.append(sample)
+        return Measurement(
+            samples=tuple(samples),
+            load_ms=self.model.load_ms,
+            peak_rss_bytes=peak_rss_bytes(),
+            kv_bytes=decoder.kv_bytes,
+            nodes_by_provider=self._nodes,
+            threads=self.model.threads,
+        )
+
+    def close(self) -> None:
+        """Free the session; further calls fail."""
+        del self.model
+
+    def _observe(self, decoder: Decoder, operation: ops.Operation) -> Observation:
+        rows: npt.NDArray[np.float32] = np.empty((0, self.model.spec.vocab_size), np.float32)
+        tokens: tuple[int, ...] = ()
+        error = None
+        try:
+            match operation:
+                case ops.Prefill():
+                    rows = decoder.prefill(operation.tokens, chunk=operation.chunk, logits=operation.logits)
+                case ops.Decode():
+                    rows = _decode_each(decoder, operation.tokens)
+                case ops.Generate():
+                    tokens = _feed_back(decoder, operation)
+                case _:
+                    _SIMPLE[type(operation)](decoder, operation)
+        except KvEngineError as refusal:
+            error = OperationError(type(refusal).__name__, str(refusal))
+        return Observation(decoder.position, rows, tokens, error)
+
+
+_SIMPLE: dict[type, Callable[..., object]] = {
+    ops.Reset: lambda decoder, _: decoder.reset(),
+    ops.Poison: lambda decoder, _: decoder.poison(),
+    ops.Rewind: lambda decoder, operation: decoder.rewind(operation.count),
+    ops.Fork: lambda decoder, _: decoder.fork(),
+    ops.Switch: lambda decoder, _: decoder.fork(),
+    ops.Save: lambda decoder, operation: decoder.save(operation.name),
+    ops.Load: lambda decoder, operation: decoder.load(operation.name),
+}
+
+
+def _decode_each(decoder: Decoder, tokens: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    # One check up front, so that a Decode either runs whole or changes nothing.
+    decoder.check(tokens)
+    return np.concatenate([decoder.decode(token) for token in tokens])
+
+
+def _feed_back(decoder: Decoder, operation: ops.Generate) -> tuple[int, ...]:
+    if operation.count < 1:
+        raise InvalidRequest(f"sought a count of at least 1 token, found {operation.count}")
+    decoder.check((operation.token,) * operation.count)
+    found = [int(decoder.start((operation.token,))[0])]
+    found += [int(decoder.step()[0]) for _ in range(operation.count - 1)]
+    return tuple(found)
+
+
+def _generate(decoder: Decoder, workload: Workload) -> Sample:
+    clock = time.perf_counter
+    started = clock()
+    tokens = [int(decoder.start(workload.prompt, chunk=workload.chunk)[0])]
+    stamps = [clock()]
+    for _ in range(workload.new_tokens - 1):
+        tokens.append(int(decoder.step()[0]))
+        stamps.append(clock())
+    gaps = np.diff(stamps) * 1e3
+    return Sample((stamps[0] - started) * 1e3, tuple(map(float, gaps)), tuple(tokens))
+
+
+def peak_rss_bytes() -> int:
+    """Peak resident memory of this process, in bytes: VmHWM of /proc/self/status.
+
+    Not getrusage's ru_maxrss, which a child inherits from the process that forked it.
+    """
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024

@@ -1,0 +1,83 @@
+"""One artifact loaded into onnxruntime: shared by every Decoder that runs it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+
+import onnxruntime as ort
+
+from kvengine import providers
+from kvengine.artifact import Artifact
+from kvengine.errors import EngineFailure
+from kvengine.plan import CachePlan
+from kvengine.recipe import SessionRecipe
+from kvengine.spec import ModelSpec
+from kvengine.threads import choose_threads
+
+_OPTIMIZATION = {
+    "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "layout": ort.GraphOptimizationLevel.ORT_ENABLE_LAYOUT,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+
+
+class Model:
+    """An InferenceSession with what the Decoder needs to know about it.
+
+    Raises:
+        RecipeError, ProviderUnavailable: the recipe asks for what there is not.
+        EngineFailure: onnxruntime could not load the graph.
+    """
+
+    def __init__(self, artifact: Artifact, recipe: SessionRecipe) -> None:
+        self.artifact = artifact
+        self.recipe = recipe
+        self.threads = recipe.threads or choose_threads()
+        self.notes = providers.notes(recipe)
+        chosen = providers.session_providers(recipe)
+        os.environ.update(recipe.environment)
+        started = time.perf_counter()
+        try:
+            self.session = ort.InferenceSession(
+                str(artifact.model_path), self._options(recipe), providers=chosen
+            )
+        except Exception as error:  # onnxruntime raises a dozen unrelated classes
+            raise EngineFailure(f"onnxruntime could not load {artifact.model_path}: {error}") from error
+        self.load_ms = (time.perf_counter() - started) * 1e3
+        self.run_options = ort.RunOptions()
+        if recipe.arena_shrinkage:
+            self.run_options.add_run_config_entry(
+                "memory.enable_memory_arena_shrinkage", f"{recipe.device_type}:{recipe.device_id}"
+            )
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.artifact.manifest.spec
+
+    @property
+    def plan(self) -> CachePlan:
+        return self.artifact.manifest.recipe.cache
+
+    def nodes_by_provider(self) -> dict[str, int]:
+        """Graph nodes each execution provider really took, after optimization."""
+        count: Counter[str] = Counter()
+        for subgraph in self.session.get_provider_graph_assignment_info():
+            count[subgraph.ep_name] += len(subgraph.get_nodes())
+        return dict(count)
+
+    def _options(self, recipe: SessionRecipe) -> ort.SessionOptions:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = recipe.inter_threads
+        options.graph_optimization_level = _OPTIMIZATION[recipe.optimization]
+        options.enable_cpu_mem_arena = recipe.arena
+        options.enable_mem_pattern = recipe.memory_pattern
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        for key, value in recipe.session_config.items():
+            options.add_session_config_entry(key, value)
+        return options

@@ -1,0 +1,155 @@
+"""Checks: the overview (device × recipe) and one grid (check × recipe) for each device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from reports import text
+from reports.devices import DEVICES_SHOWN_OPEN, DeviceView
+from reports.results import CheckResult, Outcome, RunResults
+
+WORST_FIRST: tuple[Outcome, ...] = ("failed", "infrastructure", "not_run", "passed")
+WORDS: dict[Outcome, str] = {
+    "passed": "passed",
+    "failed": "failed",
+    "infrastructure": "infrastructure",
+    "not_run": "not run",
+}
+SYMBOLS: dict[Outcome, str] = {"passed": "✓", "failed": "✕", "infrastructure": "⚡", "not_run": "○"}
+
+
+@dataclass(frozen=True)
+class CheckCell:
+    """One check with one recipe. ``share``: worst error as percent of the tolerance."""
+
+    outcome: Outcome
+    programs: int
+    error: str
+    tolerance: str
+    share: float | None
+    seconds: str
+    anchor: str
+
+    @property
+    def symbol(self) -> str:
+        return SYMBOLS[self.outcome]
+
+    @property
+    def word(self) -> str:
+        return WORDS[self.outcome]
+
+
+@dataclass(frozen=True)
+class CheckRow:
+    check: str
+    title: str
+    cells: tuple[CheckCell, ...]
+
+
+@dataclass(frozen=True)
+class CheckGrid:
+    """Checks (rows) × recipes (columns) of one device."""
+
+    device: DeviceView
+    recipes: tuple[str, ...]
+    rows: tuple[CheckRow, ...]
+    open: bool
+
+
+@dataclass(frozen=True)
+class OverviewCell:
+    """All checks of one device with one recipe. ``share``: the worst over the checks, percent."""
+
+    outcome: Outcome
+    passed: int
+    total: int
+    share: float | None
+    symbol: str
+    word: str
+
+
+@dataclass(frozen=True)
+class OverviewRow:
+    device: DeviceView
+    cells: tuple[OverviewCell | None, ...]
+
+
+def check_grids(
+    results: RunResults, devices: dict[str, DeviceView], recipes: list[str]
+) -> tuple[CheckGrid, ...]:
+    links = anchors(results)
+    grids = []
+    for name, device in devices.items():
+        here = [check for check in results.checks if check.device == name]
+        titles = {check.check: check.title for check in here}
+        used = [recipe for recipe in recipes if any(check.recipe == recipe for check in here)]
+        rows = []
+        for check, title in titles.items():
+            of_recipe = [[c for c in here if (c.check, c.recipe) == (check, recipe)] for recipe in used]
+            rows.append(CheckRow(check, title, tuple(_check_cell(found, links) for found in of_recipe)))
+        wrong = any(check.outcome != "passed" for check in here)
+        if rows:
+            grids.append(
+                CheckGrid(device, tuple(used), tuple(rows), wrong or len(devices) <= DEVICES_SHOWN_OPEN)
+            )
+    return tuple(grids)
+
+
+def overview_row(results: RunResults, device: DeviceView, recipes: list[str]) -> OverviewRow:
+    cells = []
+    for recipe in recipes:
+        found = [c for c in results.checks if (c.device, c.recipe) == (device.name, recipe)]
+        cells.append(_overview_cell(found) if found else None)
+    return OverviewRow(device, tuple(cells))
+
+
+def _overview_cell(checks: Sequence[CheckResult]) -> OverviewCell:
+    outcome = _worst(check.outcome for check in checks)
+    return OverviewCell(
+        outcome=outcome,
+        passed=sum(check.outcome == "passed" for check in checks),
+        total=len(checks),
+        share=_largest(map(_share, checks)),
+        symbol=SYMBOLS[outcome],
+        word=WORDS[outcome],
+    )
+
+
+def _check_cell(checks: Sequence[CheckResult], anchors: dict[int, str]) -> CheckCell:
+    """All results of one check with one recipe (several if the check is parametrized)."""
+    if not checks:
+        return CheckCell("not_run", 0, text.MISSING, text.MISSING, None, "", "")
+    return CheckCell(
+        outcome=_worst(check.outcome for check in checks),
+        programs=sum(check.programs for check in checks),
+        error=text.error_size(_largest(check.worst_error for check in checks)),
+        tolerance=text.error_size(_largest(check.tolerance for check in checks)),
+        share=_largest(map(_share, checks)),
+        seconds=text.seconds(sum(check.seconds for check in checks)),
+        anchor=next((anchors[id(check)] for check in checks if id(check) in anchors), ""),
+    )
+
+
+def anchors(results: RunResults) -> dict[int, str]:
+    """An anchor for every check result that has an entry of its own further down the page."""
+    shown = [check for check in results.checks if check.outcome in ("failed", "infrastructure")]
+    return {id(check): f"problem-{number}" for number, check in enumerate(shown, start=1)}
+
+
+def _worst(outcomes: Iterable[Outcome]) -> Outcome:
+    return min(outcomes, key=WORST_FIRST.index)
+
+
+def _share(check: CheckResult) -> float | None:
+    """Worst error over tolerance, percent. None if either is unknown or the tolerance is zero."""
+    if check.worst_error is None or not check.tolerance or not math.isfinite(check.worst_error):
+        return None
+    return 100 * check.worst_error / check.tolerance
+
+
+def _largest(values: Iterable[float | None]) -> float | None:
+    """The largest known value; NaN wins, because it is the worst error there is."""
+    known = [value for value in values if value is not None]
+    return next((v for v in known if math.isnan(v)), max(known)) if known else None

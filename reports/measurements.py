@@ -1,0 +1,170 @@
+"""Measurements: one table for each device, model and workload; one row for each recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from reports import stats, text
+from reports.devices import DEVICES_SHOWN_OPEN, DeviceView, unique
+from reports.results import LegResult, RunResults
+
+
+@dataclass(frozen=True)
+class Metric:
+    """``value`` for people; ``detail`` below it; ``cue`` is "best", "worst" or ""."""
+
+    value: str
+    detail: str = ""
+    cue: str = ""
+
+
+@dataclass(frozen=True)
+class MeasureRow:
+    """One recipe of a MeasureGroup, all its legs pooled. ``metrics`` follow METRICS."""
+
+    recipe: str
+    threads: str
+    stats: stats.LegStats
+    metrics: tuple[Metric, ...]
+    validity: str
+    reasons: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """The recipe for places that hold only text."""
+        return self.recipe if self.validity == "VALID" else f"{self.recipe} ({self.validity.lower()})"
+
+
+@dataclass(frozen=True)
+class MeasureGroup:
+    """What may be compared: one device, one model, one workload."""
+
+    key: str
+    device: DeviceView
+    model: str
+    workload: str
+    rows: tuple[MeasureRow, ...]
+    open: bool
+
+
+@dataclass(frozen=True)
+class MetricColumn:
+    """A column of the measurement table. ``value`` is what best and worst are decided on."""
+
+    title: str
+    hint: str
+    value: Callable[[stats.LegStats], float | None]
+    show: Callable[[stats.LegStats], Metric]
+    higher_is_better: bool = False
+
+
+def _ms(value: float | None) -> str:
+    return text.milliseconds(value)
+
+
+def _spread(values: stats.Latency) -> str:
+    repeats = text.plural(values.n, "repeat")
+    if values.low is None or values.high is None or values.n < 2:
+        return repeats
+    return f"{text.number(values.low)}–{text.number(values.high)}, {repeats}"
+
+
+def _tail(found: stats.LegStats, value: float | None, q: float) -> Metric:
+    if value is None:
+        return Metric("n too small", f"n {found.itl.n:,}, needs {stats.samples_needed(q)}")
+    return Metric(_ms(value), f"n {found.itl.n:,}")
+
+
+METRICS = (
+    MetricColumn(
+        "Load", "model load in a fresh process", lambda s: s.load_ms, lambda s: Metric(_ms(s.load_ms))
+    ),
+    MetricColumn(
+        "TTFT",
+        "time to first token, median",
+        lambda s: s.ttft.median,
+        lambda s: Metric(_ms(s.ttft.median), _spread(s.ttft)),
+    ),
+    MetricColumn(
+        "ITL p50",
+        "inter-token latency",
+        lambda s: s.itl.median,
+        lambda s: Metric(_ms(s.itl.median), f"n {s.itl.n:,}"),
+    ),
+    MetricColumn("ITL p95", "inter-token latency", lambda s: s.itl.p95, lambda s: _tail(s, s.itl.p95, 0.95)),
+    MetricColumn("ITL p99", "inter-token latency", lambda s: s.itl.p99, lambda s: _tail(s, s.itl.p99, 0.99)),
+    MetricColumn(
+        "Decode",
+        "tokens per second",
+        lambda s: s.tokens_per_s,
+        lambda s: Metric(f"{text.number(s.tokens_per_s)} tok/s" if s.tokens_per_s else text.MISSING),
+        higher_is_better=True,
+    ),
+    MetricColumn(
+        "Peak RSS",
+        "of the runner process",
+        lambda s: s.peak_rss_bytes,
+        lambda s: Metric(text.byte_size(s.peak_rss_bytes)),
+    ),
+    MetricColumn(
+        "KV cache", "bytes allocated", lambda s: s.kv_bytes, lambda s: Metric(text.byte_size(s.kv_bytes))
+    ),
+)
+
+
+def measure_groups(
+    results: RunResults, devices: dict[str, DeviceView], recipes: list[str]
+) -> tuple[MeasureGroup, ...]:
+    keys = dict.fromkeys((leg.device, leg.model, leg.workload) for leg in results.legs)
+    ordered = sorted(keys, key=lambda key: list(devices).index(key[0]))
+    groups: list[MeasureGroup] = []
+    for device, model, workload in ordered:
+        here = [
+            leg for leg in results.legs if (leg.device, leg.model, leg.workload) == (device, model, workload)
+        ]
+        legs = [[leg for leg in here if leg.recipe == recipe] for recipe in recipes]
+        rows = _measure_rows([found for found in legs if found])
+        groups.append(
+            MeasureGroup(
+                key=f"m{len(groups)}",
+                device=devices[device],
+                model=model,
+                workload=workload,
+                rows=rows,
+                open=len(keys) <= DEVICES_SHOWN_OPEN,
+            )
+        )
+    return tuple(groups)
+
+
+def _measure_rows(cells: list[list[LegResult]]) -> tuple[MeasureRow, ...]:
+    pooled = [stats.leg_stats(legs) for legs in cells]
+    validities = [_validity(legs) for legs in cells]
+    columns = []
+    for column in METRICS:
+        comparable = [
+            column.value(s) if v == "VALID" else None for s, v in zip(pooled, validities, strict=True)
+        ]
+        marks = stats.cues(comparable, column.higher_is_better)
+        shown = [column.show(found) for found in pooled]
+        columns.append([Metric(m.value, m.detail, cue) for m, cue in zip(shown, marks, strict=True)])
+    return tuple(
+        MeasureRow(
+            recipe=legs[0].recipe,
+            threads=text.joined(unique(str(leg.threads) for leg in legs)),
+            stats=found,
+            metrics=metrics,
+            validity=validity,
+            reasons=tuple(unique(reason for leg in legs for reason in leg.reasons)),
+            notes=tuple(unique(note for leg in legs for note in leg.notes)),
+        )
+        for legs, found, validity, metrics in zip(
+            cells, pooled, validities, zip(*columns, strict=True), strict=True
+        )
+    )
+
+
+def _validity(legs: Sequence[LegResult]) -> str:
+    return min((leg.validity for leg in legs), key=("INVALID", "NOISY", "VALID").index)

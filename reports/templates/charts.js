@@ -1,0 +1,34 @@
+"use strict";
+// Draws each figure.plot from the spec inside it, once it can be seen: a closed <details> has no width.
+(() => {
+  const options = {
+    mode: "vega-lite",
+    renderer: "svg",
+    ast: true, // interpret expressions: the page's policy forbids eval
+    actions: false,
+    defaultStyle: false,
+    tooltip: { disableDefaultStyle: true },
+  };
+
+  const draw = async (figure) => {
+    figure.dataset.state = "drawing";
+    try {
+      const spec = JSON.parse(figure.querySelector("script").textContent);
+      await window.vegaEmbed(figure.querySelector(".canvas"), spec, options);
+      figure.dataset.state = "drawn";
+    } catch (error) {
+      figure.dataset.state = "failed";
+      figure.querySelector(".canvas").textContent = `This chart could not be drawn (${error}). The table above has its numbers.`;
+      throw error;
+    }
+  };
+
+  const drawVisible = () => {
+    for (const figure of document.querySelectorAll('figure.plot[data-state="waiting"]')) {
+      if (figure.offsetWidth > 0) draw(figure);
+    }
+  };
+
+  drawVisible();
+  for (const details of document.querySelectorAll("details")) details.addEventListener("toggle", drawVisible);
+})();

@@ -1,0 +1,81 @@
+"""The view model: everything the page shows, decided here, so that templates only lay it out.
+
+Pure: a RunResults in, plain dataclasses out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reports import text
+from reports.correctness import CheckGrid, OverviewRow, check_grids, overview_row
+from reports.devices import DeviceView, device_view, unique
+from reports.failures import Problem, problems
+from reports.measurements import MeasureGroup, measure_groups
+from reports.provenance import LegProvenance, leg_provenance
+from reports.results import RunResults
+from reports.verdict import Counts as Counts
+from reports.verdict import Verdict as Verdict
+from reports.verdict import summary_line as summary_line
+from reports.verdict import verdict as verdict
+
+
+@dataclass(frozen=True)
+class RecipeView:
+    name: str
+    settings: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class ReportView:
+    """The whole page."""
+
+    run_id: str
+    model: str
+    reference: str
+    started: str
+    elapsed: str
+    seed: int
+    command: str
+    verdict: Verdict
+    devices: tuple[DeviceView, ...]
+    recipes: tuple[RecipeView, ...]
+    overview: tuple[OverviewRow, ...]
+    grids: tuple[CheckGrid, ...]
+    measures: tuple[MeasureGroup, ...]
+    failures: tuple[Problem, ...]
+    infrastructure: tuple[Problem, ...]
+    errors: tuple[str, ...]
+    provenance: tuple[tuple[str, str], ...]
+    legs: tuple[LegProvenance, ...]
+
+
+def build_view(results: RunResults) -> ReportView:
+    """The view model of ``results``."""
+    devices = {info.name: device_view(info) for info in results.devices}
+    for name in unique([x.device for x in (*results.checks, *results.legs)]):
+        devices.setdefault(name, DeviceView(name, "", "not described in these results", ()))
+    listed = [recipe.name for recipe in results.recipes]
+    recipes = unique([*listed, *(x.recipe for x in (*results.checks, *results.legs))])
+    settings = {recipe.name: tuple(recipe.settings.items()) for recipe in results.recipes}
+    found = problems(results, devices)
+    return ReportView(
+        run_id=results.run_id,
+        model=results.model,
+        reference=results.reference,
+        started=text.moment(results.started_at),
+        elapsed=text.elapsed(results.started_at, results.finished_at),
+        seed=results.seed,
+        command=results.command,
+        verdict=verdict(results),
+        devices=tuple(devices.values()),
+        recipes=tuple(RecipeView(name, settings.get(name, ())) for name in recipes),
+        overview=tuple(overview_row(results, device, recipes) for device in devices.values()),
+        grids=check_grids(results, devices, recipes),
+        measures=measure_groups(results, devices, recipes),
+        failures=tuple(p for outcome, p in found if outcome == "failed"),
+        infrastructure=tuple(p for outcome, p in found if outcome == "infrastructure"),
+        errors=results.infrastructure,
+        provenance=tuple(results.provenance.items()),
+        legs=tuple(leg_provenance(leg, devices[leg.device]) for leg in results.legs),
+    )
