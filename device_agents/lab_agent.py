@@ -167,7 +167,7 @@ class LabAgent:
             if slot.lease is not None:
                 left = slot.expires - self._clock()
                 raise LeaseError(
-                    f"{device} is leased to {slot.lease.holder!r} for {left:.0f} s more; wait, or take another"
+                    f"{device} is leased to {slot.lease.holder!r} for {left:.0f} s more; wait or take another"
                 )
             if slot.busy:
                 raise LeaseError(f"{device} still finishes work of an expired lease; try again")

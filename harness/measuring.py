@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from kvengine.codec import decode, encode
 from kvengine.program import Measurement, Sample, Workload
 from kvengine.spec import ModelSpec
 from reports.results import SampleInfo, VitalsInfo
+
+Validity = Literal["VALID", "NOISY", "INVALID"]
 
 # A median of inter-token latency that moves more than this between the repeats of one leg
 # cannot carry a comparison of a few per cent.
@@ -29,7 +32,7 @@ def workload_for(spec: ModelSpec, prompt: int, new_tokens: int, repeats: int, se
     return Workload(tokens, new_tokens, repeats)
 
 
-def judge(measurement: Measurement, before: Vitals, after: Vitals) -> tuple[str, tuple[str, ...]]:
+def judge(measurement: Measurement, before: Vitals, after: Vitals) -> tuple[Validity, tuple[str, ...]]:
     """VALID, NOISY or INVALID, with every reason."""
     invalid, noisy = [], []
     if not measurement.samples:
@@ -45,7 +48,7 @@ def judge(measurement: Measurement, before: Vitals, after: Vitals) -> tuple[str,
     for vitals, when in ((before, "before"), (after, "after")):
         if vitals.thermal_status:
             invalid.append(f"thermal status was {vitals.thermal_status} {when} the leg")
-    verdict = "INVALID" if invalid else "NOISY" if noisy else "VALID"
+    verdict: Validity = "INVALID" if invalid else "NOISY" if noisy else "VALID"
     return verdict, (*invalid, *noisy)
 
 

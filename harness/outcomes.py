@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
+from typing import cast
 
 import pytest
 
@@ -28,7 +29,7 @@ def check_result(item: pytest.Function, call: pytest.CallInfo[None], run: Device
     """The stored row of a test that takes ``cell``; None for any other."""
     if "cell" not in item.fixturenames:
         return None
-    device, recipe = item.callspec.params["cell"]
+    device, recipe = _cell_names(item)
     cell = item.funcargs.get("cell")
     tally = cell.take_tally() if isinstance(cell, Cell) else None
     error = call.excinfo.value if call.excinfo else None
@@ -59,7 +60,7 @@ def describe_failure(item: pytest.Function, call: pytest.CallInfo[None], run: De
         return f"{title_of(item)}: infrastructure error, not a test failure\n{type(error).__name__}: {error}"
     if not isinstance(error, CheckFailed):
         return ""
-    device, recipe = item.callspec.params["cell"]
+    device, recipe = _cell_names(item)
     lines = [f"{title_of(item)}: not so on {device} with {recipe}", str(error)]
     if error.divergence:
         lines += _top_logits(error.divergence)
@@ -67,6 +68,11 @@ def describe_failure(item: pytest.Function, call: pytest.CallInfo[None], run: De
     lines += ["minimal program:", textwrap.indent(program, "  ")]
     lines += ["replay:", "  " + run.replay_command(device, recipe, program)]
     return "\n".join(lines)
+
+
+def _cell_names(item: pytest.Function) -> tuple[str, str]:
+    """(device, recipe) as parametrized by harness.run_plugin."""
+    return cast("tuple[str, str]", item.callspec.params["cell"])
 
 
 def _outcome(error: BaseException | None) -> Outcome:

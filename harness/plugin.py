@@ -1,6 +1,7 @@
 """The pytest plugin: ``pytest --devices=farm`` runs the suite on devices and writes the report.
 
-Without ``--devices`` it does nothing at all.
+Loaded by every pytest on a machine with kvfarm, so it imports nothing heavy until ``--devices``
+is given; what a run then does is in ``harness.run_plugin``.
 """
 
 from __future__ import annotations
@@ -8,16 +9,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.outcomes import check_result, describe_failure, is_infrastructure
-from harness.progress import Progress
-from harness.run import DeviceRun, RunOptions
+if TYPE_CHECKING:
+    from harness.run import DeviceRun, RunOptions
+    from harness.run_plugin import RunPlugin
 
-RUN = pytest.StashKey[DeviceRun]()
-PROGRESS = pytest.StashKey[Progress]()
+PLUGIN = "kvfarm-run"
 DEFAULT_RECIPES = "naive,static,hybrid,hybrid-fp16kv,hybrid-int8kv,int4"
 
 
@@ -64,15 +64,20 @@ def pytest_configure(config: pytest.Config) -> None:
         ours = str(Path(__file__).parent / "suite")
         theirs = config.args if config.args_source is pytest.Config.ArgsSource.TESTPATHS else []
         config.args = [ours, *theirs]
-    progress = Progress()
+    options = _options(config)
+    from device_agents.errors import InfrastructureError
+    from harness.errors import HarnessError
+    from harness.run_plugin import RunPlugin
+    from kvengine.errors import KvEngineError
+
     try:
-        config.stash[RUN] = DeviceRun(_options(config), progress.exporting)
-    except Exception as error:
+        config.pluginmanager.register(RunPlugin(config, options), PLUGIN)
+    except (HarnessError, KvEngineError, InfrastructureError) as error:
         raise pytest.UsageError(str(error)) from error
-    config.stash[PROGRESS] = progress
 
 
 def _options(config: pytest.Config) -> RunOptions:
+    from harness.run import RunOptions
     from harness.store import DEFAULT_STORE
 
     get = config.getoption
@@ -85,7 +90,7 @@ def _options(config: pytest.Config) -> RunOptions:
         devices=get("devices"),
         model=_checkpoint(model),
         recipes=get("recipes"),
-        store=get("store") or DEFAULT_STORE,
+        store=get("store") or str(DEFAULT_STORE),
         report=get("report"),
         farm=get("farm"),
         farm_address=get("farm_address"),
@@ -117,34 +122,13 @@ def _checkpoint(folder: Path) -> Path:
     return folder.resolve()
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test per device and recipe for ``cell``; one per device and measured model for ``leg``."""
-    run = metafunc.config.stash.get(RUN, None)
-    if run is None:
-        return
-    if "cell" in metafunc.fixturenames:
-        hybrid_only = metafunc.definition.get_closest_marker("hybrid_only")
-        pairs = [
-            (device, recipe.name)
-            for device in run.devices
-            for recipe in run.recipes.values()
-            if not hybrid_only or recipe.export.cache.kind == "hybrid"
-        ]
-        ids = [f"{device}-{recipe}" for device, recipe in pairs]
-        metafunc.parametrize("cell", pairs, ids=ids, indirect=True, scope="session")
-    if "leg" in metafunc.fixturenames:
-        triples = [(device, model, recipe) for device in run.devices for model, recipe in run.measured]
-        ids = [f"{device}-{model.name}-{recipe.name}" for device, model, recipe in triples]
-        metafunc.parametrize("leg", triples, ids=ids, indirect=True, scope="session")
-
-
 @pytest.fixture(scope="session")
 def device_run(request: pytest.FixtureRequest) -> DeviceRun:
     """The run that ``--devices`` started."""
-    run = request.config.stash.get(RUN, None)
-    if run is None:
+    plugin: RunPlugin | None = request.config.pluginmanager.get_plugin(PLUGIN)
+    if plugin is None:
         pytest.fail("this test needs devices: pytest --devices=host --model DIR", pytrace=False)
-    return run
+    return plugin.run
 
 
 @pytest.fixture(scope="session")
@@ -152,81 +136,11 @@ def cell(request: pytest.FixtureRequest, device_run: DeviceRun) -> Iterator[Any]
     """One device with one recipe (harness.checking.Cell)."""
     device, recipe = request.param
     device_run.identity(device)
-    opened = device_run.cell(device, recipe)
-    opened.on_program = request.config.stash[PROGRESS].program
-    yield opened
+    yield device_run.cell(device, recipe)
     device_run.leave(device, recipe)
 
 
 @pytest.fixture(scope="session")
 def leg(request: pytest.FixtureRequest, device_run: DeviceRun) -> Any:
-    """Call it to measure: one device, model and recipe in a fresh process; returns a LegResult."""
+    """Call it to measure one device, model and recipe in a fresh process; returns a LegResult."""
     return lambda: device_run.measure(*request.param)
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    run = session.config.stash.get(RUN, None)
-    if run is None or session.config.option.collectonly:
-        return
-    names = [item.fixturenames for item in session.items if isinstance(item, pytest.Function)]
-    run.planned_checks = sum("cell" in fixtures for fixtures in names)
-    run.planned_legs = sum("leg" in fixtures for fixtures in names)
-    run.store.begin_run(run.header())
-    session.config.stash[PROGRESS].begin(session.config, len(session.items))
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    if progress := item.config.stash.get(PROGRESS, None):
-        progress.test_started(item)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
-    report: pytest.TestReport = yield
-    run = item.config.stash.get(RUN, None)
-    if run is None or not isinstance(item, pytest.Function):
-        return report
-    failed_early = call.when == "setup" and call.excinfo is not None
-    if call.when != "call" and not failed_early:
-        return report
-    if call.excinfo is not None:
-        report.longrepr = describe_failure(item, call, run) or report.longrepr
-        if is_infrastructure(call.excinfo.value):
-            report.when = (
-                "setup"  # pytest calls what fails outside the test's own body an error, not a failure
-            )
-    result = check_result(item, call, run)
-    if result is not None:
-        run.keep(result)
-    item.config.stash[PROGRESS].test_finished(item, report, result)
-    return report
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_report_teststatus(report: pytest.TestReport, config: pytest.Config) -> Any:
-    """Our own line a test replaces pytest's dots; what counts as what stays pytest's."""
-    if config.stash.get(PROGRESS, None) is None or report.when != "call" or not report.passed:
-        return None
-    return "passed", "", "PASSED"
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    run = session.config.stash.get(RUN, None)
-    if run is None or session.config.option.collectonly or not run.planned_checks + run.planned_legs:
-        return
-    complete = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
-    session.config.stash[PROGRESS].finished(run.finish(complete), run.options.report)
-    if exitstatus == pytest.ExitCode.OK and not session.config.stash[PROGRESS].ok:
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    if progress := config.stash.get(PROGRESS, None):
-        progress.summary(terminalreporter)
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    if run := config.stash.get(RUN, None):
-        run.close()

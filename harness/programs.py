@@ -113,7 +113,9 @@ def with_a_past(draw: st.DrawFn, limits: Limits) -> tuple[Program, Program]:
 def poisoned(draw: st.DrawFn, limits: Limits) -> tuple[Program, Program]:
     """A sequence with its dead rows poisoned before every operation, and the same unpoisoned."""
     clean = draw(any_sequence(limits))
-    operations = [o for operation in clean.operations for o in (Poison(), operation)]
+    operations: list[Operation] = []
+    for operation in clean.operations:
+        operations += [Poison(), operation]
     return Program(clean.capacity, tuple(operations), clean.slack), clean
 
 

@@ -20,27 +20,26 @@ _REDRAW_SECONDS = 0.2
 class Progress:
     """Counts tests, tells time left. On a terminal the last line is redrawn; in a log nothing is."""
 
-    def __init__(self) -> None:
-        self.ok = True
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
         self._live = sys.stderr.isatty()
         self._total = self._done = 0
         self._started = time.monotonic()
         self._drawn = 0.0
         self._current = ""
-        self._tests_device = ""
         self._reporter: Any = None
         self._lines: list[str] = []
 
-    def begin(self, config: pytest.Config, total: int) -> None:
+    def begin(self, total: int) -> None:
         """``total`` tests are about to run."""
         self._total, self._started = total, time.monotonic()
-        self._reporter = config.pluginmanager.get_plugin("terminalreporter")
+        self._reporter = self._config.pluginmanager.get_plugin("terminalreporter")
         if self._reporter is not None:
             # Our lines replace the file names and the percentage that pytest would weave into them.
             self._reporter.showfspath = False
             self._reporter._show_progress_info = False
 
-    def exporting(self, stage: str, done: int, total: int) -> None:
+    def export(self, stage: str, done: int, total: int) -> None:
         """Progress callback of an export."""
         self._draw(f"exporting: {stage} {done}/{total}")
 
@@ -61,17 +60,19 @@ class Progress:
         detail = ""
         if result is not None and result.programs:
             detail = f"{result.programs} programs, worst {result.worst_error:.1e}"
-        line = f"[{self._done:>3}/{self._total}] {_label(item):<78} {word:<6} {detail:<30} {report.duration:5.1f} s"
-        self._reporter.write_line(f"{line}  {self._left()}".rstrip(), **_colour(word))
+        line = (
+            f"[{self._done:>3}/{self._total}] {word:<6} {report.duration:5.1f} s  {_label(item):<76} {detail}"
+        )
+        self._reporter.write_line(f"{line:<146} {self._left()}".rstrip(), **_colour(word))
 
-    def finished(self, results: RunResults, folder: Path | None) -> None:
-        """The run is over: write the report, keep the lines for the summary."""
+    def finished(self, results: RunResults, folder: Path | None) -> bool:
+        """The run is over: write the report, keep the lines for the summary; True if all is right."""
         self._clear()
-        self.ok = verdict(results).ok
         self._lines = [summary_line(results)]
         if folder is not None:
             self._lines.append(f"report: {write_report(results, folder)}")
         self._lines.append(f"run {results.run_id}, seed {results.seed}")
+        return verdict(results).ok
 
     def summary(self, reporter: Any) -> None:
         for index, line in enumerate(self._lines):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 import secrets
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from device_agents.api import DeviceIdentity
 from device_agents.errors import InfrastructureError
 from harness import inventory, measuring
 from harness.artifacts import artifact_for
-from harness.checking import Cell
+from harness.checking import Cell, Tally
 from harness.farm import Farm
 from harness.provenance import now, provenance
 from harness.recipes import Recipe, parse_recipes, settings
@@ -57,9 +56,16 @@ class DeviceRun:
         InventoryError, RecipeError: an unknown device or recipe.
     """
 
-    def __init__(self, options: RunOptions, progress: Callable[[str, int, int], None]) -> None:
+    def __init__(
+        self,
+        options: RunOptions,
+        on_export: Callable[[str, int, int], None],
+        on_program: Callable[[Tally], None],
+    ) -> None:
         self.options = options
-        self.progress = progress
+        self._on_export = on_export
+        self._on_program = on_program
+        self.begun = False
         self.inventory = inventory.load(options.farm)
         self.devices = inventory.select(options.devices, self.inventory)
         self.recipes = {recipe.name: recipe for recipe in parse_recipes(options.recipes)}
@@ -75,6 +81,12 @@ class DeviceRun:
         self._farm: Farm | None = None
         self._provenance = provenance()
 
+    def begin(self, planned_checks: int, planned_legs: int) -> None:
+        """The plan is known: from here on the store has the run."""
+        self.planned_checks, self.planned_legs = planned_checks, planned_legs
+        self.store.begin_run(self.header())
+        self.begun = True
+
     # -- what tests use ---------------------------------------------------------------------------
 
     def cell(self, device: str, recipe_name: str) -> Cell:
@@ -89,6 +101,7 @@ class DeviceRun:
             examples=self.options.examples,
             seed=self.seed,
             database=str(self.options.cache / "examples"),
+            on_program=self._on_program,
         )
 
     def session(self, device: str, recipe: Recipe, plan: str) -> EngineSession:
@@ -161,13 +174,11 @@ class DeviceRun:
     # -- what they stand on -----------------------------------------------------------------------
 
     def artifact(self, model: Path, recipe: Recipe) -> Artifact:
-        return artifact_for(model, recipe.export, self.options.cache / "artifacts", self.progress)
+        return artifact_for(model, recipe.export, self.options.cache / "artifacts", self._on_export)
 
     @cached_property
     def store(self) -> Store:
-        store = open_store(self.options.store)
-        store.begin_run(self.header())
-        return store
+        return open_store(self.options.store)
 
     @property
     def farm(self) -> Farm:

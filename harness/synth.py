@@ -25,6 +25,8 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 
+from harness.errors import HarnessError
+
 Progress = Callable[[int, int], None]
 """Called with bytes of weights written and bytes in all, from the thread that called ``synth``."""
 
@@ -34,7 +36,7 @@ _WORKERS = min(4, os.cpu_count() or 1)
 _DTYPES = {"float32": ("F32", np.dtype(np.float32)), "bfloat16": ("BF16", np.dtype(ml_dtypes.bfloat16))}
 
 
-class SynthError(Exception):
+class SynthError(HarnessError):
     """An unknown preset, or a target folder that already holds something else."""
 
 
@@ -289,7 +291,7 @@ def _write_chunk(descriptor: int, chunk: _Chunk, dtype: np.dtype[Any]) -> int:
     values = generator.standard_normal(chunk.count, dtype=np.float32)
     values *= np.float32(chunk.std)
     values += np.float32(chunk.mean)
-    data = memoryview(values.astype(dtype, copy=False).view(np.uint8))
+    data = memoryview(values.astype(dtype, copy=False).tobytes())
     written = 0
     while written < len(data):
         written += os.pwrite(descriptor, data[written:], chunk.offset + written)

@@ -13,14 +13,16 @@ from typing import Any
 
 import altair as alt
 import numpy as np
+import numpy.typing as npt
 import vl_convert
 
 from reports import stats, text
 from reports.measurements import MeasureGroup, MeasureRow
 
-MOST_POINTS = 400  # drawn points per recipe and chart; a page with every raw gap of a farm would be huge
+MOST_POINTS = 300  # drawn points per recipe and chart; a page with every raw gap of a farm would be huge
 SERIES = 8  # colours in style.css
 ROW_HEIGHT = 30  # px for each recipe
+TALL = 170  # px, the least for the two wide charts: they stand side by side
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
 
 Spec = dict[str, Any]
@@ -61,12 +63,15 @@ def library() -> str:
     return f'(()=>{{"use strict";{bundle}}})();'
 
 
-def thinned(samples: Sequence[float], most: int = MOST_POINTS) -> list[float]:
-    """Sorted ``samples``, at most ``most`` of them at evenly spaced ranks, smallest and largest kept."""
+def thinned(samples: Sequence[float]) -> list[float]:
+    """Sorted ``samples``, at most MOST_POINTS of them; the smallest and the largest are kept."""
     ordered = np.sort(np.asarray(samples, dtype=np.float64))
-    if len(ordered) > most:
-        ordered = ordered[np.linspace(0, len(ordered) - 1, most).round().astype(int)]
-    return [round(float(value), 4) for value in ordered]
+    return [round(float(value), 4) for value in ordered[_ranks(len(ordered))]]
+
+
+def _ranks(count: int) -> npt.NDArray[np.intp]:
+    """Evenly spaced ranks in [0, count), at most MOST_POINTS of them."""
+    return np.linspace(0, count - 1, min(count, MOST_POINTS)).round().astype(np.intp)
 
 
 def _charts(group: MeasureGroup) -> tuple[Chart, ...]:
@@ -95,6 +100,17 @@ def _recipe_axis(group: MeasureGroup) -> Any:
     return alt.Y("recipe:N", sort=_order(group), axis=axis)
 
 
+def _time_axis(
+    title: str, group: MeasureGroup, times: Callable[[stats.LegStats], stats.Latency], ticks: int
+) -> Any:
+    """From below the smallest to above the largest sample, never narrower than 4 % of it."""
+    samples = [value for row in group.rows for value in times(row.stats).samples] or [0.0]
+    low, high = min(samples), max(samples)
+    margin = max(0.05 * (high - low), 0.02 * high)
+    scale = alt.Scale(domain=[round(low - margin, 4), round(high + margin, 4)], zero=False, nice=False)
+    return alt.X("ms:Q", title=title, scale=scale, axis=alt.Axis(tickCount=ticks))
+
+
 def _colour(group: MeasureGroup, legend: Any = None) -> Any:
     order = _order(group)
     colours = [f"var(--series-{i % SERIES + 1})" for i in range(len(order))]
@@ -106,23 +122,28 @@ def _height(group: MeasureGroup) -> int:
 
 
 def _data(rows: list[dict[str, Any]]) -> Any:
-    return alt.Data(values=rows)
+    return alt.InlineData(values=rows)
+
+
+def _flat(rows: list[dict[str, Any]], *lists: str) -> Any:
+    """A chart of ``rows`` whose ``lists`` hold one number a mark: a tenth of the JSON of one row a mark."""
+    return alt.Chart(_data(rows)).transform_flatten(list(lists))
 
 
 def _itl_strip(group: MeasureGroup) -> Chart:
-    gaps = [{"recipe": r.label, "ms": v} for r in group.rows for v in thinned(r.stats.itl.samples)]
+    gaps = [{"recipe": row.label, "ms": thinned(row.stats.itl.samples)} for row in group.rows]
     marks = [
         {"recipe": row.label, "ms": round(value, 4), "quantile": name}
         for row in group.rows
         for name, value in (("p50", row.stats.itl.median), ("p95", row.stats.itl.p95))
         if value is not None
     ]
-    x = alt.X("ms:Q", title="ms between tokens", scale=alt.Scale(zero=False, nice=True))
+    x = _time_axis("ms between tokens", group, lambda s: s.itl, ticks=8)
     y = _recipe_axis(group)
     tip = [alt.Tooltip("recipe:N"), alt.Tooltip("ms:Q", format=".3f")]
     ticks = (
-        alt.Chart(_data(gaps))
-        .mark_tick(thickness=1, opacity=0.45, size=16)
+        _flat(gaps, "ms")
+        .mark_tick(thickness=1, opacity=0.45, size=22)
         .encode(x, y, _colour(group), tooltip=tip)
     )
     quantiles = (
@@ -144,7 +165,7 @@ def _itl_strip(group: MeasureGroup) -> Chart:
         "itl",
         "Inter-token latency",
         "One tick for each gap between two tokens; diamond p50, triangle p95.",
-        (ticks + quantiles).properties(height=_height(group)),
+        (ticks + quantiles).properties(height=max(TALL, _height(group))),
         True,
         lambda row: _told(row.stats.itl),
     )
@@ -158,7 +179,7 @@ def _told(times: stats.Latency) -> str:
 
 
 def _itl_ecdf(group: MeasureGroup) -> Chart:
-    steps = [step for row in group.rows for step in _ecdf(row)]
+    steps = [_ecdf(row) for row in group.rows]
     order = _order(group)
     legend = alt.Legend(title=None, orient="top", columns=2, labelLimit=160, symbolType="stroke")
     dashes = alt.StrokeDash(
@@ -168,10 +189,10 @@ def _itl_ecdf(group: MeasureGroup) -> Chart:
         legend=legend,
     )
     lines = (
-        alt.Chart(_data(steps))
+        _flat(steps, "ms", "share")
         .mark_line(interpolate="step-after", strokeWidth=2)
         .encode(
-            alt.X("ms:Q", title="ms between tokens", scale=alt.Scale(zero=False)),
+            _time_axis("ms between tokens", group, lambda s: s.itl, ticks=8),
             alt.Y("share:Q", title=None, axis=alt.Axis(format=".0%", tickCount=5)),
             _colour(group, legend),
             dashes,
@@ -182,38 +203,31 @@ def _itl_ecdf(group: MeasureGroup) -> Chart:
         "ecdf",
         "Share of gaps at most this long",
         "Empirical distribution: the further left and the steeper, the better.",
-        lines.properties(height=max(170, _height(group))),
+        lines.properties(height=max(TALL, _height(group))),
         True,
         lambda row: _told(row.stats.itl),
     )
 
 
-def _ecdf(row: MeasureRow) -> list[dict[str, Any]]:
-    """Points (x, share of samples <= x), at most MOST_POINTS of them."""
-    ordered = np.sort(np.asarray(row.stats.itl.samples, dtype=np.float64))
-    count = len(ordered)
-    ranks = np.arange(count)
-    if count > MOST_POINTS:
-        ranks = np.linspace(0, count - 1, MOST_POINTS).round().astype(int)
-    return [
-        {
-            "recipe": row.label,
-            "ms": round(float(ordered[rank]), 4),
-            "share": round((int(rank) + 1) / count, 4),
-        }
-        for rank in ranks
-    ]
+def _ecdf(row: MeasureRow) -> dict[str, Any]:
+    """Points (ms, share of samples <= ms) as two lists, with one point more for the rise from zero."""
+    count = row.stats.itl.n
+    times = thinned(row.stats.itl.samples)
+    shares = [round((int(rank) + 1) / count, 4) for rank in _ranks(count)]
+    return {"recipe": row.label, "ms": times[:1] + times, "share": [0.0] * bool(times) + shares}
 
 
 def _ttft(group: MeasureGroup) -> Chart:
-    repeats = [{"recipe": r.label, "ms": v} for r in group.rows for v in thinned(r.stats.ttft.samples)]
-    medians = [{"recipe": r.label, "ms": r.stats.ttft.median} for r in group.rows if r.stats.ttft.n]
-    x = alt.X("ms:Q", title="ms", scale=alt.Scale(zero=False, nice=True), axis=alt.Axis(tickCount=4))
+    repeats = [{"recipe": row.label, "ms": thinned(row.stats.ttft.samples)} for row in group.rows]
+    medians = [
+        {"recipe": row.label, "ms": round(median, 4)}
+        for row in group.rows
+        if (median := row.stats.ttft.median) is not None
+    ]
+    x = _time_axis("ms", group, lambda s: s.ttft, ticks=3)
     y = _recipe_axis(group)
     tip = [alt.Tooltip("recipe:N"), alt.Tooltip("ms:Q", format=".2f")]
-    dots = (
-        alt.Chart(_data(repeats)).mark_circle(size=64, opacity=0.7).encode(x, y, _colour(group), tooltip=tip)
-    )
+    dots = _flat(repeats, "ms").mark_circle(size=64, opacity=0.7).encode(x, y, _colour(group), tooltip=tip)
     middle = (
         alt.Chart(_data(medians))
         .mark_tick(thickness=2.5, size=20, color="var(--ink)", opacity=1)
@@ -230,17 +244,12 @@ def _ttft(group: MeasureGroup) -> Chart:
     )
 
 
-def _bars(group: MeasureGroup, values: list[dict[str, Any]], title: str) -> Any:
-    """Horizontal bars from zero with the label at the bar's end."""
+def _bars(group: MeasureGroup, values: list[dict[str, Any]], room: float) -> Any:
+    """Horizontal bars from zero, labelled at their end; ``room``: the axis over the longest bar."""
     most = max((v["value"] for v in values), default=1) or 1
-    x = alt.X(
-        "value:Q",
-        title=title,
-        scale=alt.Scale(domain=[0, most * 1.5], nice=False),
-        axis=alt.Axis(tickCount=3),
-    )
-    y = _recipe_axis(group)
-    base = alt.Chart(_data(values)).encode(x, y, tooltip=[alt.Tooltip("recipe:N"), alt.Tooltip("label:N")])
+    x = alt.X("value:Q", scale=alt.Scale(domain=[0, most * room], nice=False), axis=None)
+    tip = [alt.Tooltip("recipe:N"), alt.Tooltip("label:N")]
+    base = alt.Chart(_data(values)).encode(x, _recipe_axis(group), tooltip=tip)
     bars = base.mark_bar(height={"band": 0.55}, cornerRadiusEnd=3).encode(_colour(group))
     labels = base.mark_text(align="left", dx=5, color="var(--ink)").encode(text="label:N")
     return (bars + labels).properties(height=_height(group))
@@ -256,11 +265,15 @@ def _rate(group: MeasureGroup) -> Chart:
         group,
         "rate",
         "Decode speed",
-        "Tokens per second after the first token; longer is better.",
-        _bars(group, values, "tokens/s"),
+        "Tokens/s after the first token; longer is better.",
+        _bars(group, values, 1.3),
         False,
         lambda row: f"{text.number(row.stats.tokens_per_s)} tokens/s",
     )
+
+
+def _weight(row: MeasureRow) -> str:
+    return f"{text.byte_size(row.stats.peak_rss_bytes)}, KV {text.byte_size(row.stats.kv_bytes)}"
 
 
 def _memory(group: MeasureGroup) -> Chart:
@@ -268,7 +281,7 @@ def _memory(group: MeasureGroup) -> Chart:
         {
             "recipe": row.label,
             "value": round(row.stats.peak_rss_bytes / (1 << 20), 2),
-            "label": f"{text.byte_size(row.stats.peak_rss_bytes)}, KV {text.byte_size(row.stats.kv_bytes)}",
+            "label": _weight(row),
         }
         for row in group.rows
     ]
@@ -276,12 +289,10 @@ def _memory(group: MeasureGroup) -> Chart:
         group,
         "memory",
         "Memory",
-        "Peak resident memory of the runner, MiB, and its KV cache; shorter is better.",
-        _bars(group, values, "peak RSS, MiB"),
+        "Peak RSS of the runner, with its KV cache.",
+        _bars(group, values, 3.0),
         False,
-        lambda row: (
-            f"peak RSS {text.byte_size(row.stats.peak_rss_bytes)}, KV cache {text.byte_size(row.stats.kv_bytes)}"
-        ),
+        _weight,
     )
 
 

@@ -22,7 +22,7 @@ SYMBOLS: dict[Outcome, str] = {"passed": "✓", "failed": "✕", "infrastructure
 
 @dataclass(frozen=True)
 class CheckCell:
-    """One check with one recipe. ``share``: worst error as percent of the tolerance."""
+    """One check with one recipe. ``share``: worst error of a passed check, percent of the tolerance."""
 
     outcome: Outcome
     programs: int
@@ -124,7 +124,7 @@ def _check_cell(checks: Sequence[CheckResult], anchors: dict[int, str]) -> Check
     return CheckCell(
         outcome=_worst(check.outcome for check in checks),
         programs=sum(check.programs for check in checks),
-        error=text.error_size(_largest(check.worst_error for check in checks)),
+        error=text.error_size(_largest(map(_error, checks))),
         tolerance=text.error_size(_largest(check.tolerance for check in checks)),
         share=_largest(map(_share, checks)),
         seconds=text.seconds(sum(check.seconds for check in checks)),
@@ -142,9 +142,24 @@ def _worst(outcomes: Iterable[Outcome]) -> Outcome:
     return min(outcomes, key=WORST_FIRST.index)
 
 
+def _error(check: CheckResult) -> float | None:
+    """The worst error; of a failed check, the one that failed it (worst_error is over passing programs)."""
+    if check.outcome != "failed":
+        return check.worst_error
+    if check.divergence is None:
+        return None
+    # JSON has no NaN: it comes back as null.
+    return math.nan if check.divergence.error is None else check.divergence.error
+
+
 def _share(check: CheckResult) -> float | None:
-    """Worst error over tolerance, percent. None if either is unknown or the tolerance is zero."""
-    if check.worst_error is None or not check.tolerance or not math.isfinite(check.worst_error):
+    """Worst error of a passed check over its tolerance, percent. None if unknown or the tolerance is zero."""
+    if (
+        check.outcome != "passed"
+        or check.worst_error is None
+        or not check.tolerance
+        or not math.isfinite(check.worst_error)
+    ):
         return None
     return 100 * check.worst_error / check.tolerance
 

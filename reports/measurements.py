@@ -54,7 +54,6 @@ class MetricColumn:
     """A column of the measurement table. ``value`` is what best and worst are decided on."""
 
     title: str
-    hint: str
     value: Callable[[stats.LegStats], float | None]
     show: Callable[[stats.LegStats], Metric]
     higher_is_better: bool = False
@@ -65,10 +64,13 @@ def _ms(value: float | None) -> str:
 
 
 def _spread(values: stats.Latency) -> str:
-    repeats = text.plural(values.n, "repeat")
     if values.low is None or values.high is None or values.n < 2:
-        return repeats
-    return f"{text.number(values.low)}–{text.number(values.high)}, {repeats}"
+        return f"n {values.n:,}"
+    return f"{text.number(values.low)}–{text.number(values.high)}, n {values.n:,}"
+
+
+def _rate(tokens_per_s: float | None) -> str:
+    return text.MISSING if tokens_per_s is None else f"{text.number(tokens_per_s)} tok/s"
 
 
 def _tail(found: stats.LegStats, value: float | None, q: float) -> Metric:
@@ -78,39 +80,16 @@ def _tail(found: stats.LegStats, value: float | None, q: float) -> Metric:
 
 
 METRICS = (
+    MetricColumn("Load", lambda s: s.load_ms, lambda s: Metric(_ms(s.load_ms))),
+    MetricColumn("TTFT", lambda s: s.ttft.median, lambda s: Metric(_ms(s.ttft.median), _spread(s.ttft))),
+    MetricColumn("ITL p50", lambda s: s.itl.median, lambda s: Metric(_ms(s.itl.median), f"n {s.itl.n:,}")),
+    MetricColumn("ITL p95", lambda s: s.itl.p95, lambda s: _tail(s, s.itl.p95, 0.95)),
+    MetricColumn("ITL p99", lambda s: s.itl.p99, lambda s: _tail(s, s.itl.p99, 0.99)),
     MetricColumn(
-        "Load", "model load in a fresh process", lambda s: s.load_ms, lambda s: Metric(_ms(s.load_ms))
+        "Decode", lambda s: s.tokens_per_s, lambda s: Metric(_rate(s.tokens_per_s)), higher_is_better=True
     ),
-    MetricColumn(
-        "TTFT",
-        "time to first token, median",
-        lambda s: s.ttft.median,
-        lambda s: Metric(_ms(s.ttft.median), _spread(s.ttft)),
-    ),
-    MetricColumn(
-        "ITL p50",
-        "inter-token latency",
-        lambda s: s.itl.median,
-        lambda s: Metric(_ms(s.itl.median), f"n {s.itl.n:,}"),
-    ),
-    MetricColumn("ITL p95", "inter-token latency", lambda s: s.itl.p95, lambda s: _tail(s, s.itl.p95, 0.95)),
-    MetricColumn("ITL p99", "inter-token latency", lambda s: s.itl.p99, lambda s: _tail(s, s.itl.p99, 0.99)),
-    MetricColumn(
-        "Decode",
-        "tokens per second",
-        lambda s: s.tokens_per_s,
-        lambda s: Metric(f"{text.number(s.tokens_per_s)} tok/s" if s.tokens_per_s else text.MISSING),
-        higher_is_better=True,
-    ),
-    MetricColumn(
-        "Peak RSS",
-        "of the runner process",
-        lambda s: s.peak_rss_bytes,
-        lambda s: Metric(text.byte_size(s.peak_rss_bytes)),
-    ),
-    MetricColumn(
-        "KV cache", "bytes allocated", lambda s: s.kv_bytes, lambda s: Metric(text.byte_size(s.kv_bytes))
-    ),
+    MetricColumn("Peak RSS", lambda s: s.peak_rss_bytes, lambda s: Metric(text.byte_size(s.peak_rss_bytes))),
+    MetricColumn("KV cache", lambda s: s.kv_bytes, lambda s: Metric(text.byte_size(s.kv_bytes))),
 )
 
 

@@ -11,6 +11,9 @@ from reports.text import joined, plural
 State = Literal["passed", "failed", "interrupted", "incomplete"]
 
 
+MOST_PLACES = 3  # failing devices named in the sentence
+
+
 @dataclass(frozen=True)
 class Counts:
     """Planned against done. ``not_run`` and ``legs_missing`` were planned and left no result."""
@@ -128,13 +131,13 @@ def _headline(state: State, results: RunResults, counts: Counts) -> str:
 
 
 def _sentences(state: State, results: RunResults, counts: Counts) -> list[str]:
-    sentences = [_about_checks(state, results, counts), _about_legs(state, counts)]
+    sentences = [_about_checks(state, results, counts), _about_failures(results), _about_legs(state, counts)]
     if counts.errors:
         sentences.append(f"{plural(counts.errors, 'infrastructure error')} happened outside the checks.")
     if results.finished_at is None:
         sentences.append("The run was interrupted, or was still going when this page was written.")
     if state in ("interrupted", "incomplete"):
-        sentences.append("What is missing is not proved, so this run is no ground for a release.")
+        sentences.append("What is missing is not proved: this run is no ground for a release.")
     if state == "passed" and counts.noisy:
         sentences.append(f"{plural(counts.noisy, 'measurement')} noisy: read with care.")
     if counts.simulated:
@@ -157,6 +160,17 @@ def _about_checks(state: State, results: RunResults, counts: Counts) -> str:
     tail = f"; {joined(shortfall)}" if shortfall else ""
     head = f"{counts.passed} of {plural(planned, 'planned check')} passed"
     return f"{head}{tail}." if counts.failed else f"{head} and none failed{tail}."
+
+
+def _about_failures(results: RunResults) -> str:
+    failing: dict[str, dict[str, None]] = {}  # device to its recipes, in order
+    for check in results.checks:
+        if check.outcome == "failed":
+            failing.setdefault(check.device, {})[check.recipe] = None
+    places = [f"{device} ({joined(list(recipes))})" for device, recipes in failing.items()]
+    if len(places) > MOST_PLACES:
+        places[MOST_PLACES:] = [plural(len(places) - MOST_PLACES, "more device")]
+    return f"Failing: {joined(places)}." if places else ""
 
 
 def _about_legs(state: State, counts: Counts) -> str:
@@ -185,7 +199,7 @@ def _shortfall(counts: Counts) -> list[str]:
     if counts.failed:
         parts.append(f"{counts.failed} failed")
     if counts.infrastructure:
-        parts.append(f"{counts.infrastructure} stopped by infrastructure errors")
+        parts.append(f"{counts.infrastructure} stopped by infrastructure")
     if counts.not_run:
         parts.append(f"{counts.not_run} not run")
     return parts

@@ -53,10 +53,10 @@ class ReportView:
 def build_view(results: RunResults) -> ReportView:
     """The view model of ``results``."""
     devices = {info.name: device_view(info) for info in results.devices}
-    for name in unique([x.device for x in (*results.checks, *results.legs)]):
+    seen = [(r.device, r.recipe) for r in results.checks] + [(r.device, r.recipe) for r in results.legs]
+    for name in unique(device for device, _ in seen):
         devices.setdefault(name, DeviceView(name, "", "not described in these results", ()))
-    listed = [recipe.name for recipe in results.recipes]
-    recipes = unique([*listed, *(x.recipe for x in (*results.checks, *results.legs))])
+    recipes = unique([*(recipe.name for recipe in results.recipes), *(recipe for _, recipe in seen)])
     settings = {recipe.name: tuple(recipe.settings.items()) for recipe in results.recipes}
     found = problems(results, devices)
     return ReportView(

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from device_agents.errors import InfrastructureError
 from harness.errors import HarnessError
+from harness.synth import SynthError
 from kvengine.codec import DecodeError, encode
 from kvengine.errors import KvEngineError
 
@@ -22,7 +23,7 @@ JsonOption = Annotated[
     bool, typer.Option("--json", help="Print exactly one JSON object on stdout, everything else on stderr.")
 ]
 # Refusals: their message is for the user. Anything else is a bug and keeps its traceback.
-EXPECTED = (KvEngineError, InfrastructureError, HarnessError, DecodeError, OSError)
+EXPECTED = (KvEngineError, InfrastructureError, HarnessError, SynthError, DecodeError, OSError)
 REFUSED = 2
 
 Report = Callable[[str, int, int], None]
@@ -76,7 +77,9 @@ def progress() -> Iterator[Report]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    # Without a terminal there is nobody to watch, and rich would still end its empty bar with a newline.
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         tasks: dict[str, Any] = {}
 
         def report(stage: str, done: int, total: int) -> None:

@@ -81,9 +81,12 @@ def _scales(grouped: Float32, bits: int, dtype: npt.DTypeLike) -> Float32:
     upright = np.maximum(high / above, low / below)
     mirrored = np.maximum(low / above, high / below)
     scales: Float32 = np.where(upright <= mirrored, upright, -mirrored)
-    return scales.astype(dtype).astype(np.float32)
+    scales = scales.astype(dtype).astype(np.float32)
+    # Weights below 1e-36 are zero; the reciprocal of a subnormal scale would overflow.
+    scales[np.abs(scales) < np.finfo(np.float32).tiny] = 0
+    return scales
 
 
 def _reciprocal(scales: Float32) -> Float32:
-    # A block of zeros (or of weights so small that the scale rounds to zero) gets codes of zero.
+    # A block of zeros gets codes of zero.
     return np.divide(1.0, scales, out=np.zeros_like(scales), where=scales != 0)

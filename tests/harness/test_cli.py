@@ -82,8 +82,10 @@ def test_synth(kvfarm: Line, tmp_path: Path) -> None:
 def test_export_takes_every_choice_of_an_export_recipe(
     kvfarm: Line, checkpoint: Path, tmp_path: Path
 ) -> None:
-    options = "--weights int4 --block-size 64 --cache hybrid --cache-dtype float16 --slack 3".split()
-    said = kvfarm.json("export", checkpoint, "-o", tmp_path / "a", *options, "--activations", "float32")
+    said = kvfarm.json(
+        *("export", checkpoint, "-o", tmp_path / "a", "--weights", "int4", "--block-size", "64"),
+        *("--cache", "hybrid", "--cache-dtype", "float16", "--slack", "3", "--activations", "float32"),
+    )
     assert kvfarm.code == 0
     assert said["recipe"] == {
         "weights": "int4",
@@ -240,9 +242,10 @@ def test_report_writes_a_stored_run_again(kvfarm: Line, tmp_path: Path) -> None:
 
 
 def test_a_run_of_the_suite_that_cannot_start_is_not_a_success(
-    kvfarm: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    kvfarm = Line(capfd)
     said = kvfarm.json("run", "--model", tmp_path / "nowhere", "--report", tmp_path / "out", "--", "-q")
     assert kvfarm.code != 0
     assert not said["ok"]

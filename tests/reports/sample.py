@@ -117,7 +117,7 @@ def failed_check(device: str = HOST, recipe: str = AFTER, **changes: Any) -> Che
 def stopped_check(device: str = LOST, recipe: str = AFTER, **changes: Any) -> CheckResult:
     """A check that infrastructure stopped."""
     fields: dict[str, Any] = {
-        "message": "RunnerDied: sought a frame from the runner, found end of stream after 1.8 s (exit code -9)",
+        "message": "RunnerDied: sought a frame, found end of stream after 1.8 s (exit code -9)",
         "stderr_tail": "I runner: session opened\nE lowmemorykiller: killed kvfarm-runner (pid 8123)",
     }
     return check(device, recipe, outcome="infrastructure", **{**fields, **changes})

@@ -1,0 +1,15 @@
+"""The oracle: what the PyTorch model, without a cache, says for a token sequence."""
+
+from harness.reference.actor import RayReference, start_reference
+from harness.reference.cached import CachedReference
+from harness.reference.protocol import Reference, ReferenceUnavailable
+from harness.reference.transformers_reference import TransformersReference
+
+__all__ = [
+    "CachedReference",
+    "RayReference",
+    "Reference",
+    "ReferenceUnavailable",
+    "TransformersReference",
+    "start_reference",
+]

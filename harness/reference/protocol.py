@@ -1,0 +1,34 @@
+"""The seam of the oracle."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.errors import HarnessError
+
+Float32Array = npt.NDArray[np.float32]
+
+
+class ReferenceUnavailable(HarnessError):
+    """The reference cannot be made here: its libraries are missing, or they refuse the checkpoint."""
+
+
+class Reference(Protocol):
+    """The right logits of one checkpoint."""
+
+    @property
+    def identity(self) -> str:
+        """What was asked: the checkpoint's sha256, the libraries and their versions, the precision."""
+        ...
+
+    def logits(self, tokens: tuple[int, ...]) -> Float32Array:
+        """Read-only float32 [len(tokens), vocab]; row i is after tokens[0..i].
+
+        Raises:
+            ValueError: no tokens, or one outside the vocabulary.
+            InfrastructureError: the process that computes it failed or took too long.
+        """
+        ...

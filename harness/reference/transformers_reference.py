@@ -1,0 +1,112 @@
+"""transformers' own model in PyTorch: float32, eager attention, no KV cache.
+
+Every call runs the whole sequence from its first token, so nothing that a cache can get wrong
+is in it. Attention is causal: one forward pass gives the logits of every step.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.reference.protocol import Float32Array, ReferenceUnavailable
+from kvengine.export.weights import Checkpoint
+
+
+class TransformersReference:
+    """Gemma3ForCausalLM, or any other decoder that AutoModelForCausalLM loads from a local folder.
+
+    Of a composite model (``gemma3``: Gemma3ForConditionalGeneration) the text path is used.
+    Holds the model in float32: 4 bytes per weight. torch is imported here, at construction.
+    """
+
+    def __init__(self, checkpoint: str | Path, *, threads: int = 1) -> None:
+        """threads: torch's, for the whole process.
+
+        Raises:
+            ReferenceUnavailable: torch or transformers is not installed, or they refuse the checkpoint.
+            CheckpointError: the folder has no complete set of safetensors.
+        """
+        folder = Path(checkpoint)
+        self._torch, transformers = _libraries()
+        self._torch.set_num_threads(threads)
+        with Checkpoint(folder) as tensors:
+            sha256 = tensors.sha256()
+        self._model = _load(self._torch, transformers, folder)
+        self._vocabulary = int(self._model.get_input_embeddings().num_embeddings)
+        self.identity = (
+            f"{sha256} transformers {transformers.__version__} torch {self._torch.__version__} float32"
+        )
+
+    def logits(self, tokens: tuple[int, ...]) -> Float32Array:
+        self._check(tokens)
+        with self._torch.no_grad():
+            output = self._model(**self._inputs(tokens), use_cache=False)
+        rows: Float32Array = np.ascontiguousarray(output.logits[0].numpy())
+        rows.setflags(write=False)
+        return rows
+
+    def greedy(self, tokens: tuple[int, ...], count: int) -> tuple[int, ...]:
+        """The ``count`` tokens that transformers' ``generate`` appends, without a cache, never ending early.
+
+        Raises ValueError as ``logits`` does.
+        """
+        self._check(tokens)
+        with self._torch.no_grad():
+            output = self._model.generate(
+                **self._inputs(tokens), max_new_tokens=count, do_sample=False, use_cache=False
+            )
+        chosen = tuple(int(token) for token in output[0, len(tokens) :])
+        if len(chosen) != count:
+            raise RuntimeError(f"sought {count} greedy tokens, generate gave {len(chosen)}")
+        return chosen
+
+    def _inputs(self, tokens: tuple[int, ...]) -> dict[str, Any]:
+        ids = self._torch.tensor([tokens], dtype=self._torch.int64)
+        return {"input_ids": ids, "attention_mask": self._torch.ones_like(ids)}
+
+    def _check(self, tokens: tuple[int, ...]) -> None:
+        if not tokens:
+            raise ValueError("sought at least one token, found none")
+        for token in tokens:
+            if not 0 <= token < self._vocabulary:
+                raise ValueError(f"token {token} is outside the vocabulary of {self._vocabulary}")
+
+
+def _libraries() -> tuple[Any, Any]:
+    """torch and transformers, kept off the network and quiet."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise ReferenceUnavailable(
+            f"the reference needs torch and transformers ({error}); install kvfarm[reference]"
+        ) from error
+    transformers.utils.logging.disable_progress_bar()
+    return torch, transformers
+
+
+def _load(torch: Any, transformers: Any, folder: Path) -> Any:
+    """The model in evaluation mode; every tensor must have been found, and none be left over."""
+    try:
+        model, found = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        raise ReferenceUnavailable(f"transformers cannot load {folder}: {error}") from error
+    wrong = {kind: sorted(map(str, names)) for kind, names in found.items() if names}
+    if wrong:  # transformers draws missing weights at random, which would make a false oracle
+        raise ReferenceUnavailable(f"{folder} does not fit {type(model).__name__}: {wrong}")
+    # An end-of-sequence token is a token like any other here.
+    model.generation_config = transformers.GenerationConfig(pad_token_id=0)
+    model.config.get_text_config().eos_token_id = None
+    return model.eval()

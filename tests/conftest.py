@@ -1,0 +1,47 @@
+"""Shared by all rooms: one tiny checkpoint and its artifacts, made once a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.synth import synth
+from kvengine.artifact import Artifact
+from kvengine.engine import LocalEngine
+from kvengine.export import export
+from kvengine.recipe import ExportRecipe, SessionRecipe
+
+ExportTiny = Callable[[ExportRecipe], Artifact]
+OpenTiny = Callable[[ExportRecipe], LocalEngine]
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ``tiny-gemma3`` preset on disk."""
+    return synth("tiny-gemma3", tmp_path_factory.mktemp("checkpoints") / "tiny-gemma3")
+
+
+@pytest.fixture(scope="session")
+def export_tiny(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportTiny:
+    """Export the tiny checkpoint with a recipe; the same recipe is exported once."""
+    root = tmp_path_factory.mktemp("artifacts")
+    made: dict[ExportRecipe, Artifact] = {}
+
+    def make(recipe: ExportRecipe) -> Artifact:
+        if recipe not in made:
+            made[recipe] = export(tiny_checkpoint, root / str(len(made)), recipe)
+        return made[recipe]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def open_tiny(export_tiny: ExportTiny) -> OpenTiny:
+    """An engine on the tiny checkpoint with a recipe, in this process, on one thread."""
+
+    def make(recipe: ExportRecipe) -> LocalEngine:
+        return LocalEngine.open(export_tiny(recipe).folder, SessionRecipe(threads=1))
+
+    return make

@@ -1,0 +1,95 @@
+"""Runners with a fake engine, and the certainty that no test leaves one behind."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from device_agents.deadline import Deadline
+from device_agents.local import LocalTransport
+from device_agents.remote_session import Budgets, RunnerSession
+from device_agents.streams import ProcessStream
+from kvengine.recipe import SessionRecipe
+
+FAKE_RUNNER = (sys.executable, "-P", str(Path(__file__).parent / "fake_runner.py"))
+GRACE_S = 0.5  # of each polite way to end a process
+
+OpenSession = Callable[..., RunnerSession]
+
+
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def children() -> set[int]:
+    """Our child processes, zombies too."""
+    found = set()
+    for task in Path("/proc/self/task").iterdir():
+        found |= {int(pid) for pid in (task / "children").read_text().split()}
+    return found
+
+
+def group_is_gone(group: int, within_s: float = 5.0) -> bool:
+    """Whether no process of the group lives; the kernel may need a moment to finish a killed one."""
+    deadline, pause = Deadline(within_s), threading.Event()
+    while alive := _members(group):
+        if deadline.expired:
+            return False
+        pause.wait(0.02)
+    return not alive
+
+
+def _members(group: int) -> list[int]:
+    """Zombies do not count: an orphan's is for init to reap."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                state, _, its_group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(its_group) == group and state not in "ZX":
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind() -> Iterator[None]:
+    before = open_descriptors()
+    already = children()
+    yield
+    assert children() - already == set(), "a process was left behind"
+    assert open_descriptors() == before, "a file descriptor was left open"
+
+
+@pytest.fixture
+def transport() -> LocalTransport:
+    return LocalTransport(grace_s=GRACE_S)
+
+
+@pytest.fixture
+def streams(transport: LocalTransport) -> list[ProcessStream]:
+    """Every stream that ``open_session`` has started."""
+    return []
+
+
+@pytest.fixture
+def open_session(transport: LocalTransport, streams: list[ProcessStream]) -> Iterator[OpenSession]:
+    """A session with a fake engine: ``open_session(program_s=0.5, folder="x", environment={})``."""
+
+    def start(
+        program_s: float = 30.0, folder: str = "folder", environment: dict[str, str] | None = None
+    ) -> RunnerSession:
+        stream = transport.open_stream(FAKE_RUNNER, environment or {})
+        streams.append(stream)
+        budgets = Budgets(program_s=program_s, workload_s=30, vitals_s=30, close_s=5)
+        return RunnerSession.open(stream, folder, SessionRecipe(threads=2), Deadline(30), budgets)
+
+    yield start
+    for stream in streams:
+        stream.close()
