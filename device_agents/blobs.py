@@ -16,10 +16,12 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from device_agents.deadline import Deadline
 from device_agents.errors import DeployFailed
@@ -31,6 +33,9 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")  # one plain file name: no folder, no "..", not hidden
 # Left free on a disk, for a device without any space left misbehaves in other ways than refusing us.
 FREE_RESERVE_BYTES = 64 << 20
+# File times move in steps (4 ms and more, 2 s on some file systems). Two writes within one
+# step look like one, so the time of a fresh write proves nothing yet.
+_CLOCK_TICK_NS = 2_000_000_000
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +70,14 @@ def parse_manifest(text: str) -> Manifest:
     return manifest
 
 
+class _Stamp(NamedTuple):
+    """Changes whenever somebody writes to the file. Not ctime: every hard link changes that."""
+
+    inode: int
+    size: int
+    mtime_ns: int
+
+
 class BlobStore:
     """One folder of blobs and artifacts; safe to use from several threads of one process."""
 
@@ -76,7 +89,7 @@ class BlobStore:
         self._artifacts.mkdir(parents=True, exist_ok=True)
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._layout = threading.Lock()  # of artifact folders, and of eviction
-        self._verified: dict[str, tuple[int, ...]] = {}  # sha256 to the file's stat when it was hashed
+        self._verified: dict[str, _Stamp] = {}  # sha256 to the file's stat when it was hashed
 
     def path(self, sha256: str) -> Path:
         return self._blobs / _check_sha256(sha256)
@@ -95,7 +108,8 @@ class BlobStore:
             if self._verified.get(blob.sha256) == stamp:
                 return True
             if path.stat().st_size == blob.size and sha256_of(path) == blob.sha256:
-                self._verified[blob.sha256] = stamp
+                if time.time_ns() - stamp.mtime_ns > _CLOCK_TICK_NS:
+                    self._verified[blob.sha256] = stamp
                 return True
             _log.warning("blob %s was truncated or altered; it is fetched again", path)
             path.unlink()
@@ -152,6 +166,8 @@ class BlobStore:
                 if path.exists():
                     return path
                 raise DeployFailed(f"blob {sha256[:16]}… cannot be committed: nothing of it has arrived")
+            # Backdated, so that any later write gives it another time, see _CLOCK_TICK_NS.
+            os.utime(part, ns=(before := time.time_ns() - 10 * _CLOCK_TICK_NS, before))
             found = sha256_of(part)
             if found != sha256:
                 size = part.stat().st_size
@@ -161,8 +177,8 @@ class BlobStore:
                 )
             with part.open("rb") as file:
                 os.fsync(file.fileno())
+            self._verified[sha256] = _stamp(part)
             part.replace(path)
-            self._verified[sha256] = _stamp(path)
         return path
 
     def add_file(self, blob: Blob, source: Path, deadline: Deadline) -> int:
@@ -272,10 +288,9 @@ def _sha256_of_name(path: Path) -> str:
     return path.name.removesuffix(".part")
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
-    """Changes whenever somebody wrote to the file. Not ctime: every hard link changes that."""
+def _stamp(path: Path) -> _Stamp:
     stat = path.stat()
-    return (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    return _Stamp(stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
 def _link(blob: Path, target: Path) -> None:

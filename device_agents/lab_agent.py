@@ -153,6 +153,13 @@ class LabAgent:
         """Identities of the devices that answer; ``status`` says what is wrong with the others."""
         return tuple(s.identity for s in self.status() if s.identity is not None)
 
+    def leases(self) -> tuple[Lease, ...]:
+        """Who has what now; asks no device."""
+        self._check_running()
+        for slot in self._slots.values():
+            self._expire(slot)
+        return tuple(slot.lease for slot in self._slots.values() if slot.lease is not None)
+
     def vitals(self, device: str) -> Vitals:
         return self._slot(device).device.vitals(Deadline(self._budgets.vitals_s))
 

@@ -180,12 +180,14 @@ class ProcessStream:
     def _await_end(self, seconds: float) -> bool:
         """Whether the process ends in time; meanwhile its output is thrown away, lest it blocks on it."""
         deadline = Deadline(seconds)
+        wanted = [(self._exit, select.POLLIN), (self._stdout.fileno(), select.POLLIN)]
         while not self._has_ended():
             if deadline.expired:
                 return False
-            self._poll(min(deadline.remaining, _SLICE_S), (self._exit, select.POLLIN))
+            self._poll(min(deadline.remaining, _SLICE_S), *wanted)
             with contextlib.suppress(BlockingIOError):
-                os.read(self._stdout.fileno(), _READ_BYTES)
+                if not os.read(self._stdout.fileno(), _READ_BYTES):
+                    del wanted[1:]  # at its end it would be ready for ever
         return True
 
     def _signal(self, number: signal.Signals) -> None:

@@ -15,10 +15,11 @@ from device_agents.errors import InfrastructureError
 from harness import inventory, measuring
 from harness.artifacts import artifact_for
 from harness.checking import Cell, Tally
-from harness.farm import Farm
+from harness.farm import DeviceSession, Farm
 from harness.provenance import now, provenance
 from harness.recipes import Recipe, parse_recipes, settings
 from harness.reference import Reference, start_reference
+from harness.reference.rounded import is_exact, rounded_checkpoint
 from harness.store import open_store
 from harness.store.protocol import Store
 from kvengine.artifact import Artifact
@@ -76,7 +77,8 @@ class DeviceRun:
         self.run_id = f"{now().replace(':', '').replace('+0000', 'Z')}-{self.seed:08x}"
         self.started_at = now()
         self.planned_checks = self.planned_legs = 0
-        self._sessions: dict[tuple[str, str, str], EngineSession] = {}
+        self._sessions: dict[tuple[str, str, str], DeviceSession] = {}
+        self._references: dict[Path, Reference] = {}
         self._identities: dict[str, DeviceIdentity] = {}
         self._farm: Farm | None = None
         self._provenance = provenance()
@@ -96,7 +98,7 @@ class DeviceRun:
             device=device,
             recipe=recipe,
             spec=self.artifact(self.options.model, recipe).manifest.spec,
-            reference=self.reference,
+            reference=self.reference(recipe),
             open_plan=lambda plan: self.session(device, recipe, plan),
             examples=self.options.examples,
             seed=self.seed,
@@ -189,10 +191,15 @@ class DeviceRun:
             self._farm = farm
         return self._farm
 
-    @cached_property
-    def reference(self) -> Reference:
-        _ = self.farm  # Ray runs from here on
-        return start_reference(self.options.model)
+    def reference(self, recipe: Recipe) -> Reference:
+        """The oracle on the weights that ``recipe`` keeps; one actor for each set of weights."""
+        checkpoint = self.options.model
+        if not is_exact(recipe.export):
+            checkpoint = rounded_checkpoint(checkpoint, recipe.export, self.options.cache / "rounded")
+        if checkpoint not in self._references:
+            _ = self.farm  # Ray runs from here on
+            self._references[checkpoint] = start_reference(checkpoint)
+        return self._references[checkpoint]
 
     def identity(self, device: str) -> DeviceIdentity:
         """Who the device is; asked and stored once a run."""
@@ -237,6 +244,7 @@ class DeviceRun:
     def close(self) -> None:
         """Close sessions, give devices back, stop Ray if this run started it."""
         self._sessions.clear()
+        self._references.clear()
         if self._farm is not None:
             self._farm.__exit__(None, None, None)
             self._farm = None

@@ -244,18 +244,17 @@ def _write_weights(path: Path, preset: Preset, seed: int, progress: Progress | N
     safetensors' own writers want every tensor in memory, so the header is written here:
     https://github.com/huggingface/safetensors#format
     """
-    header, size = _header(preset, seed)
-    code_dtype = _DTYPES[preset.dtype][1]
-    jobs = _chunks(preset, seed, len(header), code_dtype.itemsize)
-    total = size * code_dtype.itemsize
+    header, elements = _header(preset, seed)
+    dtype = _DTYPES[preset.dtype][1]
+    total = elements * dtype.itemsize
     with path.open("wb") as file, ThreadPoolExecutor(_WORKERS) as pool:
         file.write(header)
         file.truncate(len(header) + total)
         file.flush()
         waiting: deque[Future[int]] = deque()
         done = 0
-        for job in jobs:
-            waiting.append(pool.submit(_write_chunk, file.fileno(), job, code_dtype))
+        for chunk in _chunks(preset, seed, len(header), dtype.itemsize):
+            waiting.append(pool.submit(_write_chunk, file.fileno(), chunk, dtype))
             if len(waiting) >= 4 * _WORKERS:
                 done += waiting.popleft().result()
                 if progress:
@@ -318,16 +317,22 @@ def _metadata(preset: Preset, seed: int) -> dict[str, str]:
 
 
 def _already_there(folder: Path, preset: Preset, seed: int) -> bool:
-    """Whether ``folder`` is this preset with this seed; raises SynthError if it is anything else."""
+    """Whether ``folder`` is this preset with this seed, by header, size and config.
+
+    False if there is nothing; raises SynthError if there is anything else.
+    """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     header, elements = _header(preset, seed)
+    size = len(header) + elements * _DTYPES[preset.dtype][1].itemsize
     weights = folder / WEIGHTS
-    if weights.is_file() and (folder / "config.json").is_file():
+    try:
         with weights.open("rb") as file:
-            same = file.read(len(header)) == header
-        if same and weights.stat().st_size == len(header) + elements * _DTYPES[preset.dtype][1].itemsize:
+            same = file.read(len(header)) == header and weights.stat().st_size == size
+        if same and json.loads((folder / "config.json").read_text()) == preset.config:
             return True
+    except (OSError, ValueError):
+        pass  # a file is missing or is no JSON: something else
     raise SynthError(
         f"sought an empty or new folder, or {preset.name} with seed {seed}, at {folder}; "
         f"found something else; remove it or name another folder"

@@ -33,23 +33,24 @@ class Tolerance:
 
 
 # A row whose logits have nothing to do with the reference's is about 1 nat away or more
-# (two independent standard normal logit rows: KL = 1).
+# (two independent standard normal logit rows: KL = 1). Measured on tiny-gemma3: float32 2e-12 nats,
+# float16 cache 2e-7, int8 or int4 weights 0.002, int8 cache 0.001, int4 cache 0.24.
 FLOAT32 = Tolerance(logits=1e-4, row_kl=1e-6, mean_kl=1e-7, top1=0.99, same=1e-4)
 FLOAT16 = Tolerance(logits=5e-2, row_kl=1e-3, mean_kl=1e-4, top1=0.95, same=5e-2)
-INT8 = Tolerance(logits=None, row_kl=0.3, mean_kl=0.03, top1=0.75, same=0.5)
+INT8 = Tolerance(logits=None, row_kl=0.1, mean_kl=0.02, top1=0.8, same=0.5)
 INT4 = Tolerance(logits=None, row_kl=3.0, mean_kl=0.6, top1=0.15, same=3.0)
 
 
 def tolerance_for(recipe: ExportRecipe) -> Tolerance:
-    """The band of a recipe: its coarsest element type decides.
+    """The band of a recipe: its coarsest arithmetic decides.
 
-    int4 weights are held to int8's band, because their reference runs on the dequantized weights
-    (see harness.reference) and only the int8 activations of MatMulNBits are left.
+    Rounded weights alone do not widen it, for their reference runs on the same rounded weights (see
+    harness.reference.rounded). Under int8 and int4 weights MatMulNBits rounds its activations to int8.
     """
     if recipe.cache.dtype == "int4":
         return INT4
     if recipe.cache.dtype == "int8" or recipe.weights in ("int8", "int4"):
         return INT8
-    if "float16" in (recipe.weights, recipe.activations, recipe.cache.dtype):
+    if "float16" in (recipe.activations, recipe.cache.dtype):
         return FLOAT16
     return FLOAT32

@@ -19,7 +19,7 @@ import vl_convert
 from reports import stats, text
 from reports.measurements import MeasureGroup, MeasureRow
 
-MOST_POINTS = 300  # drawn points per recipe and chart; a page with every raw gap of a farm would be huge
+MOST_POINTS = 200  # drawn points per recipe and chart; a page with every raw gap of a farm would be huge
 SERIES = 8  # colours in style.css
 ROW_HEIGHT = 30  # px for each recipe
 TALL = 170  # px, the least for the two wide charts: they stand side by side
@@ -66,7 +66,7 @@ def library() -> str:
 def thinned(samples: Sequence[float]) -> list[float]:
     """Sorted ``samples``, at most MOST_POINTS of them; the smallest and the largest are kept."""
     ordered = np.sort(np.asarray(samples, dtype=np.float64))
-    return [round(float(value), 4) for value in ordered[_ranks(len(ordered))]]
+    return [round(float(value), 3) for value in ordered[_ranks(len(ordered))]]
 
 
 def _ranks(count: int) -> npt.NDArray[np.intp]:
@@ -84,7 +84,6 @@ def _chart(
 ) -> Chart:
     spec = chart.properties(width="container").to_dict()
     spec["autosize"] = {"type": "fit-x", "contains": "padding"}
-    spec["config"] = _config()
     told = "; ".join(f"{row.label}: {tell(row)}" for row in group.rows)
     alternative = f"{title}, {group.device.label}, {group.workload}. {told}"
     spec["description"] = alternative
@@ -290,13 +289,14 @@ def _memory(group: MeasureGroup) -> Chart:
         "memory",
         "Memory",
         "Peak RSS of the runner, with its KV cache.",
-        _bars(group, values, 3.0),
+        _bars(group, values, 3.4),
         False,
         _weight,
     )
 
 
-def _config() -> Spec:
+def config() -> Spec:
+    """The look that all charts share; given to Vega-Embed beside each spec."""
     font = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
     quiet = {"labelColor": "var(--muted)", "titleColor": "var(--muted)", "labelFontSize": 11.5}
     axis = {

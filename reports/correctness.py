@@ -17,7 +17,7 @@ WORDS: dict[Outcome, str] = {
     "infrastructure": "infrastructure",
     "not_run": "not run",
 }
-SYMBOLS: dict[Outcome, str] = {"passed": "✓", "failed": "✕", "infrastructure": "⚡", "not_run": "○"}
+SYMBOLS: dict[Outcome, str] = {"passed": "✓", "failed": "✕", "infrastructure": "!", "not_run": "○"}
 
 
 @dataclass(frozen=True)

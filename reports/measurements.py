@@ -112,7 +112,7 @@ def measure_groups(
                 model=model,
                 workload=workload,
                 rows=rows,
-                open=len(keys) <= DEVICES_SHOWN_OPEN,
+                open=len(keys) <= DEVICES_SHOWN_OPEN or not groups,
             )
         )
     return tuple(groups)

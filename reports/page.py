@@ -11,7 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from reports.charts import chart_groups, library
+from reports.charts import chart_groups, config, library
 from reports.measurements import METRICS
 from reports.results import RunResults
 from reports.view import build_view
@@ -46,6 +46,7 @@ def html(results: RunResults) -> str:
         .render(
             view=view,
             charts=charts,
+            chart_config=config(),
             columns=METRICS,
             policy=policy(scripts),
             style=Markup(_asset("style.css")),

@@ -40,12 +40,16 @@ class Counts:
 
 @dataclass(frozen=True)
 class Verdict:
-    """``headline`` in a few words, ``sentence`` for the signature, ``word`` for a terminal."""
+    """``word`` for a terminal, ``headline`` in a few words, ``sentence`` for the signature.
+
+    remarks: what the signer must know besides: an interruption, infrastructure errors, simulation.
+    """
 
     state: State
     word: str
     headline: str
     sentence: str
+    remarks: tuple[str, ...]
     counts: Counts
 
     @property
@@ -85,7 +89,8 @@ def verdict(results: RunResults) -> Verdict:
         state=state,
         word=state.upper(),
         headline=_headline(state, results, counts),
-        sentence=" ".join(_sentences(state, results, counts)),
+        sentence=_sentence(state, results, counts),
+        remarks=tuple(_remarks(state, results, counts)),
         counts=counts,
     )
 
@@ -130,19 +135,25 @@ def _headline(state: State, results: RunResults, counts: Counts) -> str:
     return "Not all that was planned was done"
 
 
-def _sentences(state: State, results: RunResults, counts: Counts) -> list[str]:
-    sentences = [_about_checks(state, results, counts), _about_failures(results), _about_legs(state, counts)]
-    if counts.errors:
-        sentences.append(f"{plural(counts.errors, 'infrastructure error')} happened outside the checks.")
+def _sentence(state: State, results: RunResults, counts: Counts) -> str:
+    parts = (_about_checks(state, results, counts), _about_failures(results), _about_legs(state, counts))
+    return " ".join(part for part in parts if part)
+
+
+def _remarks(state: State, results: RunResults, counts: Counts) -> list[str]:
+    remarks = []
     if results.finished_at is None:
-        sentences.append("The run was interrupted, or was still going when this page was written.")
+        remarks.append("The run was interrupted, or was still going when this page was written.")
+    if counts.errors:
+        remarks.append(f"{plural(counts.errors, 'infrastructure error')} happened outside the checks.")
     if state in ("interrupted", "incomplete"):
-        sentences.append("What is missing is not proved: this run is no ground for a release.")
+        remarks.append("What is missing is not proved: this run is no ground for a release.")
     if state == "passed" and counts.noisy:
-        sentences.append(f"{plural(counts.noisy, 'measurement')} noisy: read with care.")
+        verb = "is" if counts.noisy == 1 else "are"
+        remarks.append(f"{plural(counts.noisy, 'measurement')} {verb} noisy and can decide nothing.")
     if counts.simulated:
-        sentences.append(_about_simulation(results, counts))
-    return [sentence for sentence in sentences if sentence]
+        remarks.append(_about_simulation(results, counts))
+    return remarks
 
 
 def _about_checks(state: State, results: RunResults, counts: Counts) -> str:
@@ -191,7 +202,10 @@ def _about_legs(state: State, counts: Counts) -> str:
 def _about_simulation(results: RunResults, counts: Counts) -> str:
     names = joined([device.name for device in results.devices if device.simulated])
     verb = "is" if counts.simulated == 1 else "are"
-    return f"{counts.simulated} of {plural(counts.devices, 'device')} {verb} simulated ({names})."
+    return (
+        f"{counts.simulated} of {plural(counts.devices, 'device')} {verb} simulated ({names}):"
+        " what it shows is not proof for real hardware."
+    )
 
 
 def _shortfall(counts: Counts) -> list[str]:

@@ -76,6 +76,14 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self._files
 
+    def names(self) -> list[str]:
+        """Every tensor's name, sorted."""
+        return sorted(self._files)
+
+    def whole(self, name: str) -> Float32:
+        """A tensor of any shape, whole; raises CheckpointError for NaN or infinity."""
+        return _finite(name, _float32(self._slice(name)[...]))
+
     def shards(self) -> list[Path]:
         """Every safetensors file of the checkpoint, sorted by name."""
         index = self.folder / INDEX

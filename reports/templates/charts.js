@@ -2,6 +2,7 @@
 // Draws each figure.plot from the spec inside it, once it can be seen: a closed <details> has no width.
 (() => {
   const options = {
+    config: JSON.parse(document.getElementById("chart-config").textContent),
     mode: "vega-lite",
     renderer: "svg",
     ast: true, // interpret expressions: the page's policy forbids eval

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import threading
@@ -14,7 +15,9 @@ from device_agents.deadline import Deadline
 from device_agents.local import LocalTransport
 from device_agents.remote_session import Budgets, RunnerSession
 from device_agents.streams import ProcessStream
-from kvengine.recipe import SessionRecipe
+from kvengine.artifact import Blob, Manifest
+from kvengine.recipe import ExportRecipe, SessionRecipe
+from kvengine.spec import LayerSpec, ModelSpec, RopeSpec
 
 FAKE_RUNNER = (sys.executable, "-P", str(Path(__file__).parent / "fake_runner.py"))
 GRACE_S = 0.5  # of each polite way to end a process
@@ -93,3 +96,22 @@ def open_session(transport: LocalTransport, streams: list[ProcessStream]) -> Ite
     yield start
     for stream in streams:
         stream.close()
+
+
+def make_manifest(contents: dict[str, bytes]) -> Manifest:
+    """A manifest of blobs with these names and contents; the model itself does not matter here."""
+    spec = ModelSpec(
+        "gemma3_text", 5, 8, 16, 2, 64, 0.5, 1e-6, True, (LayerSpec(None, 0, 1, 4),), (RopeSpec(1e4),)
+    )
+    blobs = tuple(Blob(name, hashlib.sha256(data).hexdigest(), len(data)) for name, data in contents.items())
+    return Manifest(spec, ExportRecipe(), blobs, "checkpoint", "0" * 64, {}, {})
+
+
+def make_artifact(folder: Path, contents: dict[str, bytes]) -> Manifest:
+    """An artifact in ``folder`` whose files are what its manifest says."""
+    manifest = make_manifest(contents)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in contents.items():
+        (folder / name).write_bytes(data)
+    (folder / "artifact.json").write_text(manifest.to_json())
+    return manifest

@@ -61,7 +61,7 @@ def test_a_device_that_tells_nothing_is_all_none(tmp_path: Path) -> None:
 
 
 def test_nonsense_is_none_not_an_error(tmp_path: Path) -> None:
-    nonsense = {name: "\xff n/a \x00" for name in PHONE}
+    nonsense = dict.fromkeys(PHONE, "ÿ n/a \x00")
     vitals = read_vitals(tree(tmp_path, nonsense), now=1.0)
     assert vitals.load_1m is None
     assert vitals.clocks_khz == ()

@@ -18,6 +18,8 @@ from kvengine.decoder import Decoder
 from kvengine.export.datafile import NAME
 from kvengine.model import Model
 from kvengine.recipe import SessionRecipe
+from kvengine.rope import rope_tables
+from kvengine.spec import ModelSpec
 
 Tensors = dict[str, npt.NDArray[Any]]
 Float32 = npt.NDArray[np.float32]
@@ -68,6 +70,26 @@ def engine_logits(artifact: Artifact, tokens: Sequence[int], chunk: int = 0) -> 
     """The artifact in our own Decoder: [len(tokens), vocab]."""
     decoder = Decoder(Model(artifact, SessionRecipe(threads=1)), capacity=64)
     return decoder.prefill(tokens, chunk=chunk, logits="all")
+
+
+def first_step(
+    spec: ModelSpec, tokens: npt.NDArray[np.int64], rows_of_cache: int = 0
+) -> dict[str, npt.NDArray[Any]]:
+    """Inputs of a float32 graph's first step over ``tokens`` [B, S], but for ``logits_index``."""
+    batch, length = tokens.shape
+    feeds: dict[str, npt.NDArray[Any]] = {
+        "input_ids": tokens,
+        "seqlens_k": np.full(batch, length - 1, np.int32),
+        "total_sequence_length": np.array([length], np.int32),
+        "query_seqlens": np.full(batch, length, np.int32),
+    }
+    for r, rope in enumerate(spec.ropes):
+        tables = rope_tables(rope, length, spec.layers[0].head_dim)
+        feeds |= {f"cos_cache.{r}": tables[0], f"sin_cache.{r}": tables[1]}
+    for i, layer in enumerate(spec.layers):
+        empty = np.zeros((batch, layer.kv_heads, rows_of_cache, layer.head_dim), np.float32)
+        feeds |= {f"past_key_values.{i}.{part}": empty for part in ("key", "value")}
+    return feeds
 
 
 def initializers(artifact: Artifact) -> dict[str, npt.NDArray[Any]]:

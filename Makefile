@@ -1,0 +1,55 @@
+# Every target sets up what it needs. PYTHON may name another interpreter (3.11 or newer).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TINY := .kvfarm/checkpoints/tiny-gemma3
+BIG := .kvfarm/checkpoints/gemma-3-1b
+REPORT := out/report
+
+.PHONY: help venv farm test lint soak bench clean
+help:
+	@echo "make farm   check and measure the demo model on this host, write $(REPORT)/index.html"
+	@echo "make test   the project's own tests"
+	@echo "make lint   ruff and strict mypy"
+	@echo "make soak   the same properties with many more programs"
+	@echo "make bench  speed against onnxruntime-genai"
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing kvfarm and its dependencies into $(VENV) (about a minute)"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $(STAMP)
+
+$(TINY): $(STAMP)
+	$(BIN)/kvfarm synth tiny-gemma3 -o $(TINY)
+
+$(BIG): $(STAMP)
+	$(BIN)/kvfarm synth gemma-3-1b -o $(BIG)
+
+farm: $(TINY) $(BIG)
+	$(BIN)/pytest --devices=farm --model $(TINY) --measure $(BIG)=int4 --report $(REPORT)
+	@echo "open $(REPORT)/index.html"
+
+# Chromium opens the report in tests/e2e; everything else comes from constraints.txt.
+chromium:
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint chromium
+	$(BIN)/pytest -n 2 --dist loadfile tests
+
+soak: $(TINY)
+	$(BIN)/pytest --devices=farm --model $(TINY) --examples 1000 --report out/soak
+
+bench: $(BIG)
+	$(BIN)/python -m bench.genai --model $(BIG)
+
+clean:
+	rm -rf out .kvfarm

@@ -1,0 +1,154 @@
+"""Ray itself: start a private one on this machine, or join the lab's."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+import ray
+from ray._private import ray_constants
+
+from device_agents.errors import InfrastructureError
+
+# What crosses it: 8 MiB pieces of artifacts and the logits of one program at a time. More spills to disk.
+OBJECT_STORE_BYTES = 256 << 20
+# Ray puts Unix sockets some 60 characters below its temporary folder; the kernel allows 107 in all.
+_LONGEST_FOLDER = 40
+_PREFIX = "kvfarm-ray-"
+
+
+class RayConnection:
+    """Ray, started or joined by ``ensure_ray``. ``close`` undoes just what ``ensure_ray`` did."""
+
+    def __init__(self, *, joined: bool, ours: bool, folder: Path | None = None) -> None:
+        self.joined = joined  # a cluster that outlives us
+        self._ours = ours
+        self._folder = folder
+
+    def close(self) -> None:
+        """Leave the cluster, or stop the Ray that was started here; a second time does nothing."""
+        ours, self._ours = self._ours, False
+        if ours:
+            ray.shutdown()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> RayConnection:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def ensure_ray(address: str | None = None) -> RayConnection:
+    """Ray for this process: the one that runs in it already, else the cluster at ``address``, else a new one.
+
+    A new one serves this machine only: it listens on the loopback interface, has no dashboard,
+    reports nothing home, and ends with ``close`` or with this process.
+
+    Raises:
+        InfrastructureError: no cluster at ``address``, one of another Ray or Python version, or
+            Ray does not start.
+    """
+    if ray.is_initialized():
+        return RayConnection(joined=address is not None, ours=False)
+    # Ray reads these when it starts processes; what the user has set stays.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a FutureWarning
+    return _join(address) if address is not None else _start()
+
+
+def _join(address: str) -> RayConnection:
+    what = f"could not join the Ray cluster at {address}"
+    try:
+        with _quietly():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, TimeoutError) as error:
+        raise InfrastructureError(f"{what}: nothing answers there ({_first_line(error)})") from error
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise InfrastructureError(
+            f"{what}: {_first_line(error)} (here: Ray {ray.__version__}, Python {sys.version.split()[0]})"
+        ) from error
+    return RayConnection(joined=True, ours=True)
+
+
+def _start() -> RayConnection:
+    folder = _folder()
+    connection = RayConnection(joined=False, ours=True, folder=folder)
+    try:
+        with _quietly(), _loopback():
+            ray.init(
+                address="local",  # never one that happens to run here
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                num_cpus=os.cpu_count(),
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=str(folder),
+                _node_ip_address="127.0.0.1",
+            )
+        found = ray.util.get_node_ip_address()
+        if found != "127.0.0.1":
+            raise InfrastructureError(
+                f"Ray {ray.__version__} listens on {found} and not on 127.0.0.1; refusing to open servers to "
+                "the network. Install a Ray that kvfarm was tested with (see constraints.txt)"
+            )
+    except InfrastructureError:
+        connection.close()
+        raise
+    except Exception as error:  # Ray raises a dozen unrelated classes, bare Exception among them
+        connection.close()
+        raise InfrastructureError(f"could not start Ray {ray.__version__}: {_first_line(error)}") from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _folder() -> Path:
+    """A new temporary folder for Ray; those of processes that were killed are removed on the way."""
+    base = tempfile.gettempdir()
+    base = base if len(base) <= _LONGEST_FOLDER else "/tmp"
+    for folder in Path(base).glob(f"{_PREFIX}*"):
+        owner = folder.name.removeprefix(_PREFIX).partition("-")[0]
+        if owner.isdigit() and not Path("/proc", owner).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=base))
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """Make Ray's servers listen on 127.0.0.1 only.
+
+    By default Ray replaces a loopback ``_node_ip_address`` by this machine's public one, and then
+    listens on every interface. It does not where RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER is off, but
+    reads that variable when it is imported, which may have been long ago; hence the constant.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Ray's advice is not for our users, and must not become an error under ``-W error``."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,222 @@
+"""One lab host as seen from the harness: its lab agent in a Ray actor, with deadlines on every call."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+import kvengine
+from device_agents.config import DeviceConfig
+from device_agents.errors import DeadlineExceeded, InfrastructureError
+from device_agents.lab_agent import LabAgent
+from kvengine.errors import KvEngineError
+
+NAMESPACE = "kvfarm"
+# Importing kvengine and onnxruntime on a cold disk, and the cluster finding a free slot.
+START_S = 120.0
+STOP_S = 30.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a call came to. Errors travel as values: Ray would wrap them and lose their type."""
+
+    value: Any = None
+    ended: bool = False  # the agent was stopped, by its last user or for another farm.toml
+    error: KvEngineError | InfrastructureError | None = None
+
+
+class LabActor:
+    """Lives in the actor's process on the lab host and holds the LabAgent there."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._agent: LabAgent | None = None
+        self._configs: dict[str, DeviceConfig] = {}
+
+    def start(self, root: Path | None, configs: Sequence[DeviceConfig]) -> Answer:
+        """Start the agent, or find that it runs with these devices already; returns kvfarm's version here."""
+        with self._lock:
+            try:
+                self._start(root, configs)
+            except InfrastructureError as error:
+                return Answer(error=error)
+            return Answer(value=kvengine.__version__)
+
+    def _start(self, root: Path | None, configs: Sequence[DeviceConfig]) -> None:
+        other = [config.name for config in configs if self._configs.get(config.name) != config]
+        if self._agent is not None and other:
+            if self._agent.leases():
+                raise InfrastructureError(
+                    f"the agent of this lab host is in use with a farm.toml that describes device "
+                    f"{other[0]!r} otherwise, or not at all (it has {', '.join(self._configs)}); "
+                    "wait until it is idle, or use the same farm.toml"
+                )
+            agent, self._agent = self._agent, None
+            agent.shutdown()
+        if self._agent is None:
+            self._agent = LabAgent(root or _default_root(), configs)
+            self._configs = {config.name: config for config in configs}
+
+    def call(self, method: str, arguments: tuple[Any, ...]) -> Answer:
+        """A method of LabAgent."""
+        agent = self._agent
+        if agent is None:
+            return Answer(ended=True)
+        try:
+            return Answer(value=getattr(agent, method)(*arguments))
+        except (KvEngineError, InfrastructureError) as error:
+            return Answer(error=error)
+
+    def stop(self, even_if_leased: bool) -> Answer:
+        """Shut the agent down unless somebody holds a lease; says whether it did."""
+        with self._lock:
+            if self._agent is None:
+                return Answer(value=True)
+            if not even_if_leased and self._agent.leases():
+                return Answer(value=False)
+            agent, self._agent = self._agent, None
+        agent.shutdown()
+        return Answer(value=True)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of the Ray cluster."""
+
+    id: str
+    address: str
+
+
+def here() -> Node:
+    """This machine."""
+    return Node(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address())
+
+
+def find_node(lab: str, wanted: str) -> Node:
+    """The living node with address or host name ``wanted``.
+
+    Raises:
+        InfrastructureError: there is none; the message lists those there are.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    for node in nodes:
+        if wanted in (node["NodeManagerAddress"], node["NodeManagerHostname"]):
+            return Node(node["NodeID"], node["NodeManagerAddress"])
+    known = ", ".join(sorted(node["NodeManagerAddress"] for node in nodes))
+    raise InfrastructureError(
+        f"lab host {lab!r}: sought node {wanted} in the Ray cluster, found {known}; run "
+        "`ray start --address=...` there and give --farm-address, or correct farm.toml"
+    )
+
+
+class Lab:
+    """The lab agent of one lab host. In a joined cluster it is shared with other clients.
+
+    root: the agent's folder there; None is its own choice.
+    """
+
+    def __init__(self, name: str, node: Node, root: Path | None, *, joined: bool) -> None:
+        self.name = name
+        self._node = node
+        self._root = root
+        self._joined = joined
+        self._actor: Any = None
+
+    @property
+    def running(self) -> bool:
+        """Whether the agent was started and has not died since."""
+        return self._actor is not None
+
+    def start(self, configs: Sequence[DeviceConfig]) -> None:
+        """Start the agent, or join the one that runs there.
+
+        Raises:
+            InfrastructureError: it does not start, is of another version, or has other devices.
+        """
+        # One agent a machine, whoever asks first; in a joined cluster it outlives who asked.
+        self._actor = (
+            ray.remote(LabActor)
+            .options(
+                name=f"lab-agent-{self._node.id}",
+                namespace=NAMESPACE,
+                get_if_exists=True,
+                lifetime="detached" if self._joined else None,
+                num_cpus=0,  # it waits for devices; Ray's CPUs mean nothing here
+                max_concurrency=4 + 4 * len(configs),
+                max_restarts=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(self._node.id, soft=False),
+            )
+            .remote()
+        )
+        try:
+            version = self._answer(self._actor.start.remote(self._root, tuple(configs)), "start", START_S)
+            if version != kvengine.__version__:
+                raise InfrastructureError(
+                    f"lab host {self.name} ({self._node.address}) has kvfarm {version}, here is "
+                    f"{kvengine.__version__}; install the same on both"
+                )
+        except BaseException:
+            self.close()
+            raise
+
+    def call(self, method: str, seconds: float, *arguments: Any) -> Any:
+        """``LabAgent.method(*arguments)`` on the lab host.
+
+        Raises:
+            KvEngineError, InfrastructureError: as the agent raised them.
+            DeadlineExceeded: no answer in ``seconds``.
+            InfrastructureError: the agent died; ``running`` is False from now on.
+        """
+        actor = self._actor
+        if actor is None:
+            raise InfrastructureError(f"{method}: the agent of lab host {self.name} is not running")
+        return self._answer(actor.call.remote(method, arguments), method, seconds)
+
+    def close(self) -> None:
+        """End the agent, with all its sessions; one that others use goes on without us. Never raises."""
+        actor, self._actor = self._actor, None
+        if actor is None:
+            return
+        stopped = not self._joined
+        with contextlib.suppress(InfrastructureError):
+            stopped = self._answer(actor.stop.remote(not self._joined), "stop", STOP_S)
+        if stopped:
+            # The agent's runners are ended; what is left is an empty process.
+            with contextlib.suppress(RayError, ValueError):
+                ray.kill(actor)
+
+    def _answer(self, promise: Any, what: str, seconds: float) -> Any:
+        try:
+            answer: Answer = ray.get(promise, timeout=seconds)
+        except GetTimeoutError:
+            raise DeadlineExceeded(
+                f"{what}: the agent of lab host {self.name} ({self._node.address}) gave no answer "
+                f"within {seconds:g} s"
+            ) from None
+        except RayActorError as error:
+            self._actor = None
+            raise InfrastructureError(f"{what}: the agent of lab host {self.name} died: {error}") from error
+        except RayError as error:  # also RayTaskError: a bug in the agent, with its traceback
+            raise InfrastructureError(f"{what}: lab host {self.name}: {error}") from error
+        if answer.ended:
+            self._actor = None
+            raise InfrastructureError(f"{what}: the agent of lab host {self.name} has ended")
+        if answer.error is not None:
+            raise answer.error
+        return answer.value
+
+
+def _default_root() -> Path:
+    """Of an agent that serves a lab: in the cache folder of the user it runs as."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "kvfarm" / "lab"
