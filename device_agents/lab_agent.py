@@ -124,13 +124,17 @@ class LabAgent:
         if len(set(names)) != len(names):
             raise NoSuchDevice(f"each device needs a name of its own, found {names}")
         root.mkdir(parents=True, exist_ok=True)
-        self._root_lock = _lock_root(root)
-        self._fencing = _FencingCounter(root / "fencing-token")
         self._store = BlobStore(root)
         self._store_limit = store_limit_bytes
         self._budgets = budgets or AgentBudgets()
         self._clock = clock
         self._slots = {c.name: _Slot(c, make(c, self._store)) for c in devices}
+        self._root_lock = _lock_root(root)
+        try:
+            self._fencing = _FencingCounter(root / "fencing-token")
+        except InfrastructureError:
+            self._root_lock.close()
+            raise
         self._stopped = threading.Event()
         self._reaper: threading.Thread | None = None
         if reap_every_s is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -39,10 +38,16 @@ class Tally:
 
     programs: int = 0
     worst_error: float = 0.0  # logits
+    limit: float | None = None  # the widest that worst_error was held to; None: to nothing
     rows: int = 0  # compared with the reference
     kl: float = 0.0  # summed over rows, nats
     hits: int = 0  # rows whose argmax is the reference's
-    started: float = field(default_factory=time.monotonic)
+
+    def saw(self, error: float, limit: float | None) -> None:
+        """One more comparison, held to ``limit``."""
+        self.worst_error = max(self.worst_error, error)
+        if limit is not None:
+            self.limit = max(self.limit or 0.0, limit)
 
 
 @dataclass
@@ -95,7 +100,7 @@ class Cell:
         except InfrastructureError as error:
             raise InfrastructureStop(error) from error
         tally = self.tally
-        tally.worst_error = max(tally.worst_error, agreement.error)
+        tally.saw(agreement.error, self.tolerance.logits)
         tally.rows += agreement.rows
         tally.kl += agreement.kl
         tally.hits += agreement.hits
@@ -124,8 +129,7 @@ class Cell:
         limit: float,
     ) -> None:
         """Raises CheckFailed unless both differ by at most ``limit``."""
-        error = compare.agree_with_each_other(program, left, right, limit, what)
-        self.tally.worst_error = max(self.tally.worst_error, error)
+        self.tally.saw(compare.agree_with_each_other(program, left, right, limit, what), limit)
 
     def for_all(self, drawn: st.SearchStrategy[Drawn], check: Callable[[Drawn], None]) -> None:
         """Draw ``examples`` values, check each on the device, shrink the first failure on that device.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 
@@ -22,6 +23,7 @@ from device_agents.errors import InfrastructureError
 OBJECT_STORE_BYTES = 256 << 20
 # Ray puts Unix sockets some 60 characters below its temporary folder; the kernel allows 107 in all.
 _LONGEST_FOLDER = 40
+CONNECT_S = 5.0
 _PREFIX = "kvfarm-ray-"
 
 
@@ -70,16 +72,27 @@ def ensure_ray(address: str | None = None) -> RayConnection:
 
 def _join(address: str) -> RayConnection:
     what = f"could not join the Ray cluster at {address}"
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or "/" in host:
+        raise InfrastructureError(f"{what}: sought HOST:PORT of its head node")
     try:
-        with _quietly():
+        # Ray itself would try for minutes.
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+    except OSError as error:
+        raise InfrastructureError(f"{what}: nothing answers there ({error})") from error
+    try:
+        with _quietly(), _loopback() if _is_loopback(host) else nullcontext():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, TimeoutError) as error:
-        raise InfrastructureError(f"{what}: nothing answers there ({_first_line(error)})") from error
-    except (RuntimeError, ValueError, AssertionError) as error:
+    except Exception as error:  # Ray raises a dozen unrelated classes, bare Exception among them
         raise InfrastructureError(
             f"{what}: {_first_line(error)} (here: Ray {ray.__version__}, Python {sys.version.split()[0]})"
         ) from error
     return RayConnection(joined=True, ours=True)
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether ``host``, a name or an address, is this machine talking to itself."""
+    return host == "localhost" or host.startswith("127.") or host in ("::1", "[::1]")
 
 
 def _start() -> RayConnection:
@@ -128,7 +141,7 @@ def _folder() -> Path:
 
 @contextmanager
 def _loopback() -> Iterator[None]:
-    """Make Ray's servers listen on 127.0.0.1 only.
+    """Make Ray's servers listen on 127.0.0.1 only, and find a head node that does.
 
     By default Ray replaces a loopback ``_node_ip_address`` by this machine's public one, and then
     listens on every interface. It does not where RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER is off, but

@@ -25,6 +25,8 @@ from kvengine.session import SessionInfo
 class LocalEngine:
     """The engine behind every check: in a test it runs here, on a device inside the runner."""
 
+    decoder_type: type[Decoder] = Decoder  # where tests inject a broken one
+
     def __init__(self, model: Model) -> None:
         self.model = model
         self._nodes = model.nodes_by_provider()
@@ -57,7 +59,7 @@ class LocalEngine:
         Raises:
             InvalidRequest: the program's capacity or slack cannot be had.
         """
-        decoder = Decoder(self.model, program.capacity, slack=program.slack)
+        decoder = self.decoder_type(self.model, program.capacity, slack=program.slack)
         return tuple(self._observe(decoder, operation) for operation in program.operations)
 
     def run_workload(self, workload: Workload) -> Measurement:

@@ -49,6 +49,7 @@ class Model:
             raise EngineFailure(f"onnxruntime could not load {artifact.model_path}: {error}") from error
         self.load_ms = (time.perf_counter() - started) * 1e3
         self.run_options = ort.RunOptions()
+        self.run_options.log_severity_level = 4
         if recipe.arena_shrinkage:
             self.run_options.add_run_config_entry(
                 "memory.enable_memory_arena_shrinkage", f"{recipe.device_type}:{recipe.device_id}"
@@ -76,7 +77,7 @@ class Model:
         options.graph_optimization_level = _OPTIMIZATION[recipe.optimization]
         options.enable_cpu_mem_arena = recipe.arena
         options.enable_mem_pattern = recipe.memory_pattern
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors come as exceptions
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         for key, value in recipe.session_config.items():
             options.add_session_config_entry(key, value)

@@ -62,7 +62,9 @@ class CheckResult:
     seconds: float
     programs: int  # programs run on the device
     worst_error: float | None  # max abs logit difference over all passing programs
-    tolerance: float | None
+    tolerance: float | None  # of worst_error; 0 is bit by bit; None: judged by mean_kl instead
+    mean_kl: float | None = None  # KL divergence from the reference, mean over rows, nats
+    kl_tolerance: float | None = None  # of mean_kl
     message: str = ""
     program: str = ""  # JSON of the minimal failing program
     replay: str = ""  # one-line command

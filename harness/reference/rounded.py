@@ -1,4 +1,4 @@
-"""The checkpoint that a recipe's weights stand for, so that the reference judges the cache and not the rounding.
+"""The checkpoint that a recipe's weights stand for: the reference then judges the cache, not the rounding.
 
 Every matrix that the exporter stores in float16, int8 or int4 is rounded the same way and written
 back in float32; how far that moves a weight is held by the exporter's own tests (at most half a scale).

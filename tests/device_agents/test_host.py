@@ -54,7 +54,7 @@ def test_identity_comes_from_a_runner(device: HostDevice) -> None:
 def test_identity_from_a_runner_that_dies_is_an_infrastructure_error(tmp_path: Path) -> None:
     argv = ["sh", "-c", "echo no python here >&2; exit 127"]
     device = HostDevice("bench", tmp_path, LocalTransport(GRACE_S), runner_argv=argv)
-    with pytest.raises(RunnerDied, match="(?s)exit code 127.*no python here"):
+    with pytest.raises(RunnerDied, match=r"(?s)exit code 127.*no python here"):
         device.identity(Deadline(30))
 
 

@@ -6,7 +6,6 @@ import hashlib
 import pickle
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,7 @@ from device_agents.errors import (
 from device_agents.host import HostDevice
 from device_agents.lab_agent import AgentBudgets, LabAgent, make_device
 from device_agents.local import LocalTransport
-from device_agents.remote_session import Budgets
+from device_agents.remote_session import Budgets, RunnerSession
 from kvengine.artifact import Manifest
 from kvengine.errors import ArtifactError
 from kvengine.program import Prefill, Program, Workload
@@ -182,7 +181,7 @@ def test_threads_left_open_become_the_devices(agent: LabAgent) -> None:
 
 
 def test_an_unknown_device_is_named_with_those_there_are(agent: LabAgent) -> None:
-    with pytest.raises(NoSuchDevice, match=r"no device 'up' here; this lab host has \['left', 'right'\]"):
+    with pytest.raises(NoSuchDevice, match=r"no device 'up' at this lab host; it has \['left', 'right'\]"):
         agent.acquire("up", "me", 60)
 
 
@@ -237,11 +236,10 @@ def test_of_many_at_once_one_gets_the_device(agent: LabAgent) -> None:
 
 
 def test_tokens_grow_over_restarts(tmp_path: Path) -> None:
-    tokens = []
+    tokens: list[int] = []
     for _ in range(3):
         agent = LabAgent(tmp_path, TWO, make=make_fake, reap_every_s=None)
-        for device in ("left", "right"):
-            tokens.append(agent.acquire(device, "me", 60).token)
+        tokens.extend(agent.acquire(device, "me", 60).token for device in ("left", "right"))
         agent.shutdown()
     assert tokens == sorted(set(tokens))
 
@@ -353,10 +351,12 @@ def test_a_token_is_good_for_its_own_device_only(agent: LabAgent) -> None:
         agent.run_program(session, right.token, GOOD)
 
 
-def test_status_shows_the_holder_until_the_lease_ends(agent: LabAgent, clock: Clock) -> None:
+def test_the_holder_is_shown_until_the_lease_ends(agent: LabAgent, clock: Clock) -> None:
     lease = agent.acquire("left", "me", 60)
     assert [s.lease for s in agent.status()] == [lease, None]
+    assert agent.leases() == (lease,)
     clock.now += 60
+    assert agent.leases() == ()
     assert [s.lease for s in agent.status()] == [None, None]
 
 
@@ -435,15 +435,16 @@ def test_shutdown_stops_everything_and_answers_nothing_more(agent: LabAgent) -> 
 
 
 def test_a_lease_that_ends_while_a_session_opens_leaves_no_runner(tmp_path: Path, clock: Clock) -> None:
-    class Slow(HostDevice):
-        def identity(self, deadline: Deadline) -> DeviceIdentity:
-            return replace(super().identity(deadline), model="slow")
+    agents: list[LabAgent] = []
 
-        def open_session(self, remote_folder, recipe, deadline):  # type: ignore[no-untyped-def]
+    class Slow(HostDevice):
+        def open_session(
+            self, remote_folder: str, recipe: SessionRecipe, deadline: Deadline
+        ) -> RunnerSession:
             session = super().open_session(remote_folder, recipe, deadline)
             clock.now += 61
             with pytest.raises(LeaseError, match="still finishes work of an expired lease"):
-                agent.acquire("left", "next", 60)
+                agents[0].acquire("left", "next", 60)
             return session
 
     def make(config: DeviceConfig, store: BlobStore) -> Device:
@@ -451,6 +452,7 @@ def test_a_lease_that_ends_while_a_session_opens_leaves_no_runner(tmp_path: Path
         return Slow(config.name, store.root, transport, store=store, runner_argv=FAKE_RUNNER)
 
     agent = LabAgent(tmp_path, TWO, make=make, clock=clock, reap_every_s=None)
+    agents.append(agent)
     lease = agent.acquire("left", "me", 60)
     with pytest.raises(LeaseError, match="expired while the session was being opened"):
         open_session(agent, "left", lease.token)

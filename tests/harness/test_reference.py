@@ -47,7 +47,7 @@ def test_each_row_is_what_the_sequence_so_far_gives(reference: TransformersRefer
 
 
 def test_the_logits_are_gemma3s(tiny: Path, reference: TransformersReference) -> None:
-    """Against the class itself, with PyTorch's own attention and transformers' own cache, a token at a time."""
+    """Against the class itself with PyTorch's own attention and transformers' own cache, token by token."""
     import torch
     from transformers import Gemma3ForCausalLM
 

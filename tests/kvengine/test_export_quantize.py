@@ -23,9 +23,9 @@ def errors_in_scales(weights: Float32, bits: int, block: int, dtype: str = "floa
     kept = dequantize_rows(quantized.codes, quantized.scales, bits, weights.shape[1])
     scales = np.abs(np.repeat(quantized.scales, block, axis=1)[:, : weights.shape[1]])
     error = np.abs(weights - kept)
-    return np.divide(
-        error, scales, out=np.where(error > 1e-35, np.inf, 0).astype(np.float32), where=scales > 0
-    )
+    unscaled: Float32 = np.where(error > 1e-35, np.inf, 0).astype(np.float32)
+    ratio: Float32 = np.divide(error, scales, out=unscaled, where=scales > 0)
+    return ratio
 
 
 @given(weights=WEIGHTS, bits=st.sampled_from([4, 8]), block=st.sampled_from([32, 64, 128]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
+_BREAKS = {"td", "th", "dt", "dd", "li", "p", "pre", "small", "code", "button", "span", "h3", "h4"}
 _VOID = {"meta", "br", "img", "link", "input", "hr"}
 
 
@@ -22,7 +23,7 @@ class Element:
 
     @property
     def words(self) -> str:
-        """The text with white space folded."""
+        """The text with white space folded; cells, items and blocks stand apart."""
         return " ".join(self.text.split())
 
 
@@ -50,6 +51,9 @@ class Page(HTMLParser):
         assert self._open, f"</{tag}> closes nothing"
         assert self._open[-1].tag == tag, f"</{tag}> closes <{self._open[-1].tag}>"
         self._open.pop()
+        if tag in _BREAKS:
+            for element in self._open:
+                element.text += " "
 
     def handle_data(self, data: str) -> None:
         raw = self._open and self._open[-1].tag in ("script", "style")
