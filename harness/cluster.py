@@ -35,6 +35,11 @@ class RayConnection:
         self._ours = ours
         self._folder = folder
 
+    @property
+    def shared(self) -> bool:
+        """Whether others may be using it: anyone in a joined cluster, or other code of this process."""
+        return self.joined or not self._ours
+
     def close(self) -> None:
         """Leave the cluster, or stop the Ray that was started here; a second time does nothing."""
         ours, self._ours = self._ours, False

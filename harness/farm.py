@@ -252,7 +252,8 @@ class Farm:
             root = self._root
             if root is None and name == LOCAL_LAB and not self._ray.joined:
                 root = LOCAL_ROOT
-            self._labs[name] = Lab(name, node, root and root.absolute(), joined=self._ray.joined)
+            joined, shared = self._ray.joined, self._ray.shared
+            self._labs[name] = Lab(name, node, root and root.absolute(), detached=joined, shared=shared)
         return self._labs[name]
 
     def _ready(self, lab: Lab) -> Lab:

@@ -120,16 +120,18 @@ def find_node(lab: str, wanted: str) -> Node:
 
 
 class Lab:
-    """The lab agent of one lab host. In a joined cluster it is shared with other clients.
+    """The lab agent of one lab host.
 
-    root: the agent's folder there; None is its own choice.
+    root: the agent's folder there; None is its own choice. detached: in a joined cluster the agent
+    must outlive who asked for it first. shared: it may have other users, so it ends with the last one.
     """
 
-    def __init__(self, name: str, node: Node, root: Path | None, *, joined: bool) -> None:
+    def __init__(self, name: str, node: Node, root: Path | None, *, detached: bool, shared: bool) -> None:
         self.name = name
         self._node = node
         self._root = root
-        self._joined = joined
+        self._detached = detached
+        self._shared = shared
         self._actor: Any = None
 
     @property
@@ -143,14 +145,14 @@ class Lab:
         Raises:
             InfrastructureError: it does not start, is of another version, or has other devices.
         """
-        # One agent a machine, whoever asks first; in a joined cluster it outlives who asked.
+        # One agent a machine, started by whoever asks first.
         self._actor = (
             ray.remote(LabActor)
             .options(
                 name=f"lab-agent-{self._node.id}",
                 namespace=NAMESPACE,
                 get_if_exists=True,
-                lifetime="detached" if self._joined else None,
+                lifetime="detached" if self._detached else None,
                 num_cpus=0,  # it waits for devices; Ray's CPUs mean nothing here
                 max_concurrency=4 + 4 * len(configs),
                 max_restarts=0,
@@ -187,9 +189,9 @@ class Lab:
         actor, self._actor = self._actor, None
         if actor is None:
             return
-        stopped = not self._joined
+        stopped = not self._shared
         with contextlib.suppress(InfrastructureError):
-            stopped = self._answer(actor.stop.remote(not self._joined), "stop", STOP_S)
+            stopped = self._answer(actor.stop.remote(not self._shared), "stop", STOP_S)
         if stopped:
             # The agent's runners are ended; what is left is an empty process.
             with contextlib.suppress(RayError, ValueError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,37 +33,66 @@ class Expected:
 
 def expectations(
     program: Program, observations: Sequence[Observation], reference: Reference, spec: ModelSpec
-) -> Iterator[Expected]:
-    """One Expected per operation, in order.
+) -> list[Expected]:
+    """One Expected per operation.
 
     ``observations`` are needed only for the tokens that Generate chose: those are in the cache
     afterwards, also where two logits tie and the engine picked the other one.
     """
-    sequence: tuple[int, ...] = ()
+    spans, sequences = _walk(program, observations, spec)
+    # Attention is causal: one forward of a whole sequence holds the logits of every operation on it.
+    logits = [reference.logits(sequence) if sequence else None for sequence in sequences]
     nothing = np.empty((0, spec.vocab_size), np.float32)
+    expected = []
+    for operation, span in zip(program.operations, spans, strict=True):
+        rows = choices = nothing
+        whole = logits[span.sequence]
+        if whole is not None and span.end > span.start:
+            rows = whole[span.start : span.end]
+            if isinstance(operation, Generate):
+                rows, choices = nothing, rows
+            elif isinstance(operation, Prefill) and operation.logits == "last":
+                rows = rows[-1:]
+        expected.append(Expected(span.start, span.end, rows, choices, span.refusal))
+    return expected
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Positions before and after one operation, and in which of the program's sequences they are."""
+
+    start: int
+    end: int
+    sequence: int
+    refusal: str = ""
+
+
+def _walk(
+    program: Program, observations: Sequence[Observation], spec: ModelSpec
+) -> tuple[list[_Span], list[tuple[int, ...]]]:
+    """Every operation's span, and the token sequences between resets."""
+    spans: list[_Span] = []
+    sequences: list[tuple[int, ...]] = [()]
     for operation, observation in zip(program.operations, observations, strict=True):
-        start = len(sequence)
+        start = len(sequences[-1])
         refusal = _refusal(operation, start, program.capacity, spec.vocab_size)
-        if refusal:
-            yield Expected(start, start, nothing, nothing, refusal)
-            continue
-        match operation:
-            case Prefill() | Decode():
-                sequence += operation.tokens
-                rows = reference.logits(sequence)[start:]
-                if isinstance(operation, Prefill) and operation.logits == "last":
-                    rows = rows[-1:]
-                yield Expected(start, len(sequence), rows, nothing)
-            case Generate():
-                sequence += (operation.token, *observation.tokens[: operation.count - 1])
-                yield Expected(start, start + operation.count, nothing, reference.logits(sequence)[start:])
-            case Reset():
-                sequence = ()
-                yield Expected(start, 0, nothing, nothing)
-            case Poison():
-                yield Expected(start, start, nothing, nothing)
-            case _:
-                yield Expected(start, start, nothing, nothing, "NotSupported")
+        if isinstance(operation, Reset):
+            sequences.append(())
+            start = 0
+        elif not refusal:
+            sequences[-1] += _appended(operation, observation)
+        spans.append(_Span(start, len(sequences[-1]), len(sequences) - 1, refusal))
+    return spans, sequences
+
+
+def _appended(operation: Operation, observation: Observation) -> tuple[int, ...]:
+    match operation:
+        case Prefill() | Decode():
+            return operation.tokens
+        case Generate():
+            return (operation.token, *observation.tokens[: operation.count - 1])
+        case _:
+            return ()
 
 
 def _refusal(operation: Operation, start: int, capacity: int, vocabulary: int) -> str:
@@ -73,8 +102,10 @@ def _refusal(operation: Operation, start: int, capacity: int, vocabulary: int) -
             tokens: tuple[int, ...] = operation.tokens
         case Generate():
             tokens = (operation.token,) * operation.count
-        case _:
+        case Reset() | Poison():
             return ""
+        case _:
+            return "NotSupported"
     if not tokens:
         return "EmptyPrompt"
     if any(not 0 <= token < vocabulary for token in tokens):

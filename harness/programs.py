@@ -128,7 +128,8 @@ def overflowing(draw: st.DrawFn, limits: Limits) -> Program:
     used = sum(map(appended, before))
     excess = fits.capacity - used + draw(st.integers(1, 3))
     tokens = draw(token_lists(limits, excess, least=excess))
-    refused = draw(st.sampled_from([Prefill(tokens), Prefill(tokens, 1), Decode(tokens)]))
+    refusals: list[Operation] = [Prefill(tokens), Prefill(tokens, 1), Decode(tokens)]
+    refused = draw(st.sampled_from(refusals))
     return Program(fits.capacity, (*before, refused, *after), fits.slack)
 
 

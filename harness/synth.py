@@ -312,7 +312,7 @@ def _header(preset: Preset, seed: int) -> tuple[bytes, int]:
 
 
 def _metadata(preset: Preset, seed: int) -> dict[str, str]:
-    # "format": transformers refuses a file that does not say which framework wrote it.
+    # "format": transformers 4 refuses a file that does not say which framework it is for.
     return {"format": "pt", "kvfarm_synth": f"{preset.name} {preset.fingerprint} seed={seed}"}
 
 

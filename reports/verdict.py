@@ -162,10 +162,10 @@ def _about_checks(state: State, results: RunResults, counts: Counts) -> str:
         return "No check was planned."
     if state == "passed":
         return (
-            f"All {plural(counts.passed, 'planned check')} agree with the reference"
+            f"All {plural(counts.passed, 'planned check')} passed"
             f" on {plural(_checked_devices(results), 'device')}."
             if counts.passed != 1
-            else "The one planned check agrees with the reference."
+            else "The one planned check passed."
         )
     shortfall = _shortfall(counts)
     tail = f"; {joined(shortfall)}" if shortfall else ""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import typer
 
 import kvengine
-from harness.cli import generate, models, runs
+from harness.cli import devices, generate, models, runs
 from harness.cli.output import EXPECTED, REFUSED, fail
 
 app = typer.Typer(
@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (models, generate, runs):
+for module in (models, generate, devices, runs):
     module.register(app)
 
 # Typer carries click inside from some version on; either way this is what a wrong option raises.
@@ -47,7 +47,8 @@ def run(arguments: Sequence[str]) -> int:
     What the engine, the lab or the harness refuses is one line on stderr (with ``--json`` also
     ``{"error": {"type", "message"}}`` on stdout), never a traceback.
     """
-    as_json = "--json" in arguments
+    ours = arguments[: list(arguments).index("--")] if "--" in arguments else arguments
+    as_json = "--json" in ours
     try:
         result = app(args=list(arguments), prog_name="kvfarm", standalone_mode=False)
     except _UsageError as error:
@@ -55,6 +56,9 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         fail("Interrupted", "interrupted", as_json)
         return 130
+    except OSError as error:
+        named = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return fail(type(error).__name__, named, as_json)
     except EXPECTED as error:
         return fail(type(error).__name__, str(error), as_json)
     return result if isinstance(result, int) else 0

@@ -23,7 +23,7 @@ JsonOption = Annotated[
     bool, typer.Option("--json", help="Print exactly one JSON object on stdout, everything else on stderr.")
 ]
 # Refusals: their message is for the user. Anything else is a bug and keeps its traceback.
-EXPECTED = (KvEngineError, InfrastructureError, HarnessError, SynthError, DecodeError, OSError)
+EXPECTED = (KvEngineError, InfrastructureError, HarnessError, SynthError, DecodeError)
 REFUSED = 2
 
 Report = Callable[[str, int, int], None]

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from harness.cli.devices import AddressOption, FarmOption
 from harness.cli.output import JsonOption, note, show
 from harness.errors import StoreError
 from harness.store import DEFAULT_STORE, RunSummary, open_store
@@ -41,16 +42,16 @@ def run(
     store: Annotated[
         str | None, typer.Option(help="Results database: a URL or a SQLite file.  [default: .kvfarm]")
     ] = None,
-    farm_address: Annotated[
-        str | None, typer.Option(help="Ray cluster to join, HOST:PORT.  [default: start one here]")
-    ] = None,
+    farm_file: FarmOption = None,
+    farm_address: AddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run the suite on devices and write the report.
 
     Arguments after -- go to pytest."""
     options = {"--devices": devices, "--model": model, "--report": output}
-    options |= {"--recipes": recipes, "--store": store, "--farm-address": farm_address}
+    options |= {"--recipes": recipes, "--store": store}
+    options |= {"--farm": farm_file, "--farm-address": farm_address}
     arguments = [f"{name}={value}" for name, value in options.items() if value is not None]
     older = _written(output)
     code = _pytest([*arguments, *context.args])

@@ -108,5 +108,4 @@ def _load(torch: Any, transformers: Any, folder: Path) -> Any:
         raise ReferenceUnavailable(f"{folder} does not fit {type(model).__name__}: {wrong}")
     # An end-of-sequence token is a token like any other here.
     model.generation_config = transformers.GenerationConfig(pad_token_id=0)
-    model.config.get_text_config().eos_token_id = None
     return model.eval()

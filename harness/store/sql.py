@@ -1,7 +1,7 @@
 """The Store on SQLAlchemy: a SQLite file by default, any other database by URL.
 
-Each row holds one of reports.results' dataclasses as JSON text (text and not a JSON column: a
-divergence may be NaN, which PostgreSQL's JSON refuses) beside the columns it is looked up by.
+Each row holds one of reports.results' dataclasses as JSON text (text and not a JSON column: an
+error may be NaN, which PostgreSQL's JSON refuses) beside the columns it is looked up by.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from kvengine.errors import InvalidRequest, InvalidToken
+from kvengine.errors import CheckpointError, InvalidRequest, InvalidToken
 from kvengine.export.config import Architecture
 from kvengine.export.graph import CacheScales, build_graph
 from kvengine.export.store import Progress, StoredModel
@@ -50,6 +50,7 @@ def calibrate(
 
     Raises:
         InvalidToken: a sample token out of vocabulary. InvalidRequest: an empty sample.
+        CheckpointError: K or V overflows.
     """
     spec = architecture.spec
     sample = _sample(spec, tokens)
@@ -63,6 +64,12 @@ def calibrate(
     dtype = recipe.cache.dtype
     step = _HEADROOM[dtype] / ((1 << (BITS[dtype] - 1)) - 1)
     scales = [(_scale(key, step), _scale(value, step)) for key, value in magnitudes]
+    for i, pair in enumerate(scales):
+        if not np.isfinite(pair).all():
+            raise CheckpointError(
+                f"layer {i}: sought finite K and V on the calibration sample, found NaN or infinity; "
+                f"activations {recipe.activations} may be too narrow for this checkpoint"
+            )
     note = {
         "method": "per-channel max-abs of V and of K at any rotation, float cache",
         "headroom": str(_HEADROOM[dtype]),

@@ -164,13 +164,13 @@ def _layer_types(text: Config, family: Family) -> tuple[str, ...]:
         if len(listed) != count:
             raise UnsupportedModel(f"sought {count} layer_types (num_hidden_layers), found {len(listed)}")
         return tuple(listed)
-    if text.get("sliding_window") is None:
+    if family.pattern == "none" or text.get("sliding_window") is None:
         return (FULL,) * count
     if family.pattern == "every":
         period = _integer(text, "sliding_window_pattern")
         return tuple(SLIDING if (i + 1) % period else FULL for i in range(count))
     if family.pattern == "tail":
-        first = _integer(text, "max_window_layers") if text.get("use_sliding_window") else count
+        first = int(text["max_window_layers"]) if text.get("use_sliding_window") else count
         return tuple(SLIDING if i >= first else FULL for i in range(count))
     return (SLIDING,) * count
 

@@ -14,7 +14,7 @@ class Family:
     """What sets one Hugging Face ``model_type`` apart from the others.
 
     defaults: config keys that its ``config.json`` may leave out, as transformers fills them in.
-    pattern: which layers slide when ``layer_types`` is absent: ``every`` (all but each
+    pattern: which layers slide when ``layer_types`` is absent: ``none``, ``every`` (all but each
         ``sliding_window_pattern``-th), ``all`` (all, if there is a window) or ``tail`` (with
         ``use_sliding_window``, the layers from ``max_window_layers`` on).
     norm_offset: the RMS norm multiplies by ``norm_offset + weight``.
@@ -26,7 +26,7 @@ class Family:
     """
 
     defaults: dict[str, Any] = field(default_factory=dict)
-    pattern: Literal["every", "all", "tail"] = "all"
+    pattern: Literal["none", "every", "all", "tail"] = "none"
     norm_offset: float = 0.0
     scaled_embedding: bool = False
     sandwich: bool = False
@@ -64,7 +64,23 @@ _GEMMA3 = Family(
     global_scaling=True,
 )
 
-FAMILIES: dict[str, Family] = {"gemma3_text": _GEMMA3}
+# Published configs always state the geometry; these are the keys that some leave out.
+_COMMON: dict[str, Any] = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10_000.0}
+_QWEN = _COMMON | {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
+
+FAMILIES: dict[str, Family] = {
+    "gemma3_text": _GEMMA3,
+    "llama": Family(defaults=_COMMON | {"max_position_embeddings": 2048}),
+    "mistral": Family(
+        defaults=_COMMON
+        | {"max_position_embeddings": 131_072, "num_key_value_heads": 8, "sliding_window": 4096},
+        pattern="all",
+    ),
+    "qwen2": Family(defaults=_QWEN | {"max_position_embeddings": 32_768}, pattern="tail", qkv_bias=True),
+    "qwen3": Family(
+        defaults=_QWEN | {"max_position_embeddings": 32_768, "head_dim": 128}, pattern="tail", qk_norm=True
+    ),
+}
 
 # Composite checkpoints: model_type -> model_type of the language model in ``text_config``.
 COMPOSITES: dict[str, str] = {"gemma3": "gemma3_text"}

@@ -31,6 +31,8 @@ from kvengine.spec import LayerSpec
 CacheScales = Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
 
 MICROSOFT = "com.microsoft"
+_GREEDY_BLOCK = 512
+_GREEDY_BLOCK_MIN = 16
 _OPSETS = (("", 21), (MICROSOFT, 1))
 _IR_VERSION = 10
 _CACHE_TYPES: dict[CacheDtype, int] = {
@@ -67,6 +69,7 @@ class _Builder:
         self._nodes: list[onnx.NodeProto] = []
         self._tensors: dict[str, onnx.TensorProto] = {}
         self._numbers = itertools.count()
+        self._scope = ""  # prefix of node names, so that a profile tells the layer
 
     def build(self) -> onnx.ModelProto:
         residual = self._embed()
@@ -121,6 +124,7 @@ class _Builder:
     def _layer(self, i: int, hidden: str, residual: str) -> tuple[str, str]:
         """Normed and raw output of layer ``i``; the norm is the next layer's first."""
         at, last = f"layers.{i}.", i == len(self._spec.layers) - 1
+        self._scope = at
         attended = self._attention(i, hidden)
         if last:
             # Nothing behind the last attention looks at other rows than those asked for.
@@ -201,6 +205,7 @@ class _Builder:
         return self._op("Gelu", [gate], approximate=approximate)
 
     def _head(self, hidden: str) -> None:
+        self._scope = "head."
         head = self._weights.matrices["head"]
         if head.bits:
             logits = self._linear(hidden, "head")
@@ -213,7 +218,29 @@ class _Builder:
             self._nodes[-1].output[0] = "logits"
         else:
             self._op("Cast", [logits], to=TensorProto.FLOAT, output="logits")
-        self._op("ArgMax", ["logits"], axis=-1, keepdims=1, output="next_token")
+        self._greedy()
+
+    def _greedy(self) -> None:
+        """next_token: the first of the largest logits, as ArgMax has it.
+
+        onnxruntime's ArgMax takes 0.28 ms for 262,144 logits, its ReduceMax a tenth of that: so
+        find the block with the largest logit first, then look inside it.
+        """
+        vocabulary = self._spec.vocab_size
+        width = min(vocabulary & -vocabulary, _GREEDY_BLOCK)  # largest power of two that divides it
+        if width < _GREEDY_BLOCK_MIN:
+            self._op("ArgMax", ["logits"], axis=-1, keepdims=1, output="next_token")
+            return
+        shape = self._constant("greedy_blocks", np.array([0, vocabulary // width, width], np.int64))
+        blocks = self._op("Reshape", ["logits", shape])
+        best = self._op(
+            "ReduceMax", [blocks, self._constant("last_axis", np.array([-1], np.int64))], keepdims=0
+        )
+        block = self._op("ArgMax", [best], axis=-1, keepdims=1)
+        inside = self._op("GatherND", [blocks, block], batch_dims=1)
+        offset = self._op("ArgMax", [inside], axis=-1, keepdims=1)
+        start = self._op("Mul", [block, self._constant("greedy_block", np.array(width, np.int64))])
+        self._op("Add", [start, offset], output="next_token")
 
     # Building blocks.
 
@@ -289,7 +316,7 @@ class _Builder:
         return output
 
     def _name(self, kind: str) -> str:
-        return f"{kind}.{next(self._numbers)}"
+        return f"{self._scope}{kind}.{next(self._numbers)}"
 
     def _tensor(self, tensor: onnx.TensorProto) -> str:
         self._tensors[tensor.name] = tensor

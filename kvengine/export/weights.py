@@ -85,15 +85,15 @@ class Checkpoint:
         return _finite(name, _float32(self._slice(name)[...]))
 
     def shards(self) -> list[Path]:
-        """Every safetensors file of the checkpoint, sorted by name."""
+        """Every safetensors file of the checkpoint, sorted by name; as transformers, a single one first."""
         index = self.folder / INDEX
-        if not index.is_file():
-            if not (self.folder / SINGLE).is_file():
-                raise CheckpointError(
-                    f"sought {SINGLE} or {INDEX} in {self.folder}, found neither; "
-                    "only safetensors checkpoints can be exported"
-                )
+        if (self.folder / SINGLE).is_file():
             return [self.folder / SINGLE]
+        if not index.is_file():
+            raise CheckpointError(
+                f"sought {SINGLE} or {INDEX} in {self.folder}, found neither; "
+                "only safetensors checkpoints can be exported"
+            )
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:

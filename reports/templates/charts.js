@@ -1,5 +1,5 @@
 "use strict";
-// Draws each figure.plot from the spec inside it, once it can be seen: a closed <details> has no width.
+// Draws each figure.plot from the spec inside it, once its <details> is open: a farm has hundreds.
 (() => {
   const options = {
     config: JSON.parse(document.getElementById("chart-config").textContent),
@@ -26,7 +26,7 @@
 
   const drawVisible = () => {
     for (const figure of document.querySelectorAll('figure.plot[data-state="waiting"]')) {
-      if (figure.offsetWidth > 0) draw(figure);
+      if (!figure.closest("details:not([open])")) draw(figure);
     }
   };
 

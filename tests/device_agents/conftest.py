@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from device_agents.deadline import Deadline
 from device_agents.local import LocalTransport
@@ -21,6 +22,9 @@ from kvengine.spec import LayerSpec, ModelSpec, RopeSpec
 
 FAKE_RUNNER = (sys.executable, "-P", str(Path(__file__).parent / "fake_runner.py"))
 GRACE_S = 0.5  # of each polite way to end a process
+
+# A loaded machine is no reason to fail.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 OpenSession = Callable[..., RunnerSession]
 
@@ -35,6 +39,14 @@ def children() -> set[int]:
     for task in Path("/proc/self/task").iterdir():
         found |= {int(pid) for pid in (task / "children").read_text().split()}
     return found
+
+
+def wait_for(condition: Callable[[], bool], within_s: float = 20.0) -> None:
+    """Fails when ``condition`` does not come true in time."""
+    deadline, pause = Deadline(within_s), threading.Event()
+    while not condition():
+        assert not deadline.expired, f"still not true after {within_s} s"
+        pause.wait(0.02)
 
 
 def group_is_gone(group: int, within_s: float = 5.0) -> bool:

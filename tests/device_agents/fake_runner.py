@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 
@@ -83,6 +84,8 @@ def _observe(operation: Operation) -> Observation:
 def misbehave(how: int) -> None:
     sys.stderr.write("last words of the fake engine\n")
     sys.stderr.flush()
+    if "FAKE_STARTED" in os.environ:
+        Path(os.environ["FAKE_STARTED"]).touch()  # so that a test knows that work has begun
     match how:
         case 100:  # DIE
             os.kill(os.getpid(), signal.SIGKILL)

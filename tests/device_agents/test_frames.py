@@ -17,6 +17,7 @@ from hypothesis.extra import numpy as hnp
 from device_agents.deadline import Deadline
 from device_agents.errors import DeadlineExceeded, ProtocolError, RunnerDied
 from device_agents.frames import PRELUDE_BYTES, Frame, FrameKind, Limits, encode_frame, read_frame
+from tests.device_agents.conftest import unhurried
 
 json_values = st.recursive(
     st.none()
@@ -93,11 +94,13 @@ def crafted(header: object, body: bytes = b"", **prelude: int) -> bytes:
     return head + struct.pack("<I", zlib.crc32(head)) + text + body
 
 
+@unhurried
 @given(frames)
 def test_a_frame_survives_the_wire(frame: Frame) -> None:
     assert same(read(wire(frame)), frame)
 
 
+@unhurried
 @given(frames, frames)
 def test_reading_a_frame_takes_not_a_byte_of_the_next(first: Frame, second: Frame) -> None:
     source = Source(wire(first) + wire(second))
@@ -105,6 +108,7 @@ def test_reading_a_frame_takes_not_a_byte_of_the_next(first: Frame, second: Fram
     assert same(read_frame(source, Deadline(5)), second)
 
 
+@unhurried
 @given(frames, st.data())
 def test_any_damaged_byte_is_an_infrastructure_error(frame: Frame, data: st.DataObject) -> None:
     good = wire(frame)
@@ -114,6 +118,7 @@ def test_any_damaged_byte_is_an_infrastructure_error(frame: Frame, data: st.Data
         read(bad)
 
 
+@unhurried
 @given(frames, st.data())
 def test_any_truncation_is_a_dead_runner(frame: Frame, data: st.DataObject) -> None:
     good = wire(frame)
@@ -121,6 +126,7 @@ def test_any_truncation_is_a_dead_runner(frame: Frame, data: st.DataObject) -> N
         read(good[: data.draw(st.integers(0, len(good) - 1))])
 
 
+@unhurried
 @given(st.binary(min_size=PRELUDE_BYTES, max_size=200))
 def test_garbage_is_refused_and_shown(garbage: bytes) -> None:
     with pytest.raises(ProtocolError, match="first bytes") as caught:
@@ -128,6 +134,7 @@ def test_garbage_is_refused_and_shown(garbage: bytes) -> None:
     assert f"first bytes: {garbage[:32]!r}"[:40] in str(caught.value)
 
 
+@unhurried
 @given(
     st.recursive(json_values, lambda inner: st.fixed_dictionaries({"message": inner, "arrays": inner})),
     st.binary(),

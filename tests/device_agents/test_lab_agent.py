@@ -30,7 +30,7 @@ from kvengine.errors import ArtifactError
 from kvengine.program import Prefill, Program, Workload
 from kvengine.recipe import SessionRecipe
 from tests.device_agents import fake_runner
-from tests.device_agents.conftest import FAKE_RUNNER, GRACE_S, children, make_manifest
+from tests.device_agents.conftest import FAKE_RUNNER, GRACE_S, children, make_manifest, wait_for
 
 GOOD = Program(8, (Prefill((1, 2, 3)),))
 CONTENTS = {"model.onnx": b"graph", "weights.bin": b"numbers"}
@@ -151,9 +151,11 @@ def test_a_runner_that_dies_disturbs_no_other_session(agent: LabAgent) -> None:
     assert len(agent.run_program(again, left.token, GOOD)) == 1
 
 
-def test_a_hanging_device_delays_no_other(agent: LabAgent) -> None:
+def test_a_hanging_device_delays_no_other(agent: LabAgent, tmp_path: Path) -> None:
     left, right = agent.acquire("left", "me", 60), agent.acquire("right", "me", 60)
-    hanging, sound = open_session(agent, "left", left.token), open_session(agent, "right", right.token)
+    recipe = SessionRecipe(environment={"FAKE_STARTED": str(tmp_path / "started")})
+    hanging = open_session(agent, "left", left.token, recipe)
+    sound = open_session(agent, "right", right.token)
     hang = Program(8, (Prefill((fake_runner.HANG,)),))
     errors: list[BaseException] = []
 
@@ -165,6 +167,7 @@ def test_a_hanging_device_delays_no_other(agent: LabAgent) -> None:
 
     thread = threading.Thread(target=call)
     thread.start()
+    wait_for((tmp_path / "started").exists)
     assert len(agent.run_program(sound, right.token, GOOD)) == 1
     assert thread.is_alive()
     agent.release("left", left.token)
@@ -269,9 +272,10 @@ def test_an_expired_lease_frees_the_device_and_ends_its_runner(agent: LabAgent, 
         agent.run_program(session, successor.token, GOOD)
 
 
-def test_expiry_ends_a_program_in_the_middle(agent: LabAgent, clock: Clock) -> None:
+def test_expiry_ends_a_program_in_the_middle(agent: LabAgent, clock: Clock, tmp_path: Path) -> None:
     lease = agent.acquire("left", "asleep", 60)
-    session = open_session(agent, "left", lease.token)
+    recipe = SessionRecipe(environment={"FAKE_STARTED": str(tmp_path / "started")})
+    session = open_session(agent, "left", lease.token, recipe)
     errors: list[BaseException] = []
 
     def call() -> None:
@@ -282,8 +286,7 @@ def test_expiry_ends_a_program_in_the_middle(agent: LabAgent, clock: Clock) -> N
 
     thread = threading.Thread(target=call)
     thread.start()
-    while not children():
-        thread.join(0.01)
+    wait_for((tmp_path / "started").exists)
     clock.now += 61
     agent.acquire("left", "awake", 60)
     thread.join(10)
@@ -297,10 +300,7 @@ def test_the_reaper_frees_without_anybody_calling(tmp_path: Path, clock: Clock) 
     open_session(agent, "left", lease.token)
     assert len(children()) == 1
     clock.now += 61
-    within, pause = Deadline(10), threading.Event()
-    while children():
-        assert not within.expired
-        pause.wait(0.02)
+    wait_for(lambda: not children())
     agent.shutdown()
 
 

@@ -30,6 +30,7 @@ from kvengine.program import (
 )
 from kvengine.recipe import SessionRecipe
 from kvengine.session import SessionInfo
+from tests.device_agents.conftest import unhurried
 
 RECIPE = SessionRecipe("nnapi", ("USE_FP16",), {"a": "b"}, 2, environment={"OMP_NUM_THREADS": "1"})
 REQUESTS: list[Request] = [
@@ -75,6 +76,7 @@ def test_a_reply_is_no_request_and_the_other_way_round() -> None:
         messages.reply_of(Frame(FrameKind.REPLY, 1, encode(messages.Close())))
 
 
+@unhurried
 @given(
     st.dictionaries(
         st.sampled_from(["kind", "info", "heads", "probe", "more"]),

@@ -24,7 +24,7 @@ from kvengine.errors import ArtifactError, InvalidRequest
 from kvengine.program import Decode, Observation, Prefill, Program, Workload
 from kvengine.session import EngineSession
 from tests.device_agents import fake_runner
-from tests.device_agents.conftest import FAKE_RUNNER, OpenSession, group_is_gone
+from tests.device_agents.conftest import FAKE_RUNNER, OpenSession, group_is_gone, wait_for
 
 GOOD = Program(8, (Prefill((1, 2, 3)), Decode((9,)), Prefill((4,))))
 
@@ -165,7 +165,7 @@ def test_each_failure_is_an_infrastructure_error_and_ends_the_runner(
 ) -> None:
     trouble, expected, message = FAILURES[failure]
     session = open_session(program_s=1 if expected is DeadlineExceeded else 20)
-    within = Deadline(15)
+    within = Deadline(18)
     with pytest.raises(InfrastructureError) as caught:
         session.run_program(program(trouble))
     assert not within.expired
@@ -197,8 +197,10 @@ def test_a_request_that_is_none_ends_the_runner(transport: LocalTransport) -> No
     assert "GET / HTTP" in stream.stderr_tail()
 
 
-def test_close_from_another_thread_interrupts_a_hanging_call(open_session: OpenSession) -> None:
-    session = open_session(program_s=60)
+def test_close_from_another_thread_interrupts_a_hanging_call(
+    open_session: OpenSession, tmp_path: Path
+) -> None:
+    session = open_session(program_s=60, environment={"FAKE_STARTED": str(tmp_path / "started")})
     errors: list[BaseException] = []
 
     def call() -> None:
@@ -209,9 +211,12 @@ def test_close_from_another_thread_interrupts_a_hanging_call(open_session: OpenS
 
     thread = threading.Thread(target=call)
     thread.start()
+    wait_for((tmp_path / "started").exists)
+    within = Deadline(20)
     session.close()
     thread.join(10)
     assert not thread.is_alive()
+    assert not within.expired
     assert [type(e) for e in errors] == [RunnerDied]
 
 
@@ -249,16 +254,27 @@ sys.stdin.read()
 
 
 @pytest.mark.parametrize("doing", [fake_runner.HANG, 1], ids=["in the middle of work", "idle"])
-def test_a_runner_ends_by_itself_when_its_parent_is_killed(doing: int) -> None:
+def test_a_runner_ends_by_itself_when_its_parent_is_killed(doing: int, tmp_path: Path) -> None:
     argv = [sys.executable, "-P", "-c", PARENT, str(doing), *FAKE_RUNNER]
-    environment = local_environment({})
+    environment = local_environment({"FAKE_STARTED": str(tmp_path / "started")})
     with subprocess.Popen(
         argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, bufsize=0
     ) as parent:
         assert parent.stdout is not None
-        pid = int(parent.stdout.readline())
-        parent.send_signal(signal.SIGKILL)
+        try:
+            pid = int(parent.stdout.readline())
+            wait_for((tmp_path / "started").exists)
+        finally:
+            parent.send_signal(signal.SIGKILL)
     wait_until_gone(pid, 10)
+
+
+def test_an_idle_runner_closes_its_engine_when_stdin_ends(
+    open_session: OpenSession, streams: list[ProcessStream]
+) -> None:
+    open_session()
+    streams[0].close()
+    assert "fake engine closed" in streams[0].stderr_tail()
 
 
 def test_a_runner_does_not_need_the_folder_it_was_started_in(tmp_path: Path) -> None:

@@ -59,8 +59,8 @@ def test_a_write_to_the_dead_says_how_it_died() -> None:
 
 
 def test_a_write_to_the_dead_whose_child_holds_the_pipe_does_not_wait() -> None:
-    stream = shell("sleep 300 <&0 & exit 6")
-    within = Deadline(5)
+    stream = shell("exec 3<&0; sleep 300 <&3 & exit 6")
+    within = Deadline(30)
     with pytest.raises(RunnerDied, match="exit code 6"):
         stream.write(bytes(1 << 20), Deadline(60))
     assert not within.expired

@@ -14,7 +14,7 @@ import pytest
 
 from reports.page import render
 from tests.reports.parsed import Element, Page
-from tests.reports.sample import sample_run
+from tests.reports.sample import leg, run, sample_run
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 DEADLINE_S = 120.0
@@ -34,8 +34,8 @@ class Opened:
         return self.dom.one("html").attributes.get("data-errors", "")
 
 
-def browse(page: Path, profile: Path) -> Opened:
-    """Opens ``page`` in headless Chromium and closes it again."""
+def browse(page: Path, profile: Path, fragment: str = "") -> Opened:
+    """Opens ``page`` (at ``fragment``) in headless Chromium and closes it again."""
     found = [path for path in map(shutil.which, BROWSERS) if path]
     if not found:
         pytest.fail(f"sought one of {', '.join(BROWSERS)} on PATH, found none: apt-get install chromium")
@@ -44,7 +44,7 @@ def browse(page: Path, profile: Path) -> Opened:
         *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"),
         *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
         *(f"--user-data-dir={profile}", "--window-size=1280,2000", "--virtual-time-budget=8000"),
-        *("--enable-logging=stderr", "--dump-dom", page.as_uri()),
+        *("--enable-logging=stderr", "--dump-dom", page.as_uri() + fragment),
     ]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -96,6 +96,15 @@ def test_every_chart_is_drawn_with_marks(opened: Opened) -> None:
         drawn = elements[mark + 1]
         assert drawn.tag == "path", key
         assert drawn.attributes["d"], key
+
+
+def test_folded_charts_are_drawn_when_they_are_opened(tmp_path: Path) -> None:
+    legs = tuple(leg(f"phone-{number}") for number in range(4))
+    opened = browse(render(run(legs=legs), tmp_path), tmp_path / "profile", fragment="#m2-itl")
+    states = {e.attributes["id"]: e.attributes["data-state"] for e in opened.dom.all("figure")}
+    assert {states[key] for key in states if key.startswith(("m0", "m2"))} == {"drawn"}
+    assert {states[key] for key in states if key.startswith(("m1", "m3"))} == {"waiting"}
+    assert opened.errors == ""
 
 
 def test_the_browser_has_nothing_to_complain_about(opened: Opened) -> None:

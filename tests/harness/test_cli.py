@@ -31,7 +31,8 @@ class Line:
 
     def json(self, *arguments: str | Path) -> dict[str, Any]:
         """With --json: stdout must be one JSON object and nothing else."""
-        self(*arguments, "--json")
+        command, *rest = arguments
+        self(command, "--json", *rest)
         found = json.loads(self.stdout)
         assert isinstance(found, dict)
         return found

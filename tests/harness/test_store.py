@@ -157,16 +157,17 @@ def test_beginning_again_replaces_the_header_and_keeps_the_results(tmp_path: Pat
     assert (found.planned_checks, len(found.checks)) == (9, 1)
 
 
-def test_a_not_a_number_error_survives(tmp_path: Path) -> None:
-    top = TopLogits((1, 2), (0.5, -math.inf))
-    check = dataclasses.replace(a_check(), divergence=Divergence(0, 1, 2, math.nan, top, top))
+def test_errors_that_are_no_numbers_survive(tmp_path: Path) -> None:
+    top = TopLogits((1, 2), (0.5, None))
+    divergence = Divergence(0, 1, 2, None, top, top)
+    check = dataclasses.replace(a_check(), worst_error=math.nan, divergence=divergence)
     with open_store(tmp_path / "results.db") as store:
         store.begin_run(a_run())
         store.add_check("r1", check)
         (found,) = store.results("r1").checks
-    assert found.divergence is not None
-    assert math.isnan(found.divergence.error)
-    assert found.divergence.found == top
+    assert found.worst_error is not None
+    assert math.isnan(found.worst_error)
+    assert found.divergence == divergence
 
 
 def test_runs_are_listed_newest_first(tmp_path: Path) -> None:

@@ -99,7 +99,9 @@ def test_transformers_loads_it_whole_and_without_a_warning(
 def test_the_file_is_what_the_table_says(tiny: Path) -> None:
     with safe_open(tiny / WEIGHTS, "np") as file:
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
     assert found == {tensor.name: tensor.shape for tensor in tensors(PRESETS[TINY])}
+    assert metadata["format"] == "pt"  # transformers 4 loads no other
     weights = load_file(tiny / WEIGHTS)
     for tensor in tensors(PRESETS[TINY]):
         values, error = weights[tensor.name], 5 * tensor.std / tensor.size**0.5

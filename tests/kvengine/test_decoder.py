@@ -16,6 +16,7 @@ from kvengine.errors import (
     NotSupported,
 )
 from kvengine.plan import BITS, CacheDtype, CachePlan, PlanKind
+from kvengine.program import Decode, Fork, Load, Operation, Program, Rewind, Save, Switch
 from kvengine.recipe import ExportRecipe
 from tests.conftest import OpenTiny
 
@@ -180,9 +181,14 @@ def test_two_decoders_on_one_model_do_not_disturb_each_other(hybrid: LocalEngine
         np.testing.assert_array_equal(sought, got)
 
 
-@pytest.mark.parametrize("operation", ["rewind", "fork", "save", "load"])
-def test_what_is_not_built_yet_says_so(hybrid: LocalEngine, operation: str) -> None:
-    decoder = Decoder(hybrid.model, 10)
-    arguments = {"rewind": [1], "fork": [], "save": ["x"], "load": ["x"]}[operation]
-    with pytest.raises(NotSupported, match=operation):
-        getattr(decoder, operation)(*arguments)
+@pytest.mark.parametrize(
+    "operation", [Rewind(1), Fork("a"), Switch("a"), Save("a"), Load("a")], ids=lambda o: o.kind
+)
+def test_what_is_not_built_yet_says_so_and_the_program_goes_on(
+    hybrid: LocalEngine, operation: Operation
+) -> None:
+    refused, step = hybrid.run_program(Program(10, (operation, Decode((5,)))))
+    assert refused.error is not None
+    assert refused.error.type == NotSupported.__name__
+    assert step.error is None
+    assert step.position == 1

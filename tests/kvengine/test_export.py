@@ -16,7 +16,7 @@ import pytest
 from harness.synth import synth
 from kvengine.artifact import Artifact
 from kvengine.codec import decode, encode
-from kvengine.errors import InvalidRequest, InvalidToken
+from kvengine.errors import CheckpointError, InvalidRequest, InvalidToken
 from kvengine.export import export
 from kvengine.export.quantize import dequantize_rows
 from kvengine.plan import CacheDtype, CachePlan, PlanKind
@@ -312,6 +312,14 @@ def test_an_unusable_calibration_sample_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_activations_that_overflow_float16_are_refused(tiny: Path, tmp_path: Path) -> None:
+    name = "model.layers.2.self_attn.v_proj.weight"
+    checkpoint = variant(tiny, tmp_path / "loud", tensors=lambda t: t | {name: t[name] * 1e5})
+    recipe = ExportRecipe(weights="int8", activations="float16", cache=CachePlan("hybrid", "int8"))
+    with pytest.raises(CheckpointError, match=r"layer 2.*float16"):
+        export(checkpoint, tmp_path / "a", recipe)
+
+
 def test_exporting_twice_gives_the_same_artifact(tiny: Path, tmp_path: Path) -> None:
     recipe = ExportRecipe(weights="int4", cache=CachePlan("hybrid", "int8"))
     first, second = (export(tiny, tmp_path / name, recipe) for name in ("first", "second"))
@@ -377,6 +385,27 @@ def test_only_the_rows_asked_for_are_computed(tiny: Path, tmp_path: Path) -> Non
     assert some[1].tolist() == greedy[[40, 3]].tolist() == everything[[40, 3]].argmax(-1)[:, None].tolist()
     none = session.run(["logits", "next_token"], feeds | {"logits_index": np.array([], np.int64)})
     assert (none[0].shape, none[1].shape) == ((0, artifact.manifest.spec.vocab_size), (0, 1))
+
+
+@pytest.mark.parametrize("vocabulary", [331, 320])  # a prime, and 5 blocks of 64
+def test_the_greedy_token_is_the_first_of_the_largest(tiny: Path, tmp_path: Path, vocabulary: int) -> None:
+    def twins(tensors: Tensors) -> Tensors:
+        embedding = tensors["model.embed_tokens.weight"][:vocabulary].copy()
+        embedding[160:318] = embedding[1:159]  # equal rows, equal logits
+        return tensors | {"model.embed_tokens.weight": embedding}
+
+    config = read_config(tiny) | {"vocab_size": vocabulary}
+    checkpoint = variant(tiny, tmp_path / "twins", config=config, tensors=twins)
+    artifact = export(checkpoint, tmp_path / "a", ExportRecipe(cache=CachePlan("growing")))
+    session = onnxruntime.InferenceSession(str(artifact.model_path), providers=["CPUExecutionProvider"])
+    rows = np.arange(vocabulary)
+    feeds = first_step(artifact.manifest.spec, rows[None]) | {"logits_index": rows}
+    logits, greedy = session.run(["logits", "next_token"], feeds)
+    assert greedy.tolist() == logits.argmax(axis=-1)[:, None].tolist()
+    assert len(set(greedy.ravel().tolist())) > 20
+    nothing = session.run(["next_token"], feeds | {"logits_index": rows[:0]})[0]
+    assert nothing.shape == (0, 1)
+    assert (np.sort(logits, axis=-1)[:, -1] == np.sort(logits, axis=-1)[:, -2]).mean() > 0.5
 
 
 def test_right_padded_rows_of_a_batch_do_not_matter(tiny: Path, reference: Float32, tmp_path: Path) -> None:

@@ -17,6 +17,11 @@ def test_quantiles_interpolate_linearly() -> None:
     assert found.n == 101
 
 
+def test_quantiles_between_two_samples() -> None:
+    found = latency(float(v) for v in range(1, 21))  # quantile q is 1 + 19 q
+    assert (found.median, found.p95) == pytest.approx((10.5, 19.05))
+
+
 @pytest.mark.parametrize(
     ("n", "p95", "p99"), [(19, False, False), (20, True, False), (99, True, False), (100, True, True)]
 )

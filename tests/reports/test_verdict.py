@@ -34,7 +34,7 @@ def test_all_that_was_planned_passed_is_green() -> None:
     assert found.state == "passed"
     assert found.headline == "All that was planned passed"
     assert found.sentence == (
-        "All 6 planned checks agree with the reference on 1 device. The one planned measurement was taken."
+        "All 6 planned checks passed on 1 device. The one planned measurement was taken."
     )
     assert found.remarks == ()
 

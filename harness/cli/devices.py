@@ -1,0 +1,146 @@
+"""``kvfarm devices`` and ``replay``: who is in the farm, and one program on one device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from device_agents.lab_agent import DeviceStatus
+from harness import inventory
+from harness.cli.output import JsonOption, progress, show
+from harness.errors import HarnessError, InventoryError
+from harness.recipes import parse_recipe
+from kvengine.program import Observation, Program
+
+CACHE = Path(".kvfarm")
+
+FarmOption = Annotated[
+    Path | None, typer.Option("--farm", help="Inventory file.  [default: ./farm.toml, else this host]")
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option("--farm-address", help="Ray cluster to join, HOST:PORT.  [default: start one here]"),
+]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(devices)
+    app.command()(replay)
+
+
+def devices(
+    selection: Annotated[
+        str, typer.Option("--devices", help="host, farm (all), or names of devices and pools: NAME,NAME.")
+    ] = inventory.ALL,
+    farm_file: FarmOption = None,
+    farm_address: AddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the farm's devices and who they are.
+
+    Exit code 1 when one of them does not answer."""
+    from harness.farm import Farm
+
+    known = inventory.load(farm_file)
+    with Farm(known, inventory.select(selection, known), farm_address) as farm:
+        found = farm.status()
+    table = Table("device", "kind", "model", "SoC", "ABI", "cores", "memory", "onnxruntime", "state")
+    for status in found:
+        table.add_row(status.name, status.kind, *_identity_cells(status), _state(status))
+    show(as_json, {"devices": [_row(status, known) for status in found]}, table)
+    if any(status.identity is None for status in found):
+        raise typer.Exit(1)
+
+
+def replay(
+    program: Annotated[str, typer.Argument(help="A program's JSON, or the file that holds it.")],
+    model: Annotated[Path, typer.Option(help="Hugging Face checkpoint folder.")],
+    device: Annotated[str, typer.Option("--devices", help="The device to run it on.")] = "host",
+    recipe: Annotated[str, typer.Option(help="Recipe: a preset, maybe with overrides.")] = "hybrid",
+    farm_file: FarmOption = None,
+    farm_address: AddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run one program on one device and compare with the reference.
+
+    Exit code 1 when they differ."""
+    from harness.artifacts import artifact_for
+    from harness.compare import CheckFailed, agree_with_reference
+    from harness.farm import Farm
+    from harness.reference import start_reference
+    from harness.reference.rounded import is_exact, rounded_checkpoint
+    from harness.tolerances import tolerance_for
+
+    known = inventory.load(farm_file)
+    names = inventory.select(device, known)
+    if len(names) != 1:
+        raise InventoryError(f"a program is replayed on one device; {device!r} is {', '.join(names)}")
+    parsed, chosen = _program(program), parse_recipe(recipe)
+    tolerance = tolerance_for(chosen.export)
+    with progress() as report, Farm(known, names, farm_address) as farm:
+        artifact = artifact_for(model, chosen.export, CACHE / "artifacts", report)
+        with farm.open(names[0], artifact, chosen.session, report) as session:
+            observations = session.run_program(parsed)
+        # Against the weights that the recipe keeps, as the suite does.
+        exact = is_exact(chosen.export)
+        weights = model if exact else rounded_checkpoint(model, chosen.export, CACHE / "rounded")
+        with start_reference(weights) as reference:
+            data: dict[str, Any] = {"device": names[0], "recipe": chosen.name, "agrees": True}
+            try:
+                spec = artifact.manifest.spec
+                agreement = agree_with_reference(parsed, observations, reference, spec, tolerance)
+                data |= {"error": agreement.error, "message": f"agrees; largest error {agreement.error:.3g}"}
+            except CheckFailed as failure:
+                data |= {"agrees": False, "message": str(failure), "divergence": failure.divergence}
+    data["operations"] = [_operation(observation) for observation in observations]
+    show(as_json, data, f"{names[0]} with {chosen.name}: {data['message']}")
+    if not data["agrees"]:
+        raise typer.Exit(1)
+
+
+def _program(text: str) -> Program:
+    """From JSON, or from a file of it. Raises HarnessError for anything else."""
+    is_json = text.lstrip().startswith("{")
+    try:
+        return Program.from_json(text if is_json else Path(text).read_text())
+    except ValueError as error:
+        raise HarnessError(f"this is no program: {error}") from error
+
+
+def _operation(observation: Observation) -> dict[str, Any]:
+    return {
+        "position": observation.position,
+        "rows": len(observation.logits),
+        "tokens": observation.tokens,
+        "refusal": observation.error,
+    }
+
+
+def _row(status: DeviceStatus, known: inventory.Inventory) -> dict[str, Any]:
+    return {
+        "name": status.name,
+        "kind": status.kind,
+        "lab": known.devices[status.name].lab,
+        "identity": status.identity,
+        "error": status.error,
+        "leased_to": status.lease.holder if status.lease else None,
+    }
+
+
+def _identity_cells(status: DeviceStatus) -> list[str]:
+    identity = status.identity
+    if identity is None:
+        return [""] * 6
+    model = identity.model + (f" ({identity.simulated})" if identity.simulated else "")
+    memory = f"{identity.ram_bytes / 2**30:.1f} GiB"
+    version = identity.runtime.get("onnxruntime", "")
+    return [model, identity.soc, identity.abi, str(identity.cores), memory, version]
+
+
+def _state(status: DeviceStatus) -> str:
+    if status.error:
+        return status.error
+    return f"leased to {status.lease.holder}" if status.lease else "free"

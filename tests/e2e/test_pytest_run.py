@@ -1,0 +1,200 @@
+"""``pytest --devices=…`` as a user runs it: real Ray, real runner processes, real report files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from harness.artifacts import artifact_for
+from harness.recipes import parse_recipe
+from harness.synth import synth
+from kvengine.export import export
+
+SECONDS = 180
+SMALL = ("--prompt=8", "--new-tokens=4", "--repeats=2", "--kvfarm-seed=7")
+CHECKS_OF_HYBRID, CHECKS_OF_STATIC = 7, 6
+
+
+class Run:
+    """One folder with a checkpoint, in which pytest is run as a child process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.model = synth("tiny-gemma3", folder / "tiny-gemma3")
+
+    def command(self, *arguments: str) -> list[str]:
+        return [
+            sys.executable,
+            "-m",
+            "pytest",
+            f"--model={self.model}",
+            "--report=report",
+            *SMALL,
+            *arguments,
+        ]
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command(*arguments),
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            # A run of a user's own, not one inside this pytest.
+            env={k: v for k, v in os.environ.items() if not k.startswith("PYTEST")},
+        )
+
+    def pytest(self, *arguments: str) -> tuple[int, str]:
+        with self.start(*arguments) as process:
+            output, _ = process.communicate(timeout=SECONDS)
+        return process.returncode, output
+
+    @property
+    def results(self) -> dict[str, Any]:
+        loaded: dict[str, Any] = json.loads((self.folder / "report" / "results.json").read_text())
+        return loaded
+
+    @property
+    def junit(self) -> ET.Element:
+        return ET.parse(self.folder / "report" / "junit.xml").getroot()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    yield Run(tmp_path)
+    left = [p.cmdline() for p in psutil.process_iter() if str(tmp_path) in " ".join(_cmdline(p))]
+    assert left == [], "the run left processes behind"
+
+
+def _cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except psutil.Error:
+        return []
+
+
+def test_a_right_engine_is_green_and_reported(run: Run) -> None:
+    code, output = run.pytest("--devices=farm", "--recipes=hybrid,static", "--examples=3")
+    assert code == 0, output
+    assert f"PASSED: {CHECKS_OF_HYBRID + CHECKS_OF_STATIC}/13 checks passed; 2/2 measurements" in output
+    results = run.results
+    assert results["planned_checks"] == len(results["checks"]) == CHECKS_OF_HYBRID + CHECKS_OF_STATIC
+    assert results["planned_legs"] == len(results["legs"]) == 2
+    assert results["seed"] == 7
+    assert results["finished_at"] is not None
+    leg = results["legs"][0]
+    assert len(leg["samples"]) == 2
+    assert all(sample["ttft_ms"] > 0 and len(sample["itl_ms"]) == 3 for sample in leg["samples"])
+    assert leg["nodes_by_provider"]["CPUExecutionProvider"] > 0
+    assert leg["vitals_before"]["mem_available_bytes"] > 0
+    assert "<html" in (run.folder / "report" / "index.html").read_text()
+    assert run.junit.findall(".//failure") == run.junit.findall(".//error") == []
+
+
+def test_a_wrong_engine_is_red_with_a_program_that_replays(run: Run) -> None:
+    recipe = parse_recipe("hybrid")
+    right = artifact_for(run.model, recipe.export, run.folder / ".kvfarm" / "artifacts")
+    wrong = synth("tiny-gemma3", run.folder / "wrong" / "tiny-gemma3")
+    config = json.loads((wrong / "config.json").read_text())
+    (wrong / "config.json").write_text(json.dumps(config | {"sliding_window": 6}))
+    export(wrong, right.folder, recipe.export)  # the engine now looks one token too far back
+
+    code, output = run.pytest("--devices=host", "--recipes=hybrid", "--examples=20")
+    assert code == 1, output
+    assert "FAILED: " in output
+    failed = {check["check"]: check for check in run.results["checks"] if check["outcome"] == "failed"}
+    check = failed["test_every_decode_step_equals_the_reference"]
+    assert check["divergence"]["position"] >= 5, "the window is 5: earlier tokens see no difference"
+    assert len(check["divergence"]["expected"]["tokens"]) == 5
+    assert "first differing step" in output
+    assert check["program"] in output
+    assert len(run.junit.findall(".//failure")) == len(failed)
+    assert run.junit.findall(".//error") == []
+
+    replay = shlex.split(check["replay"])
+    found = subprocess.run(
+        [str(Path(sys.executable).with_name("kvfarm")), *replay[1:]],
+        cwd=run.folder,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert found.returncode == 1, found.stderr
+    assert "first differing step" in found.stdout + found.stderr
+
+
+def test_a_killed_runner_is_an_infrastructure_error_and_the_run_goes_on(run: Run) -> None:
+    process = run.start("--devices=host", "--recipes=hybrid,static", "--examples=400")
+    try:
+        _kill_one_runner(process.pid)
+        output, _ = process.communicate(timeout=SECONDS)
+    finally:
+        process.kill()
+    assert process.returncode == 1, output
+    outcomes = [check["outcome"] for check in run.results["checks"]]
+    assert outcomes.count("infrastructure") == 1, output
+    assert "failed" not in outcomes
+    assert outcomes.count("passed") == CHECKS_OF_HYBRID + CHECKS_OF_STATIC - 1
+    (lost,) = [check for check in run.results["checks"] if check["outcome"] == "infrastructure"]
+    assert "runner" in lost["message"]
+    assert len(run.junit.findall(".//error")) == 1
+    assert run.junit.findall(".//failure") == []
+    assert "infrastructure error, not a test failure" in output
+
+
+def _kill_one_runner(pid: int) -> None:
+    """SIGKILL the first runner that works for the pytest process ``pid``."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        for child in psutil.Process(pid).children(recursive=True):
+            if "device_agents.runner" in _cmdline(child) and child.cpu_times().user > 0.7:
+                child.kill()
+                return
+        time.sleep(0.05)
+    pytest.fail("no runner appeared")
+
+
+def test_the_suite_runs_from_the_installed_package(run: Run) -> None:
+    code, output = run.pytest(
+        "--pyargs", "harness.suite", "--devices=host", "--recipes=static", "--examples=2", "-k", "reset"
+    )
+    assert code == 0, output
+    assert "PASSED: 1/1 checks passed" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--devices=pixel8",), "pixel8"),
+        (("--devices=host", "--recipes=hybird"), "hybird"),
+        (("--devices=host", "--recipes=hybrid,provider=nnapi,flags=SUSTAINED_SPEED"), "SUSTAINED_SPEED"),
+        (("--devices=host", "--model=nowhere"), "kvfarm synth"),
+        (("--devices=host", "--measure=nowhere"), "DIR=RECIPES"),
+    ],
+)
+def test_bad_input_is_one_clear_line(run: Run, arguments: tuple[str, ...], words: str) -> None:
+    code, output = run.pytest(*arguments)
+    assert code == pytest.ExitCode.USAGE_ERROR
+    assert words in output
+    assert "Traceback" not in output
+    assert not (run.folder / "report").exists()
+
+
+def test_without_devices_the_plugin_is_silent(run: Run) -> None:
+    (run.folder / "test_theirs.py").write_text("def test_theirs(): pass\n")
+    code, output = run.pytest("test_theirs.py")
+    assert code == 0, output
+    assert "kvfarm-run" not in output
+    assert not (run.folder / "report").exists()

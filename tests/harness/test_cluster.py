@@ -1,0 +1,82 @@
+"""Ray is joined with plain errors, and its leftovers are cleaned up. (Really started in tests/e2e.)"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from device_agents.errors import InfrastructureError
+from harness import cluster
+
+
+@pytest.fixture
+def listening() -> Iterator[str]:
+    """The address of something that accepts connections."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("address", ["lab1", "ray://lab1:10001", "lab1:", ""])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(InfrastructureError, match="sought HOST:PORT"):
+        cluster.ensure_ray(address)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("Version mismatch: The cluster was started with:\nRay: 2.9"), ConnectionError("no")],
+)
+def test_a_cluster_that_refuses_us_is_an_infrastructure_error_with_both_versions(
+    error: Exception, listening: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("ray.init", refuse)
+    with pytest.raises(InfrastructureError, match=r"could not join .*here: Ray 2\..*Python 3\."):
+        cluster.ensure_ray(listening)
+
+
+def test_a_ray_that_does_not_start_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: object) -> None:
+        raise Exception("no space for the object store")
+
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp")
+    monkeypatch.setattr("ray.init", fail)
+    with pytest.raises(InfrastructureError, match="no space for the object store"):
+        cluster.ensure_ray()
+    assert list(Path("/tmp").glob(f"{cluster._PREFIX}{os.getpid()}-*")) == []
+
+
+def test_folders_of_killed_processes_are_removed_and_those_of_living_ones_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait(60)
+    with tempfile.TemporaryDirectory(dir="/tmp") as base:
+        monkeypatch.setattr(tempfile, "tempdir", base)
+        stale = Path(base, f"{cluster._PREFIX}{ended.pid}-abc")
+        mine = Path(base, f"{cluster._PREFIX}{os.getpid()}-abc")
+        stale.mkdir()
+        mine.mkdir()
+        new = cluster._folder()
+        assert not stale.exists()
+        assert mine.exists()
+        assert new.parent == Path(base)
+
+
+@pytest.mark.parametrize(
+    ("host", "is_it"),
+    [("127.0.0.1", True), ("localhost", True), ("[::1]", True), ("192.0.2.1", False), ("lab1", False)],
+)
+def test_loopback_addresses(host: str, is_it: bool) -> None:
+    assert cluster._is_loopback(host) is is_it
