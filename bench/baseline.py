@@ -71,12 +71,14 @@ def build(packages: Path, checkpoint: Path, folder: Path, options: dict[str, str
 def _run(command: list[str], log: Path, seconds: float, what: str) -> None:
     with log.open("w") as output:
         try:
-            code = subprocess.run(command, stdout=output, stderr=output, timeout=seconds, check=False).returncode
+            code = subprocess.run(
+                command, stdout=output, stderr=output, timeout=seconds, check=False
+            ).returncode
         except subprocess.TimeoutExpired:
             raise BenchError(f"{what}: not done within {seconds:g} s; its output is in {log}") from None
-    if code:
+    if done.returncode:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
-        raise BenchError(f"{what} failed with exit code {code}; the end of {log}:\n{tail}")
+        raise BenchError(f"{what} failed with exit code {done.returncode}; the end of {log}:\n{tail}")
 
 
 def _build_here(packages: Path, checkpoint: Path, folder: Path, options: dict[str, Any]) -> None:

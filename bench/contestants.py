@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+import kvengine  # noqa: F401  (first: it sets ORT_DISABLE_TELEMETRY for every import of onnxruntime below)
 from bench.errors import BenchError
 from bench.quiet import CpuWatch
 
@@ -67,7 +68,8 @@ class OurEngine:
         from kvengine.program import Prefill, Program
 
         program = Program(len(prompt), (Prefill(tuple(prompt), logits="last"),))
-        return self._engine.run_program(program)[0].logits[0]
+        rows: Float32 = self._engine.run_program(program)[0].logits
+        return rows[0]
 
 
 class GenaiEngine:
@@ -75,7 +77,6 @@ class GenaiEngine:
 
     def __init__(self, folder: str, threads: int, packages: str, window: int) -> None:
         sys.path.insert(0, packages)
-        import kvengine  # noqa: F401  (sets ORT_DISABLE_TELEMETRY before onnxruntime is imported)
         import onnxruntime_genai
 
         self._api: Any = onnxruntime_genai
@@ -88,7 +89,8 @@ class GenaiEngine:
     def generate(self, prompt: list[int], new_tokens: int) -> tuple[list[float], list[int]]:
         generator = self._generator(len(prompt) + new_tokens)
         ids = np.array(prompt, np.int32)
-        stamps, tokens = [time.perf_counter()], []
+        stamps = [time.perf_counter()]
+        tokens: list[int] = []
         generator.append_tokens(ids)
         for _ in range(new_tokens):
             if generator.is_done():
@@ -102,7 +104,8 @@ class GenaiEngine:
         generator = self._generator(len(prompt) + 1)
         generator.append_tokens(np.array(prompt, np.int32))
         found: Float32 = np.asarray(generator.get_logits(), np.float32)
-        return found.reshape(-1, found.shape[-1])[-1]
+        last: Float32 = found.reshape(-1, found.shape[-1])[-1]
+        return last
 
     def _generator(self, length: int) -> Any:
         params = self._api.GeneratorParams(self._model)
@@ -123,8 +126,8 @@ class TorchReference:
         raise NotImplementedError("the oracle is not timed")
 
     def logits(self, prompt: list[int]) -> Float32:
-        rows: Float32 = self._model.logits(tuple(prompt))
-        return rows[-1]
+        last: Float32 = self._model.logits(tuple(prompt))[-1]
+        return last
 
 
 class Contestant:

@@ -10,6 +10,7 @@ the machine too busy to tell, 2 the benchmark could not run.
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import os
 import platform
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
@@ -35,7 +37,8 @@ from kvengine.errors import KvEngineError
 from kvengine.plan import CachePlan
 from kvengine.recipe import ExportRecipe
 
-BLOCK, BEST_BLOCK = 32, 128  # genai's default, and ours that is fastest on CPUs
+BLOCK: Literal[32] = 32  # genai's default
+BEST_BLOCK: Literal[128] = 128  # the fewest bytes a token
 OURS, THEIRS = f"kvfarm int4/{BLOCK}", f"genai int4/{BLOCK}"
 OURS_BEST, THEIRS_BEST = f"kvfarm int4/{BEST_BLOCK}", f"genai int4/{BEST_BLOCK}"
 
@@ -50,12 +53,13 @@ TARGETS = (
 
 @dataclass(frozen=True)
 class Entry:
-    """A built contestant, not yet started."""
+    """A built contestant, not yet started. engine: the class, with what it is made from."""
 
     name: str
     block_size: int
     graph: Path
-    start: tuple[object, ...]  # arguments of Contestant after its name
+    engine: Callable[..., engines.Engine]
+    arguments: tuple[object, ...]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,29 +71,138 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     _out(table_text(bench))
     _out(json_line(bench))
-    return 0 if all(bench.met(target) for target in bench.targets if target.bound != "-") else 1
+    return 0 if all(bench.met(target) for target in bench.targets if target.bound) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.genai", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--model", type=Path, required=True, help="checkpoint folder (Gemma 3 text)")
+    parser.add_argument("--work", type=Path, default=Path(".kvfarm/bench"), help="where builds are kept")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--prompt", type=int, default=128, help="tokens")
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=7, help="quiet rounds wanted")
+    parser.add_argument("--max-rounds", type=int, default=21, help="rounds to try for them")
+    return parser
 
 
 def _bench(options: argparse.Namespace) -> Bench:
     entries = _build(options)
-    _say("measuring how fast memory reads")
+    _say("measuring how fast memory is read")
     bandwidth = read_bandwidth(options.threads, buffer_bytes(last_level_cache()))
+    sizes = {entry.name: weight_bytes(entry.graph) for entry in entries}
+    _out(ceiling_text(bandwidth, options.threads, sizes))
     prompt = _prompt(options)
     _say("logits of the float32 reference")
     with Contestant("reference", TorchReference, str(options.model), options.threads) as oracle:
         reference = oracle.logits(prompt)
     with ExitStack() as stack:
-        _say("loading")
-        contestants = [stack.enter_context(Contestant(entry.name, *entry.start)) for entry in entries]
+        contestants = []
+        for entry in entries:  # one after the other, so that load times are not shared
+            _say(f"loading {entry.name}")
+            contestants.append(stack.enter_context(Contestant(entry.name, *entry.start)))
         agreements = [agreement(contestant.logits(prompt), reference) for contestant in contestants]
-        engines = []
-        for entry, contestant, (correlation, top1) in zip(entries, contestants, agreements, strict=True):
-            size = weight_bytes(entry.graph)
-            ceiling = tokens_per_second(bandwidth, size)
-            engines.append(
-                Engine(entry.name, entry.block_size, size, ceiling, contestant.load_ms, 0, correlation, top1, ())
-            )
-    raise NotImplementedError
+        rounds = _rounds(contestants, prompt, options)
+        peaks = [contestant.peak_rss_bytes() for contestant in contestants]
+    engines = tuple(
+        Engine(
+            name=entry.name,
+            block_size=entry.block_size,
+            weight_bytes=sizes[entry.name],
+            ceiling=tokens_per_second(bandwidth, sizes[entry.name]),
+            load_ms=contestants[i].load_ms,
+            peak_rss_bytes=peaks[i],
+            correlation=agreements[i][0],
+            top1=agreements[i][1],
+            runs=tuple(runs[i] for runs in rounds),
+        )
+        for i, entry in enumerate(entries)
+    )
+    return Bench(_machine(options), _settings(options), bandwidth, engines, TARGETS, options.rounds)
+
+
+def _build(options: argparse.Namespace) -> list[Entry]:
+    """Everything installed and exported; only what is missing is made."""
+    checkpoint = options.model.resolve()
+    _say("installing onnxruntime-genai")
+    packages = baseline.install(options.work.resolve() / "packages")
+    window = json.loads((checkpoint / "config.json").read_text())["sliding_window"]
+    entries = []
+    for block in (BLOCK, BEST_BLOCK):
+        _say(f"exporting kvfarm int4/{block}")
+        recipe = ExportRecipe("int4", block, cache=CachePlan("hybrid", "float32", slack=32))
+        artifact = artifact_for(checkpoint, recipe, options.work)
+        start = (OurEngine, str(artifact.folder), options.threads)
+        entries.append(Entry(f"kvfarm int4/{block}", block, artifact.model_path, start))
+        _say(f"building genai int4/{block} (its builder takes a minute or two)")
+        choices = {} if block == BLOCK else {"block_size": str(block)}
+        folder = baseline.build(packages, checkpoint, options.work.resolve() / f"genai-{block}", choices)
+        start = (GenaiEngine, str(folder), options.threads, str(packages), window)
+        entries.append(Entry(f"genai int4/{block}", block, folder / "model.onnx", start))
+    return entries
+
+
+def _rounds(
+    contestants: list[Contestant], prompt: list[int], options: argparse.Namespace
+) -> list[tuple[Run, ...]]:
+    """Rounds until enough were quiet, or the most that were asked for. The first, unrecorded, warms up."""
+    rounds: list[tuple[Run, ...]] = []
+    quiet = 0
+    started = time.monotonic()
+    for attempt in range(1 + options.max_rounds):
+        runs = tuple(contestant.run(prompt, options.new_tokens) for contestant in contestants)
+        if attempt:
+            rounds.append(runs)
+            quiet += all(run.elsewhere <= QUIET for run in runs)
+        if quiet >= options.rounds:
+            break
+        each = (time.monotonic() - started) / (attempt + 1)
+        left = each * min(options.rounds - quiet, options.max_rounds - attempt)
+        busiest = max(run.elsewhere for run in runs)
+        _say(
+            f"round {attempt} of at most {options.max_rounds}, {quiet} of {options.rounds} quiet "
+            f"(others used {busiest:.0%} of the CPUs), about {left:.0f} s left"
+        )
+    return rounds
+
+
+def _prompt(options: argparse.Namespace) -> list[int]:
+    """Seeded random ids, none of them special (Gemma's are 0 to 2)."""
+    config = json.loads((options.model / "config.json").read_text())
+    ids = np.random.default_rng(0).integers(3, config["vocab_size"], options.prompt)
+    return [int(token) for token in ids]
+
+
+def _machine(options: argparse.Namespace) -> dict[str, Any]:
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "cpu": names[0].split(":", 1)[1].strip() if names else platform.machine(),
+        "cpus": os.cpu_count(),
+        "last_level_cache_bytes": last_level_cache(),
+        "python": platform.python_version(),
+        "kvfarm": kvengine.__version__,
+        "onnxruntime": importlib.metadata.version("onnxruntime"),
+        "onnxruntime_genai": baseline.version(options.work / "packages"),
+    }
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "model": options.model.name,
+        "threads": options.threads,
+        "prompt": options.prompt,
+        "new_tokens": options.new_tokens,
+    }
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def _out(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

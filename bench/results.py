@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bench.ceiling import tokens_per_second
 from bench.contestants import Run
 from bench.quiet import QUIET
 
@@ -62,7 +63,7 @@ class Target:
     def bound(self) -> str:
         if self.at_most is not None:
             return f"at most {self.at_most:.2f}"
-        return "-" if self.at_least is None else f"at least {self.at_least:.2f}"
+        return "" if self.at_least is None else f"at least {self.at_least:.2f}"
 
     def met(self, median: float) -> bool:
         low = self.at_least is None or median >= self.at_least
@@ -123,7 +124,9 @@ class Bench:
         return [each[r] for r in self.counted]
 
     def ratios(self, target: Target) -> list[float]:
-        ours, theirs = (self.values(self.engine(name), target.metric) for name in (target.ours, target.theirs))
+        ours, theirs = (
+            self.values(self.engine(name), target.metric) for name in (target.ours, target.theirs)
+        )
         return [mine / other for mine, other in zip(ours, theirs, strict=True)]
 
     def met(self, target: Target) -> bool | None:
@@ -136,12 +139,12 @@ def agreement(logits: npt.NDArray[np.float32], reference: npt.NDArray[np.float32
     return float(np.corrcoef(logits, reference)[0, 1]), bool(logits.argmax() == reference.argmax())
 
 
-def ceiling_text(bench: Bench) -> str:
-    threads = bench.settings["threads"]
-    lines = [f"memory reads at {bench.bandwidth / 1e9:.1f} GB/s with {threads} threads; at most, then:"]
-    for engine in bench.engines:
-        size = f"{engine.weight_bytes / MB:6.1f} MB of weights and scales a token"
-        lines.append(f"  {engine.name:<22} {size}, {engine.ceiling:5.1f} tokens/s")
+def ceiling_text(bandwidth: float, threads: int, sizes: dict[str, int]) -> str:
+    """bandwidth: bytes/s. sizes: bytes of weights that a token reads, by engine."""
+    lines = [f"memory is read at {bandwidth / 1e9:.1f} GB/s by {threads} threads, so that at most"]
+    for name, size in sizes.items():
+        rate = tokens_per_second(bandwidth, size)
+        lines.append(f"  {name:<16}{rate:6.1f} tokens/s, at {size / MB:.1f} MB of weights and scales a token")
     return "\n".join(lines)
 
 
@@ -156,7 +159,10 @@ def table_text(bench: Bench) -> str:
         ]
         mark = " " if r in bench.quiet_rounds else "*"
         lines.append(f"{r + 1:>4} {mark} " + "  ".join(cells))
-    lines += ["", f"{'median (lowest to highest)':<24}{'first token, ms':>24}{'tokens/s':>24}{'of ceiling':>11}"]
+    lines += [
+        "",
+        f"{'median (lowest to highest)':<24}{'first token, ms':>24}{'tokens/s':>24}{'of ceiling':>11}",
+    ]
     for engine in bench.engines:
         first = Spread.of(bench.values(engine, "ttft_ms")).text(0)
         rate = Spread.of(bench.values(engine, "tokens_per_second"))
@@ -173,11 +179,13 @@ def table_text(bench: Bench) -> str:
     words = {True: "met", False: "MISSED", None: "too noisy to say"}
     for target in bench.targets:
         spread = Spread.of(bench.ratios(target))
-        verdict = f"sought {target.bound}: {words[bench.met(target)]}" if target.bound != "-" else ""
+        verdict = f"sought {target.bound}: {words[bench.met(target)]}" if target.bound else ""
         lines.append(f"  {target.name:<44}{spread.text(3):>24}   {verdict}".rstrip())
     if not bench.valid:
         found = f"{len(bench.quiet_rounds)} of {bench.rounds_wanted} quiet rounds"
-        lines.append(f"NOISY: {found}; medians are over all rounds and decide nothing. Run on an idle machine.")
+        lines.append(
+            f"NOISY: {found}; medians are over all rounds and decide nothing. Run on an idle machine."
+        )
     return "\n".join(lines)
 
 

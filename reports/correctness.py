@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from reports import text
 from reports.devices import DEVICES_SHOWN_OPEN, DeviceView
 from reports.results import CheckResult, Outcome, RunResults
+from reports.verdict import count
 
 WORST_FIRST: tuple[Outcome, ...] = ("failed", "infrastructure", "not_run", "passed")
 WORDS: dict[Outcome, str] = {
@@ -22,7 +23,10 @@ SYMBOLS: dict[Outcome, str] = {"passed": "✓", "failed": "✕", "infrastructure
 
 @dataclass(frozen=True)
 class CheckCell:
-    """One check with one recipe. ``share``: worst error of a passed check, percent of the tolerance."""
+    """One check with one recipe. ``share``: worst error of a passed check, percent of the tolerance.
+
+    error and tolerance: of logits; of the mean KL divergence where the check is judged by that.
+    """
 
     outcome: Outcome
     programs: int
@@ -45,7 +49,7 @@ class CheckCell:
 class CheckRow:
     check: str
     title: str
-    cells: tuple[CheckCell, ...]
+    cells: tuple[CheckCell | None, ...]  # None: the check does not apply to the recipe
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,9 @@ def check_grids(
     results: RunResults, devices: dict[str, DeviceView], recipes: list[str]
 ) -> tuple[CheckGrid, ...]:
     links = anchors(results)
+    absent = CheckCell("not_run", 0, text.MISSING, text.MISSING, None, "", "")
+    # Where all that was planned came back, what is not here was never meant to run.
+    missing = absent if count(results).not_run else None
     grids = []
     for name, device in devices.items():
         here = [check for check in results.checks if check.device == name]
@@ -88,7 +95,8 @@ def check_grids(
         rows = []
         for check, title in titles.items():
             of_recipe = [[c for c in here if (c.check, c.recipe) == (check, recipe)] for recipe in used]
-            rows.append(CheckRow(check, title, tuple(_check_cell(found, links) for found in of_recipe)))
+            cells = tuple(_check_cell(found, links) if found else missing for found in of_recipe)
+            rows.append(CheckRow(check, title, cells))
         wrong = any(check.outcome != "passed" for check in here)
         if rows:
             grids.append(
@@ -119,13 +127,12 @@ def _overview_cell(checks: Sequence[CheckResult]) -> OverviewCell:
 
 def _check_cell(checks: Sequence[CheckResult], anchors: dict[int, str]) -> CheckCell:
     """All results of one check with one recipe (several if the check is parametrized)."""
-    if not checks:
-        return CheckCell("not_run", 0, text.MISSING, text.MISSING, None, "", "")
+    by_kl = all(_judged_by_kl(check) for check in checks)
     return CheckCell(
         outcome=_worst(check.outcome for check in checks),
         programs=sum(check.programs for check in checks),
-        error=text.error_size(_largest(map(_error, checks))),
-        tolerance=text.error_size(_largest(check.tolerance for check in checks)),
+        error=("KL " if by_kl else "") + text.error_size(_largest(map(_error, checks))),
+        tolerance=text.error_size(_largest(map(_tolerance, checks))),
         share=_largest(map(_share, checks)),
         seconds=text.seconds(sum(check.seconds for check in checks)),
         anchor=next((anchors[id(check)] for check in checks if id(check) in anchors), ""),
@@ -144,6 +151,8 @@ def _worst(outcomes: Iterable[Outcome]) -> Outcome:
 
 def _error(check: CheckResult) -> float | None:
     """The worst error; of a failed check, the one that failed it (worst_error is over passing programs)."""
+    if _judged_by_kl(check):
+        return check.mean_kl
     if check.outcome != "failed":
         return check.worst_error
     if check.divergence is None:
@@ -152,16 +161,21 @@ def _error(check: CheckResult) -> float | None:
     return math.nan if check.divergence.error is None else check.divergence.error
 
 
+def _tolerance(check: CheckResult) -> float | None:
+    return check.kl_tolerance if _judged_by_kl(check) else check.tolerance
+
+
+def _judged_by_kl(check: CheckResult) -> bool:
+    """A rounded recipe has no band for single logits: its check passed or failed by KL divergence."""
+    return check.tolerance is None and check.kl_tolerance is not None and check.divergence is None
+
+
 def _share(check: CheckResult) -> float | None:
     """Worst error of a passed check over its tolerance, percent. None if unknown or the tolerance is zero."""
-    if (
-        check.outcome != "passed"
-        or check.worst_error is None
-        or not check.tolerance
-        or not math.isfinite(check.worst_error)
-    ):
+    error, tolerance = _error(check), _tolerance(check)
+    if check.outcome != "passed" or error is None or not tolerance or not math.isfinite(error):
         return None
-    return 100 * check.worst_error / check.tolerance
+    return 100 * error / tolerance
 
 
 def _largest(values: Iterable[float | None]) -> float | None:

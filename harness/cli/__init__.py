@@ -56,6 +56,9 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         fail("Interrupted", "interrupted", as_json)
         return 130
+    except ModuleNotFoundError as error:
+        missing = f"this command needs the package {error.name}; pip install 'kvfarm[all]'"
+        return fail(type(error).__name__, missing, as_json)
     except OSError as error:
         named = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         return fail(type(error).__name__, named, as_json)

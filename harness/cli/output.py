@@ -15,7 +15,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from device_agents.errors import InfrastructureError
 from harness.errors import HarnessError
-from harness.synth import SynthError
 from kvengine.codec import DecodeError, encode
 from kvengine.errors import KvEngineError
 
@@ -23,7 +22,7 @@ JsonOption = Annotated[
     bool, typer.Option("--json", help="Print exactly one JSON object on stdout, everything else on stderr.")
 ]
 # Refusals: their message is for the user. Anything else is a bug and keeps its traceback.
-EXPECTED = (KvEngineError, InfrastructureError, HarnessError, SynthError, DecodeError)
+EXPECTED = (KvEngineError, InfrastructureError, HarnessError, DecodeError)
 REFUSED = 2
 
 Report = Callable[[str, int, int], None]

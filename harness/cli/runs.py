@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -16,9 +16,11 @@ from rich.table import Table
 from harness.cli.devices import AddressOption, FarmOption
 from harness.cli.output import JsonOption, note, show
 from harness.errors import StoreError
-from harness.store import DEFAULT_STORE, RunSummary, open_store
 from kvengine.codec import decode
 from reports.results import RunResults
+
+if TYPE_CHECKING:
+    from harness.store import RunSummary
 
 SUITE = "harness.suite"
 
@@ -83,6 +85,7 @@ def report(
 
     Also of one that was interrupted."""
     from harness.reporting import write_report
+    from harness.store import open_store
 
     _must_exist(store)
     with open_store(store) as results_store:
@@ -150,6 +153,8 @@ def _table(runs: tuple[RunSummary, ...]) -> Table:
 
 def _must_exist(store: str | None) -> None:
     """Reading must not make an empty database out of a mistyped path."""
+    from harness.store import DEFAULT_STORE
+
     path = Path(store or DEFAULT_STORE)
     if "://" not in str(store) and not path.is_file():
         raise StoreError(f"sought a results database at {path}, found none; run `kvfarm run` or give --store")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -251,3 +253,34 @@ def test_a_run_of_the_suite_that_cannot_start_is_not_a_success(
     assert kvfarm.code != 0
     assert not said["ok"]
     assert said["exit_code"] == kvfarm.code
+
+
+WITHOUT = """
+import sys
+
+class Nothing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in sys.argv[1].split(","):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Nothing())
+from harness import cli
+sys.exit(cli.run(sys.argv[2:]))
+"""
+HEAVY = "ray,torch,transformers,sqlalchemy,altair,jinja2,pytest,hypothesis,onnx,safetensors,ml_dtypes"
+
+
+def without(packages: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT, packages, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_generate_needs_no_more_than_the_engine(artifact: Path) -> None:
+    done = without(HEAVY, "generate", str(artifact), "--tokens", "5,6", "--max-new-tokens", "2", "--json")
+    assert len(json.loads(done.stdout)["tokens"]) == 2, done.stderr
+
+
+def test_a_command_whose_package_is_missing_says_what_to_install(artifact: Path) -> None:
+    done = without("sqlalchemy", "report", "--store", str(artifact / "model.onnx"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "needs the package sqlalchemy; pip install 'kvfarm[all]'" in done.stderr

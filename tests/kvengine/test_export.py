@@ -419,6 +419,22 @@ def test_right_padded_rows_of_a_batch_do_not_matter(tiny: Path, reference: Float
     feeds |= {"query_seqlens": lengths, "seqlens_k": lengths - 1, "logits_index": np.array([40, 41 + 8])}
     logits = session.run(["logits"], feeds)[0]
     assert difference(logits, reference[[40, 8]]) < FLOAT32_TOLERANCE
+    # A second padded chunk: row 0 idles and row 1 gets 3 tokens. Without
+    # query_seqlens the operator takes a batch with a past one token at a time only.
+    present = [f"present.{i}.{part}" for i in range(len(spec.layers)) for part in ("key", "value")]
+    caches = session.run(present, feeds)
+    again = first_step(spec, np.array([[TOKENS[0], 1, 1], TOKENS[9:12]]), rows_of_cache=64)
+    again |= {name.replace("present", "past_key_values"): c for name, c in zip(present, caches, strict=True)}
+    again |= {
+        f"{n}.{r}": feeds[f"{n}.{r}"] for n in ("cos_cache", "sin_cache") for r in range(len(spec.ropes))
+    }
+    again |= {
+        "query_seqlens": np.array([0, 3], np.int32),
+        "seqlens_k": np.array([40, 11], np.int32),
+        "total_sequence_length": np.array([41], np.int32),
+        "logits_index": np.array([3, 4, 5]),
+    }
+    assert difference(session.run(["logits"], again)[0], reference[9:12]) < FLOAT32_TOLERANCE
 
 
 def test_the_recipe_alone_decides_the_window_sized_caches(tiny: Path, tmp_path: Path) -> None:

@@ -141,7 +141,10 @@ def test_a_damaged_index_is_refused(tiny: Path, tmp_path: Path, damage: str) -> 
         index.write_text(json.dumps({"weight_map": {QUERY: "../tiny/model.safetensors"}}))
     else:
         index.write_text("{}" if damage == "no map" else "{")
-    with pytest.raises(CheckpointError, match=r"index\.json|model-00002"):
+    if damage == "outside":
+        (tmp_path / "tiny").mkdir()
+        save_file({QUERY: np.zeros((128, 64), np.float32)}, tmp_path / "tiny" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"index\.json"):
         export(checkpoint, tmp_path / "a", ExportRecipe())
 
 
@@ -210,6 +213,12 @@ def _write_constant_weights(checkpoint: Path) -> None:
     spec = architecture.spec
     tensors["model.embed_tokens.weight"] = np.full((spec.vocab_size, spec.hidden_size), 0.01, np.float32)
     save_file(tensors, checkpoint / "model.safetensors")
+
+
+def test_the_identity_covers_the_config(tiny: Path, tmp_path: Path) -> None:
+    other = variant(tiny, tmp_path / "other", config=read_config(tiny) | {"comment": "x"})
+    with Checkpoint(tiny) as one, Checkpoint(other) as two:
+        assert one.sha256() != two.sha256()
 
 
 def test_a_failed_export_leaves_the_old_artifact(tiny: Path, tmp_path: Path) -> None:

@@ -42,7 +42,10 @@ def test_scales_are_as_small_as_the_codes_allow(bits: int) -> None:
     longer_side, shorter_side = 1 << (bits - 1), (1 << (bits - 1)) - 1
     assert (scales >= extreme / longer_side * (1 - 1e-6)).all()
     assert (scales <= extreme / shorter_side * (1 + 1e-6)).all()
-    assert np.isclose(scales, extreme / longer_side).mean() > 0.3
+    # Either sign of the extreme can take the longer side: mirrored weights get mirrored scales.
+    mirrored = quantize_rows(-weights, bits, 32).scales
+    assert np.array_equal(np.abs(mirrored), scales)
+    assert np.isclose(scales, extreme / longer_side).mean() > (0.5 if bits == 4 else 0.1)
 
 
 def test_scales_stored_as_float16_are_those_divided_by() -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from reports import text
+from reports.correctness import CheckCell
 from reports.measurements import METRICS, MeasureGroup
 from reports.results import SampleInfo, TopLogits, VitalsInfo
 from reports.view import ReportView, build_view
@@ -45,6 +46,12 @@ def metric(group: MeasureGroup, recipe: str, title: str) -> tuple[str, str, str]
     return shown.value, shown.detail, shown.cue
 
 
+def first_cell(view: ReportView) -> CheckCell:
+    cell = view.grids[0].rows[0].cells[0]
+    assert cell is not None
+    return cell
+
+
 def test_every_device_and_recipe_has_its_place(sample: ReportView) -> None:
     assert [row.device.name for row in sample.overview] == [HOST, PHONE, LOST]
     assert [recipe.name for recipe in sample.recipes] == [BEFORE, AFTER, SMALL]
@@ -71,13 +78,13 @@ def test_the_overview_shows_the_worst_outcome_and_the_gaps(sample: ReportView) -
 
 def test_a_passed_cell_shows_error_tolerance_and_programs() -> None:
     view = build_view(run(checks=(check(worst_error=2.5e-5, tolerance=1e-4, programs=40),)))
-    cell = view.grids[0].rows[0].cells[0]
+    cell = first_cell(view)
     assert (cell.error, cell.tolerance, cell.programs, cell.share) == ("2.5e-05", "1.0e-04", 40, 25.0)
 
 
 def test_a_failed_cell_shows_the_error_that_failed_it_and_links_to_it() -> None:
     view = build_view(run(checks=(failed_check(),)))
-    cell = view.grids[0].rows[0].cells[0]
+    cell = first_cell(view)
     assert (cell.outcome, cell.error, cell.share) == ("failed", "3.1e-01", None)
     assert cell.anchor == view.failures[0].anchor
 
@@ -89,14 +96,14 @@ def test_parametrized_checks_share_a_cell_and_the_worst_wins() -> None:
         stopped_check(HOST),
         failed_check(name=next(iter(CHECKS))),
     )
-    cell = build_view(run(checks=results)).grids[0].rows[0].cells[0]
+    cell = first_cell(build_view(run(checks=results)))
     assert cell.outcome == "failed"
     assert cell.programs == 237
 
 
 def test_nan_is_the_worst_error() -> None:
     broken = failed_check(divergence=replace(DIVERGENCE, error=math.nan))
-    assert build_view(run(checks=(broken,))).grids[0].rows[0].cells[0].error == "NaN"
+    assert first_cell(build_view(run(checks=(broken,)))).error == "NaN"
 
 
 def test_p99_of_few_gaps_is_only_too_small() -> None:
@@ -278,3 +285,21 @@ def test_the_sample_program_is_one_the_engine_takes() -> None:
 )
 def test_numbers_as_people_read_them(shown: str, expected: str) -> None:
     assert shown == expected
+
+
+def test_a_check_judged_by_kl_shows_the_divergence_and_its_limit() -> None:
+    judged = check(worst_error=0.5, tolerance=None, mean_kl=0.002, kl_tolerance=0.02)
+    cell = first_cell(build_view(run(checks=(judged,))))
+    assert (cell.error, cell.tolerance) == ("KL 2.0e-03", "2.0e-02")
+    assert cell.share == pytest.approx(10)
+
+
+def test_a_check_that_was_never_planned_for_a_recipe_does_not_apply() -> None:
+    checks = (check(recipe=BEFORE), check(recipe=AFTER), check(recipe=AFTER, check="only_hybrid"))
+    planned = build_view(run(checks=checks, planned_checks=3)).grids[0]
+    assert planned.recipes == (AFTER, BEFORE)
+    assert [cell is None for cell in planned.rows[1].cells] == [False, True]
+    short = build_view(run(checks=checks, planned_checks=4)).grids[0]
+    cell = short.rows[1].cells[1]
+    assert cell is not None
+    assert cell.outcome == "not_run"
