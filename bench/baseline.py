@@ -71,9 +71,7 @@ def build(packages: Path, checkpoint: Path, folder: Path, options: dict[str, str
 def _run(command: list[str], log: Path, seconds: float, what: str) -> None:
     with log.open("w") as output:
         try:
-            code = subprocess.run(
-                command, stdout=output, stderr=output, timeout=seconds, check=False
-            ).returncode
+            done = subprocess.run(command, stdout=output, stderr=output, timeout=seconds, check=False)
         except subprocess.TimeoutExpired:
             raise BenchError(f"{what}: not done within {seconds:g} s; its output is in {log}") from None
     if done.returncode:

@@ -68,8 +68,8 @@ class OurEngine:
         from kvengine.program import Prefill, Program
 
         program = Program(len(prompt), (Prefill(tuple(prompt), logits="last"),))
-        rows: Float32 = self._engine.run_program(program)[0].logits
-        return rows[0]
+        last: Float32 = self._engine.run_program(program)[0].logits[0]
+        return last
 
 
 class GenaiEngine:

@@ -16,7 +16,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +27,10 @@ import numpy as np
 import kvengine
 from bench import baseline
 from bench.ceiling import buffer_bytes, last_level_cache, read_bandwidth, tokens_per_second, weight_bytes
-from bench.contestants import Contestant, GenaiEngine, OurEngine, Run, TorchReference
+from bench.contestants import Contestant, Engine, GenaiEngine, OurEngine, Run, TorchReference
 from bench.errors import BenchError
 from bench.quiet import QUIET
-from bench.results import Bench, Engine, Target, agreement, ceiling_text, json_line, table_text
+from bench.results import Bench, Standing, Target, agreement, ceiling_text, json_line, table_text
 from harness.artifacts import artifact_for
 from harness.errors import HarnessError
 from kvengine.errors import KvEngineError
@@ -53,12 +53,12 @@ TARGETS = (
 
 @dataclass(frozen=True)
 class Entry:
-    """A built contestant, not yet started. engine: the class, with what it is made from."""
+    """A built contestant, not yet started. make: with ``arguments``, its Engine."""
 
     name: str
     block_size: int
     graph: Path
-    engine: Callable[..., engines.Engine]
+    make: Callable[..., Engine]
     arguments: tuple[object, ...]
 
 
@@ -100,12 +100,12 @@ def _bench(options: argparse.Namespace) -> Bench:
         contestants = []
         for entry in entries:  # one after the other, so that load times are not shared
             _say(f"loading {entry.name}")
-            contestants.append(stack.enter_context(Contestant(entry.name, *entry.start)))
+            contestants.append(stack.enter_context(Contestant(entry.name, entry.make, *entry.arguments)))
         agreements = [agreement(contestant.logits(prompt), reference) for contestant in contestants]
         rounds = _rounds(contestants, prompt, options)
         peaks = [contestant.peak_rss_bytes() for contestant in contestants]
-    engines = tuple(
-        Engine(
+    standings = tuple(
+        Standing(
             name=entry.name,
             block_size=entry.block_size,
             weight_bytes=sizes[entry.name],
@@ -118,7 +118,7 @@ def _bench(options: argparse.Namespace) -> Bench:
         )
         for i, entry in enumerate(entries)
     )
-    return Bench(_machine(options), _settings(options), bandwidth, engines, TARGETS, options.rounds)
+    return Bench(_machine(options), _settings(options), bandwidth, standings, TARGETS, options.rounds)
 
 
 def _build(options: argparse.Namespace) -> list[Entry]:
@@ -128,17 +128,18 @@ def _build(options: argparse.Namespace) -> list[Entry]:
     packages = baseline.install(options.work.resolve() / "packages")
     window = json.loads((checkpoint / "config.json").read_text())["sliding_window"]
     entries = []
-    for block in (BLOCK, BEST_BLOCK):
+    blocks: tuple[Literal[32, 128], ...] = (BLOCK, BEST_BLOCK)
+    for block in blocks:
         _say(f"exporting kvfarm int4/{block}")
         recipe = ExportRecipe("int4", block, cache=CachePlan("hybrid", "float32", slack=32))
         artifact = artifact_for(checkpoint, recipe, options.work)
-        start = (OurEngine, str(artifact.folder), options.threads)
-        entries.append(Entry(f"kvfarm int4/{block}", block, artifact.model_path, start))
+        ours = (str(artifact.folder), options.threads)
+        entries.append(Entry(f"kvfarm int4/{block}", block, artifact.model_path, OurEngine, ours))
         _say(f"building genai int4/{block} (its builder takes a minute or two)")
         choices = {} if block == BLOCK else {"block_size": str(block)}
         folder = baseline.build(packages, checkpoint, options.work.resolve() / f"genai-{block}", choices)
-        start = (GenaiEngine, str(folder), options.threads, str(packages), window)
-        entries.append(Entry(f"genai int4/{block}", block, folder / "model.onnx", start))
+        theirs = (str(folder), options.threads, str(packages), window)
+        entries.append(Entry(f"genai int4/{block}", block, folder / "model.onnx", GenaiEngine, theirs))
     return entries
 
 

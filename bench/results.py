@@ -19,7 +19,7 @@ MB = 1e6
 
 
 @dataclass(frozen=True)
-class Engine:
+class Standing:
     """One contestant and its rounds.
 
     correlation: Pearson's, of its logits after the prompt with the float32 reference's.
@@ -49,7 +49,7 @@ class Engine:
 class Target:
     """A ratio of two engines, round by round, and where its median must lie.
 
-    metric: a property of Engine. at_most, at_least: the bound; None is no bound.
+    metric: a property of Standing. at_most, at_least: the bound; None is no bound.
     """
 
     name: str
@@ -96,11 +96,11 @@ class Bench:
     machine: dict[str, Any]
     settings: dict[str, Any]
     bandwidth: float
-    engines: tuple[Engine, ...]
+    engines: tuple[Standing, ...]
     targets: tuple[Target, ...]
     rounds_wanted: int
 
-    def engine(self, name: str) -> Engine:
+    def engine(self, name: str) -> Standing:
         return next(engine for engine in self.engines if engine.name == name)
 
     @property
@@ -119,7 +119,7 @@ class Bench:
         """The rounds that medians are over: the quiet ones, or all of them when there are too few."""
         return self.quiet_rounds if self.valid else list(range(len(self.engines[0].runs)))
 
-    def values(self, engine: Engine, metric: str) -> list[float]:
+    def values(self, engine: Standing, metric: str) -> list[float]:
         each: list[float] = getattr(engine, metric)
         return [each[r] for r in self.counted]
 
@@ -167,7 +167,7 @@ def table_text(bench: Bench) -> str:
         first = Spread.of(bench.values(engine, "ttft_ms")).text(0)
         rate = Spread.of(bench.values(engine, "tokens_per_second"))
         share = f"{rate.median / engine.ceiling:.0%}"
-        lines.append(f"  {engine.name:<24}{first:>24}{rate.text(1):>24}{share:>9}")
+        lines.append(f"  {engine.name:<24}{first:>24}{rate.text(1):>24}{share:>11}")
     lines += ["", f"{'':<26}{'load, ms':>10}{'peak RSS, MB':>14}{'logits with float32':>24}"]
     for engine in bench.engines:
         top = "same token" if engine.top1 else "other token"
@@ -205,7 +205,7 @@ def json_line(bench: Bench) -> str:
     return json.dumps(value, allow_nan=False)
 
 
-def _engine_json(bench: Bench, engine: Engine) -> dict[str, Any]:
+def _engine_json(bench: Bench, engine: Standing) -> dict[str, Any]:
     rate = Spread.of(bench.values(engine, "tokens_per_second"))
     gaps = [gap for r in bench.counted for gap in engine.runs[r].itl_ms]
     return {

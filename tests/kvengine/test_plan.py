@@ -50,7 +50,7 @@ def test_a_short_context_still_holds_the_whole_window() -> None:
 
 
 def brute_force_resident(window: int, rows: int, total: int) -> int:
-    """GroupQueryAttention's rule, played out: when the buffer is full, drop rows - window + 1 tokens at once."""
+    """GroupQueryAttention's rule, played out: a full buffer drops rows - window + 1 tokens at once."""
     resident = 0
     for _ in range(total):
         if resident == rows:

@@ -1,0 +1,158 @@
+"""The engine session: programs, workloads, and no word to anybody outside."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.reference import TransformersReference
+from kvengine.engine import LocalEngine, peak_rss_bytes
+from kvengine.errors import InvalidRequest
+from kvengine.plan import CachePlan, PlanKind
+from kvengine.program import Decode, Generate, Poison, Prefill, Program, Reset, Workload
+from kvengine.recipe import ExportRecipe
+from kvengine.rope import rope_tables
+from kvengine.spec import RopeSpec
+from kvengine.threads import choose_threads
+from tests.conftest import ExportTiny, OpenTiny
+
+
+@pytest.fixture(scope="module")
+def engine(open_tiny: OpenTiny) -> LocalEngine:
+    return open_tiny(ExportRecipe(cache=CachePlan("hybrid", slack=4)))
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_checkpoint: Path) -> TransformersReference:
+    return TransformersReference(tiny_checkpoint)
+
+
+@pytest.mark.parametrize("kind", ["growing", "static", "hybrid"])
+def test_200_greedy_tokens_are_those_of_transformers_generate(
+    open_tiny: OpenTiny, reference: TransformersReference, kind: PlanKind
+) -> None:
+    engine = open_tiny(ExportRecipe(cache=CachePlan(kind)))
+    prompt = (2, 17, 230, 5)
+    first, generated = engine.run_program(
+        Program(210, (Prefill(prompt[:-1], 0, "last"), Generate(prompt[-1], 200)))
+    )
+    assert first.error is None
+    assert generated.tokens == reference.greedy(prompt, 200)
+    whole = prompt + generated.tokens[:-1]
+    (checked,) = engine.run_program(Program(210, (Prefill(whole, 16),)))
+    np.testing.assert_allclose(checked.logits, reference.logits(whole), rtol=0, atol=1e-4)
+
+
+def test_one_observation_an_operation_in_order(engine: LocalEngine) -> None:
+    operations = (
+        Prefill((1, 2, 3)),
+        Decode((4, 5)),
+        Poison(),
+        Prefill((6, 7), 1, "last"),
+        Generate(8, 3),
+        Reset(),
+        Decode((999,)),
+        Decode((1,)),
+    )
+    observations = engine.run_program(Program(20, operations))
+    assert [o.position for o in observations] == [3, 5, 5, 7, 10, 0, 0, 1]
+    assert [len(o.logits) for o in observations] == [3, 2, 0, 1, 0, 0, 0, 1]
+    assert [len(o.tokens) for o in observations] == [0, 0, 0, 0, 3, 0, 0, 0]
+    assert [o.error.type if o.error else "" for o in observations] == [""] * 6 + ["InvalidToken", ""]
+
+
+def test_a_program_starts_from_nothing(engine: LocalEngine) -> None:
+    program = Program(20, (Prefill((5, 6, 7)), Decode((8,))))
+    first, second = engine.run_program(program), engine.run_program(program)
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one.logits, other.logits)
+
+
+def test_a_workload_gives_raw_samples(engine: LocalEngine) -> None:
+    measured = engine.run_workload(Workload((1, 2, 3), new_tokens=5, repeats=3, warmup=2, chunk=2))
+    assert len(measured.samples) == 3
+    for sample in measured.samples:
+        assert sample.ttft_ms > 0
+        assert len(sample.itl_ms) == 4
+        assert len(sample.tokens) == 5
+    assert len({sample.tokens for sample in measured.samples}) == 1
+    assert measured.kv_bytes == engine.model.plan.total_bytes(engine.model.spec, 8)
+    assert measured.threads == 1
+    assert measured.load_ms > 0
+    assert 0 < measured.peak_rss_bytes <= peak_rss_bytes()
+
+
+@pytest.mark.parametrize("bad", [{"new_tokens": 0}, {"repeats": 0}, {"warmup": -1}])
+def test_a_senseless_workload_is_refused(engine: LocalEngine, bad: dict[str, int]) -> None:
+    with pytest.raises(InvalidRequest, match="sought"):
+        engine.run_workload(Workload((1,), **{"new_tokens": 2, **bad}))
+
+
+def test_onnxruntime_leaves_no_telemetry_behind(export_tiny: ExportTiny, tmp_path: Path) -> None:
+    """Its wheels write a device id and a database under HOME at import, unless told not to."""
+    code = (
+        "from kvengine.engine import LocalEngine\n"
+        "from kvengine.recipe import SessionRecipe\n"
+        "from kvengine.program import Workload\n"
+        f"LocalEngine.open({str(export_tiny(ExportRecipe()).folder)!r}, SessionRecipe(threads=1))"
+        ".run_workload(Workload((1, 2), 3))"
+    )
+    # Continuous integration variables switch it off by themselves and would hide a leak.
+    environment = {"HOME": str(tmp_path), "TMPDIR": str(tmp_path), "PATH": os.environ["PATH"]}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_without_the_switch_telemetry_would_have_been_there(tmp_path: Path) -> None:
+    """So that the test above cannot pass for another reason."""
+    environment = {"HOME": str(tmp_path), "TMPDIR": str(tmp_path), "PATH": os.environ["PATH"]}
+    code = "import onnxruntime"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
+    assert any("onnxruntime" in path.name for path in tmp_path.rglob("*"))
+
+
+def test_rope_tables_follow_the_formula() -> None:
+    cos, sin = rope_tables(RopeSpec(theta=100.0, factor=2.0), positions=7, head_dim=8)
+    assert cos.shape == sin.shape == (7, 4)
+    for position in range(7):
+        for j in range(4):
+            angle = position / 2.0 * 100.0 ** (-2 * j / 8)
+            assert cos[position, j] == pytest.approx(np.cos(angle), abs=1e-6)
+            assert sin[position, j] == pytest.approx(np.sin(angle), abs=1e-6)
+
+
+def fake_cpus(root: Path, clocks: dict[int, int], siblings: dict[int, str] | None = None) -> Path:
+    for cpu, clock in clocks.items():
+        folder = root / f"cpu{cpu}"
+        (folder / "cpufreq").mkdir(parents=True)
+        (folder / "cpufreq" / "cpuinfo_max_freq").write_text(f"{clock}\n")
+        if siblings:
+            (folder / "topology").mkdir()
+            (folder / "topology" / "thread_siblings_list").write_text(siblings[cpu] + "\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("clocks", "siblings", "threads"),
+    [
+        ({0: 2_000_000, 1: 2_000_000, 2: 2_000_000, 3: 2_000_000}, None, 4),
+        ({0: 1_800_000, 1: 1_800_000, 2: 3_000_000, 3: 3_000_000}, None, 2),  # little cores left out
+        ({0: 3_000_000, 1: 3_000_000}, {0: "0-1", 1: "0-1"}, 1),  # one core, two hardware threads
+        ({}, None, 4),  # clocks cannot be read
+        (dict.fromkeys(range(32), 2_000_000), None, 8),
+    ],
+)
+def test_threads_are_the_fast_physical_cores(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    clocks: dict[int, int],
+    siblings: dict[int, str] | None,
+    threads: int,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(clocks or range(4)))
+    assert choose_threads(fake_cpus(tmp_path, clocks, siblings)) == threads
