@@ -7,7 +7,7 @@ TINY := .kvfarm/checkpoints/tiny-gemma3
 BIG := .kvfarm/checkpoints/gemma-3-1b
 REPORT := out/report
 
-.PHONY: help venv farm test lint soak bench clean
+.PHONY: help venv farm test lint docs chromium soak bench clean
 help:
 	@echo "make farm   check and measure the demo model on this host, write $(REPORT)/index.html"
 	@echo "make test   the project's own tests"
@@ -44,6 +44,9 @@ lint: $(STAMP)
 
 test: lint chromium
 	$(BIN)/pytest -n 2 --dist loadfile tests
+
+docs: $(STAMP)
+	$(BIN)/python docs/generate_cli.py
 
 soak: $(TINY)
 	$(BIN)/pytest --devices=farm --model $(TINY) --examples 1000 --report out/soak

@@ -225,8 +225,7 @@ class BlobStore:
                 folder.mkdir(exist_ok=True)
                 for blob in manifest.blobs:
                     _link(self.path(blob.sha256), folder / blob.name)
-                _replace_text(folder / MANIFEST, manifest.to_json())
-                os.utime(folder)  # last use, for gc
+                _replace_text(folder / MANIFEST, manifest.to_json())  # also makes the folder young, for gc
             except OSError as error:
                 raise DeployFailed(f"cannot lay out artifact {manifest.id[:16]}…: {error}") from error
         return folder

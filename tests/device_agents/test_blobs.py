@@ -196,6 +196,14 @@ def test_gc_evicts_the_longest_unused_artifact_first(store: BlobStore) -> None:
     Artifact.open(store.root / "artifacts" / new.id)
 
 
+def test_use_makes_an_artifact_young_again(store: BlobStore) -> None:
+    old, new = link(store, 100, a=b"aaaa"), link(store, 200, b=b"bbbb")
+    store.link(old)
+    store.gc(5)
+    assert [folder.name for folder in (store.root / "artifacts").iterdir()] == [old.id]
+    assert not store.path(new.blobs[0].sha256).exists()
+
+
 def test_gc_does_nothing_below_the_limit(store: BlobStore) -> None:
     manifest = link(store, 100, a=b"aaaa")
     assert store.gc(4) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import threading
 from collections.abc import Iterator
@@ -385,6 +386,16 @@ def test_opening_what_was_not_deployed_is_refused(agent: LabAgent) -> None:
         agent.open_session("left", lease.token, upload(agent).id, RECIPE)
 
 
+def test_another_lease_deploys_anew(agent: LabAgent) -> None:
+    """Between the leases the artifact may have been evicted."""
+    lease = agent.acquire("left", "me", 60)
+    artifact = agent.deploy("left", lease.token, upload(agent).to_json())
+    agent.release("left", lease.token)
+    lease = agent.acquire("left", "me", 60)
+    with pytest.raises(DeployFailed, match="deploy it first"):
+        agent.open_session("left", lease.token, artifact, RECIPE)
+
+
 def test_an_engine_refusal_passes_through_and_leaves_no_runner(tmp_path: Path) -> None:
     class Elsewhere(HostDevice):
         def deploy(self, folder: Path, deadline: Deadline) -> str:
@@ -409,6 +420,7 @@ def test_room_is_made_for_what_comes_but_not_at_the_cost_of_what_is_in_use(tmp_p
     unused = upload(agent, {"unused.bin": b"uuuu"})
     used = upload(agent, {"used.bin": b"UUUU"})
     agent.deploy("left", lease.token, used.to_json())
+    os.utime(tmp_path / "artifacts" / used.id, (1, 1))  # the longest unused, were it not in use
     upload(agent, {"new.bin": b"nnnnnn"})
     assert agent.missing_blobs(used.to_json()) == ()
     assert [b.name for b in agent.missing_blobs(unused.to_json())] == ["unused.bin"]

@@ -136,7 +136,7 @@ def test_a_wrong_engine_is_red_with_a_program_that_replays(run: Run) -> None:
 
 
 def test_a_killed_runner_is_an_infrastructure_error_and_the_run_goes_on(run: Run) -> None:
-    process = run.start("--devices=host", "--recipes=hybrid,static", "--examples=400")
+    process = run.start("--devices=host", "--recipes=hybrid", "--examples=40")
     try:
         _kill_one_runner(process.pid)
         output, _ = process.communicate(timeout=SECONDS)
@@ -146,7 +146,7 @@ def test_a_killed_runner_is_an_infrastructure_error_and_the_run_goes_on(run: Run
     outcomes = [check["outcome"] for check in run.results["checks"]]
     assert outcomes.count("infrastructure") == 1, output
     assert "failed" not in outcomes
-    assert outcomes.count("passed") == CHECKS_OF_HYBRID + CHECKS_OF_STATIC - 1
+    assert outcomes.count("passed") == CHECKS_OF_HYBRID - 1
     (lost,) = [check for check in run.results["checks"] if check["outcome"] == "infrastructure"]
     assert "runner" in lost["message"]
     assert len(run.junit.findall(".//error")) == 1
@@ -159,7 +159,7 @@ def _kill_one_runner(pid: int) -> None:
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
         for child in psutil.Process(pid).children(recursive=True):
-            if "device_agents.runner" in _cmdline(child) and child.cpu_times().user > 0.7:
+            if "device_agents.runner" in _cmdline(child) and child.cpu_times().user > 0.4:
                 child.kill()
                 return
         time.sleep(0.05)

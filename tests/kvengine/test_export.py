@@ -270,6 +270,11 @@ def test_calibration_is_recorded_and_follows_the_sample(tiny: Path, tmp_path: Pa
     )
     assert given.manifest.calibration["sample_sha256"] != random.manifest.calibration["sample_sha256"]
     assert plain.manifest.calibration == {}
+    assert {path.name for path in random.folder.iterdir()} == {
+        "artifact.json",
+        "model.onnx",
+        "model.onnx.data",
+    }
     few, many = initializers(given), initializers(random)
     for name in ("layers.0.key_scale", "layers.5.value_scale"):
         assert few[name].shape == (1, 2, 1, 32)

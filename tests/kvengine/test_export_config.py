@@ -103,6 +103,11 @@ def test_a_composite_checkpoint_relies_on_defaults() -> None:
     assert spec.ropes == (RopeSpec(10_000.0), RopeSpec(1_000_000.0, factor=8.0))
 
 
+def test_a_family_without_windows_ignores_a_stray_window() -> None:
+    spec = load_spec(GEOMETRY | {"model_type": "llama"})
+    assert {layer.window for layer in spec.layers} == {None}
+
+
 def test_layers_that_rotate_alike_share_one_table() -> None:
     rope = {"rope_type": "default", "rope_theta": 500.0}
     spec = load_spec(NEW | {"rope_parameters": {LOCAL: rope, FULL: rope}})

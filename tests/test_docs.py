@@ -1,0 +1,43 @@
+"""What the README and docs say is so."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from harness.recipes import PRESETS
+from harness.synth import PRESETS as CHECKPOINTS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+
+def test_the_command_page_is_up_to_date() -> None:
+    generator = runpy.run_path(str(ROOT / "docs" / "generate_cli.py"))
+    assert (ROOT / "docs" / "cli.md").read_text() == generator["render"](), "run `make docs`"
+
+
+def test_every_make_target_in_the_docs_exists() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"(?:^|`)make (\w+)", page.read_text(), re.MULTILINE):
+            assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), f"{page.name}: make {target}"
+
+
+def test_every_recipe_preset_is_in_the_readme() -> None:
+    table = README.split("## Recipes")[1].split("```sh")[0]
+    assert set(re.findall(r"`([a-z0-9-]+)`", table)) - {"PRESET"} >= set(PRESETS)
+
+
+def test_every_checkpoint_in_the_readme_can_be_made() -> None:
+    assert set(re.findall(r"kvfarm synth ([\w.-]+)", README)) <= set(CHECKPOINTS)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/log.md", "CHANGELOG.md"])
+def test_every_link_leads_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text()
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        assert (ROOT / page).parent.joinpath(link).exists(), f"{page}: {link}"
