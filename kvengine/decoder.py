@@ -88,16 +88,12 @@ class Decoder:
             float32 [batch * n, vocab] for "all" (row-major: batch, then position),
             [batch, vocab] for "last".
         """
-        ids = self._checked(tokens)
-        step = self._checked_chunk(chunk, ids)
+        vocabulary = self.model.spec.vocab_size
         found = []
-        for start in range(0, ids.shape[1], step):
-            part = ids[:, start : start + step]
-            last = start + step >= ids.shape[1]
-            rows = None if logits == "all" else _last_rows(part) if last else part[:0, 0]
-            found.append(self._run(part, rows).reshape(self.batch, -1, self.model.spec.vocab_size))
-        joined = np.concatenate(found, axis=1)
-        return joined.reshape(-1, self.model.spec.vocab_size)
+        for part, last_rows in self._chunks(self._checked(tokens), chunk):
+            rows = self._run(part, _every_row(part) if logits == "all" else last_rows)
+            found.append(rows.reshape(self.batch, -1, vocabulary))
+        return np.concatenate(found, axis=1).reshape(-1, vocabulary)
 
     def check(self, tokens: Sequence[int] | Int64Array) -> None:
         """Raise what appending ``tokens`` would raise, without running anything."""
@@ -113,12 +109,8 @@ class Decoder:
 
         No logits leave the device; the token stays there for ``step``.
         """
-        ids = self._checked(tokens)
-        step = self._checked_chunk(chunk, ids)
-        for begin in range(0, ids.shape[1], step):
-            part = ids[:, begin : begin + step]
-            final = begin + step >= ids.shape[1]
-            self._run(part, _last_rows(part) if final else part[:0, 0], keep_token=final)
+        for part, last_rows in self._chunks(self._checked(tokens), chunk):
+            self._run(part, last_rows, keep_token=last_rows.size > 0)
         return self.newest_token()
 
     def step(self) -> Int64Array:
@@ -176,10 +168,14 @@ class Decoder:
         self._check_room(ids.shape[1])
         return ids
 
-    def _checked_chunk(self, chunk: int, ids: Int64Array) -> int:
+    def _chunks(self, ids: Int64Array, chunk: int) -> list[tuple[Int64Array, Int64Array]]:
+        """The steps of a prompt [batch, n], each with the flat rows of the prompt's last tokens (or none)."""
         if chunk < 0:
             raise InvalidRequest(f"sought a chunk of 0 (one shot) or more tokens, found {chunk}")
-        return chunk or ids.shape[1]
+        count = ids.shape[1]
+        parts = [ids[:, start : start + (chunk or count)] for start in range(0, count, chunk or count)]
+        nothing = np.empty(0, np.int64)
+        return [(part, nothing) for part in parts[:-1]] + [(parts[-1], _last_rows(parts[-1]))]
 
     def _check_room(self, count: int) -> None:
         if self._failed:
@@ -190,12 +186,11 @@ class Decoder:
                 f"{self.capacity}; open the decoder with more capacity or reset"
             )
 
-    def _run(self, ids: Int64Array, rows: Int64Array | None, keep_token: bool = False) -> Float32Array:
-        """One step over ``ids`` [batch, n]; returns logits of the flat ``rows`` (None: all)."""
+    def _run(self, ids: Int64Array, rows: Int64Array, keep_token: bool = False) -> Float32Array:
+        """One step over ``ids`` [batch, n]; returns the logits of the flat ``rows``, [rows, vocab]."""
         binding = self._general
-        index = np.arange(ids.size, dtype=np.int64) if rows is None else rows.astype(np.int64)
-        inputs = [Buffer(array.shape, np.int64, *self._device) for array in (ids, index)]
-        for buffer, array in zip(inputs, (ids, index), strict=True):
+        inputs = [Buffer(array.shape, np.int64, *self._device) for array in (ids, rows)]
+        for buffer, array in zip(inputs, (ids, rows), strict=True):
             buffer.write(array)
         binding.bind_ortvalue_input("input_ids", inputs[0].value)
         binding.bind_ortvalue_input("logits_index", inputs[1].value)
@@ -262,6 +257,11 @@ class Decoder:
         binding.bind_ortvalue_output("next_token", self._tokens[1 - source].value)
         self.cache.bind(binding)
         return binding
+
+
+def _every_row(part: Int64Array) -> Int64Array:
+    """Flat index of every token in [batch, n]."""
+    return np.arange(part.size, dtype=np.int64)
 
 
 def _last_rows(part: Int64Array) -> Int64Array:

@@ -18,7 +18,7 @@ from harness.recipes import Recipe, parse_recipe
 from harness.reference import CachedReference, Reference, TransformersReference
 from harness.suite import test_correctness as suite
 from kvengine.buffers import Buffer
-from kvengine.decoder import Decoder, Int64Array
+from kvengine.decoder import Decoder, Float32Array, Int64Array
 from kvengine.engine import LocalEngine
 from kvengine.export import export
 from kvengine.plan import CachePlan
@@ -44,7 +44,7 @@ class RopeOffByOne(Decoder):
 class ForgetsTheLastTokenOfAChunk(Decoder):
     """The last row of every chunk but the final one is dropped and the one before counted twice."""
 
-    def _run(self, ids: Int64Array, rows: Int64Array | None, keep_token: bool = False) -> object:  # type: ignore[override]
+    def _run(self, ids: Int64Array, rows: Int64Array, keep_token: bool = False) -> Float32Array:
         if ids.shape[1] > 1 and self.position:
             ids = np.ascontiguousarray(np.concatenate([ids[:, :-1], ids[:, -2:-1]], axis=1))
         return super()._run(ids, rows, keep_token)
