@@ -10,6 +10,7 @@ from typing import Literal
 
 from kvengine.codec import DecodeError, decode, encode
 from kvengine.errors import ArtifactError
+from kvengine.plan import LayerPlan
 from kvengine.recipe import ExportRecipe
 from kvengine.spec import ModelSpec
 
@@ -31,6 +32,7 @@ class Blob:
 class Manifest:
     """artifact.json. ``checkpoint_sha256`` is over config.json and every safetensors file.
 
+    plan: what each layer's cache is, as spec and recipe together say it.
     calibration: how int8/int4 cache scales were found (empty for float caches); the
     scales themselves are initializers of the graph.
     versions: of kvfarm, onnx and onnxruntime that exported it.
@@ -38,6 +40,7 @@ class Manifest:
 
     spec: ModelSpec
     recipe: ExportRecipe
+    plan: tuple[LayerPlan, ...]
     blobs: tuple[Blob, ...]
     checkpoint: str  # the checkpoint folder's name
     checkpoint_sha256: str

@@ -17,6 +17,18 @@ BITS: dict[CacheDtype, int] = {"float32": 32, "float16": 16, "int8": 8, "int4": 
 
 
 @dataclass(frozen=True)
+class LayerPlan:
+    """What one layer of an artifact keeps: for readers of artifact.json that are not kvengine.
+
+    rows: allocated rows, None where the capacity decides.
+    """
+
+    kind: Literal["growing", "static", "windowed"]
+    dtype: CacheDtype
+    rows: int | None
+
+
+@dataclass(frozen=True)
 class CachePlan:
     """How the KV cache of every layer is laid out.
 
@@ -32,6 +44,11 @@ class CachePlan:
 
     def is_windowed(self, layer: LayerSpec) -> bool:
         return self.kind == "hybrid" and layer.window is not None
+
+    def of_layer(self, layer: LayerSpec) -> LayerPlan:
+        if self.is_windowed(layer):
+            return LayerPlan("windowed", self.dtype, self.rows(layer, 0))
+        return LayerPlan("growing" if self.kind == "growing" else "static", self.dtype, None)
 
     def rows(self, layer: LayerSpec, capacity: int) -> int:
         """Rows this layer allocates for a context of ``capacity`` tokens.

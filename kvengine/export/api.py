@@ -63,6 +63,7 @@ def export(
         manifest = Manifest(
             spec=architecture.spec,
             recipe=recipe,
+            plan=tuple(recipe.cache.of_layer(layer) for layer in architecture.spec.layers),
             blobs=(_blob(folder / MODEL), blob),
             checkpoint=checkpoint.resolve().name,
             checkpoint_sha256=tensors.sha256(),

@@ -116,7 +116,7 @@ def make_manifest(contents: dict[str, bytes]) -> Manifest:
         "gemma3_text", 5, 8, 16, 2, 64, 0.5, 1e-6, True, (LayerSpec(None, 0, 1, 4),), (RopeSpec(1e4),)
     )
     blobs = tuple(Blob(name, hashlib.sha256(data).hexdigest(), len(data)) for name, data in contents.items())
-    return Manifest(spec, ExportRecipe(), blobs, "checkpoint", "0" * 64, {}, {})
+    return Manifest(spec, ExportRecipe(), (), blobs, "checkpoint", "0" * 64, {}, {})
 
 
 def make_artifact(folder: Path, contents: dict[str, bytes]) -> Manifest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -170,6 +171,15 @@ def test_the_suite_runs_from_the_installed_package(run: Run) -> None:
     code, output = run.pytest(
         "--pyargs", "harness.suite", "--devices=host", "--recipes=static", "--examples=2", "-k", "reset"
     )
+    assert code == 0, output
+    assert "PASSED: 1/1 checks passed" in output
+
+
+def test_the_readme_example_runs_as_it_stands(run: Run) -> None:
+    readme = Path(__file__).parents[2].joinpath("README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    (run.folder / "test_mine.py").write_text(example)
+    code, output = run.pytest("test_mine.py", "--devices=host", "--recipes=hybrid", "--examples=4")
     assert code == 0, output
     assert "PASSED: 1/1 checks passed" in output
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvengine.plan import CacheDtype, CachePlan
+from kvengine.plan import CacheDtype, CachePlan, LayerPlan
 from kvengine.spec import LayerSpec, ModelSpec, RopeSpec
 
 MIB = 1 << 20
@@ -47,6 +47,14 @@ def test_a_short_context_still_holds_the_whole_window() -> None:
     local = gemma_3_1b().layers[0]
     assert CachePlan("hybrid", slack=8).rows(local, 100) == 520
     assert CachePlan("static").rows(local, 100) == 100
+
+
+def test_the_plan_of_each_layer_is_said() -> None:
+    layers = gemma_3_1b().layers
+    plan = CachePlan("hybrid", "int8", slack=8)
+    assert plan.of_layer(layers[0]) == LayerPlan("windowed", "int8", 520)
+    assert plan.of_layer(layers[5]) == LayerPlan("static", "int8", None)
+    assert CachePlan("growing").of_layer(layers[0]) == LayerPlan("growing", "float32", None)
 
 
 def brute_force_resident(window: int, rows: int, total: int) -> int:
