@@ -39,9 +39,10 @@ class Progress:
             self._reporter.showfspath = False
             self._reporter._show_progress_info = False
 
-    def export(self, stage: str, done: int, total: int) -> None:
-        """Progress callback of an export."""
-        self._draw(f"exporting: {stage} {done}/{total}")
+    def step(self, stage: str, done: int, total: int) -> None:
+        """Progress callback of an export (steps) or of sending an artifact (bytes)."""
+        share = f" {100 * done // total} %" if total else ""
+        self._draw(f"{self._current}, {stage}{share}")
 
     def test_started(self, item: pytest.Item) -> None:
         self._current = _label(item)

@@ -60,11 +60,11 @@ class DeviceRun:
     def __init__(
         self,
         options: RunOptions,
-        on_export: Callable[[str, int, int], None],
+        on_step: Callable[[str, int, int], None],
         on_program: Callable[[Tally], None],
     ) -> None:
         self.options = options
-        self._on_export = on_export
+        self._on_step = on_step
         self._on_program = on_program
         self.begun = False
         self.inventory = inventory.load(options.farm)
@@ -112,7 +112,7 @@ class DeviceRun:
         session = self._sessions.get(key)
         if session is None or session.closed:
             artifact = self.artifact(self.options.model, _with_plan(recipe, plan))
-            session = self._sessions[key] = self.farm.open(device, artifact, recipe.session)
+            session = self._sessions[key] = self.farm.open(device, artifact, recipe.session, self._on_step)
         return session
 
     def leave(self, device: str, recipe_name: str) -> None:
@@ -129,7 +129,7 @@ class DeviceRun:
         )
         identity = self.identity(device)
         before = self.farm.vitals(device)
-        session = self.farm.open(device, artifact, recipe.session)
+        session = self.farm.open(device, artifact, recipe.session, self._on_step)
         try:
             measurement = session.run_workload(workload)
             notes = session.info.notes
@@ -176,7 +176,7 @@ class DeviceRun:
     # -- what they stand on -----------------------------------------------------------------------
 
     def artifact(self, model: Path, recipe: Recipe) -> Artifact:
-        return artifact_for(model, recipe.export, self.options.cache / "artifacts", self._on_export)
+        return artifact_for(model, recipe.export, self.options.cache / "artifacts", self._on_step)
 
     @cached_property
     def store(self) -> Store:
@@ -186,6 +186,7 @@ class DeviceRun:
     def farm(self) -> Farm:
         """The farm, started at first use, with every selected device's identity stored."""
         if self._farm is None:
+            self._on_step("starting the farm", 0, 0)
             farm = Farm(self.inventory, self.devices, self.options.farm_address)
             farm.__enter__()
             self._farm = farm
@@ -198,6 +199,7 @@ class DeviceRun:
             checkpoint = rounded_checkpoint(checkpoint, recipe.export, self.options.cache / "rounded")
         if checkpoint not in self._references:
             _ = self.farm  # Ray runs from here on
+            self._on_step("loading the reference", 0, 0)
             self._references[checkpoint] = start_reference(checkpoint)
         return self._references[checkpoint]
 

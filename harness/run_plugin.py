@@ -16,7 +16,7 @@ class RunPlugin:
 
     def __init__(self, config: pytest.Config, options: RunOptions) -> None:
         self.progress = Progress(config)
-        self.run = DeviceRun(options, on_export=self.progress.export, on_program=self.progress.program)
+        self.run = DeviceRun(options, on_step=self.progress.step, on_program=self.progress.program)
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """One test per device and recipe for ``cell``; per device, model and recipe for ``leg``."""
