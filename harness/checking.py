@@ -38,16 +38,20 @@ class Tally:
 
     programs: int = 0
     worst_error: float = 0.0  # logits
-    limit: float | None = None  # the widest that worst_error was held to; None: to nothing
+    limit: float | None = None  # the widest that worst_error was held to; None: KL judged instead
     rows: int = 0  # compared with the reference
     kl: float = 0.0  # summed over rows, nats
     hits: int = 0  # rows whose argmax is the reference's
 
     def saw(self, error: float, limit: float | None) -> None:
-        """One more comparison, held to ``limit``."""
+        """One more comparison; one held to a ``limit`` says more than those that KL judges."""
+        if limit is None and self.limit is not None:
+            return
+        if limit is not None and self.limit is None:
+            self.worst_error, self.limit = 0.0, limit
         self.worst_error = max(self.worst_error, error)
-        if limit is not None:
-            self.limit = max(self.limit or 0.0, limit)
+        if limit is not None and self.limit is not None:
+            self.limit = max(self.limit, limit)
 
 
 @dataclass

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
 _BREAKS = {"td", "th", "dt", "dd", "li", "p", "pre", "small", "code", "button", "span", "h3", "h4"}
-_VOID = {"meta", "br", "img", "link", "input", "hr"}
+_VOID = {"meta", "br", "wbr", "img", "link", "input", "hr"}
 
 
 @dataclass
