@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import inspect
 import json
 import os
 import shutil
@@ -53,10 +54,8 @@ def build(packages: Path, checkpoint: Path, folder: Path, options: dict[str, str
     Raises:
         BenchError: the builder failed; the message has its last lines.
     """
-    weights = checkpoint / "model.safetensors"
-    state = weights.stat() if weights.is_file() else checkpoint.stat()
     key = folder / "built.json"
-    wanted = json.dumps([*PACKAGES, options, state.st_size, state.st_mtime_ns, Path(__file__).read_text()])
+    wanted = _identity(checkpoint, options)
     if key.is_file() and key.read_text() == wanted and (folder / _DONE).is_file():
         return folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -66,6 +65,15 @@ def build(packages: Path, checkpoint: Path, folder: Path, options: dict[str, str
     _run(command, folder.with_suffix(".log"), _BUILD_SECONDS, f"building {folder.name}")
     key.write_text(wanted)
     return folder
+
+
+def _identity(checkpoint: Path, options: dict[str, str]) -> str:
+    """Changes with the packages, the checkpoint's files (by size and time), the options and our own part."""
+    files = [
+        (file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(checkpoint.glob("*"))
+    ]
+    ours = inspect.getsource(_build_here) + inspect.getsource(flatten_rope)
+    return json.dumps([PACKAGES, files, options, ours])
 
 
 def _run(command: list[str], log: Path, seconds: float, what: str) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +23,10 @@ from bench.errors import BenchError
 from bench.quiet import CpuWatch
 
 Float32 = npt.NDArray[np.float32]
+
+LOAD_SECONDS = 300.0
+END_SECONDS = 5.0
+ANSWER_SECONDS = 300.0  # a round takes 3 s on an idle machine and has been seen to take 40 on a busy one
 
 
 @dataclass(frozen=True)
@@ -133,28 +140,49 @@ class TorchReference:
 class Contestant:
     """An Engine in a process of its own. A context manager: the process ends with the block.
 
+    make: called there with ``arguments``. environment: set in that process from its very start.
+
     Raises (all methods):
         BenchError: the process died, raised or did not answer in time.
     """
 
-    def __init__(self, name: str, make: Callable[..., Engine], *arguments: object) -> None:
+    def __init__(
+        self,
+        name: str,
+        make: Callable[..., Engine],
+        arguments: tuple[object, ...] = (),
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.name = name
         context = multiprocessing.get_context("spawn")
         self._pipe, there = context.Pipe()
         self._process = context.Process(target=_serve, args=(there, make, arguments), daemon=True)
-        self._process.start()
+        with _environment(environment):
+            self._process.start()
         there.close()
-        self.load_ms: float = self._receive(300)
+        try:
+            self.load_ms: float = self._receive(LOAD_SECONDS)
+        except BenchError:
+            self.close()
+            raise
 
     def __enter__(self) -> Contestant:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process: it is asked by closing its pipe, and killed if it does not listen."""
         self._pipe.close()
-        self._process.join(5)
+        self._process.join(END_SECONDS)
         if self._process.is_alive():
             self._process.kill()
-            self._process.join(5)
+            self._process.join(END_SECONDS)
+
+    @property
+    def alive(self) -> bool:
+        return self._process.is_alive()
 
     def run(self, prompt: list[int], new_tokens: int) -> Run:
         found: Run = self._ask("run", prompt, new_tokens)
@@ -173,7 +201,7 @@ class Contestant:
             self._pipe.send(request)
         except OSError as error:
             raise BenchError(f"{self.name}: its process is gone ({error})") from error
-        return self._receive(300)
+        return self._receive(ANSWER_SECONDS)
 
     def _receive(self, seconds: float) -> Any:
         try:
@@ -181,11 +209,23 @@ class Contestant:
                 raise BenchError(f"{self.name}: no answer within {seconds:g} s")
             failed, answer = self._pipe.recv()
         except (EOFError, OSError) as error:
-            self._process.join(5)
+            self._process.join(END_SECONDS)
             raise BenchError(f"{self.name}: its process ended with {self._process.exitcode}") from error
         if failed:
             raise BenchError(f"{self.name} failed:\n{answer}")
         return answer
+
+
+@contextmanager
+def _environment(extra: Mapping[str, str]) -> Iterator[None]:
+    """os.environ with ``extra``, for a process that is started within."""
+    before = dict(os.environ)
+    os.environ.update(extra)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _serve(pipe: Connection, make: Callable[..., Engine], arguments: tuple[object, ...]) -> None:

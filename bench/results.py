@@ -91,12 +91,17 @@ class Spread:
 
 @dataclass(frozen=True)
 class Bench:
-    """One benchmark, whole. bandwidth: bytes/s. rounds_wanted: quiet rounds needed for a verdict."""
+    """One benchmark, whole.
+
+    bandwidth: bytes/s. starts: of each round, in which set of fresh processes it ran, from 1.
+    rounds_wanted: quiet rounds needed for a verdict.
+    """
 
     machine: dict[str, Any]
     settings: dict[str, Any]
     bandwidth: float
     engines: tuple[Standing, ...]
+    starts: tuple[int, ...]
     targets: tuple[Target, ...]
     rounds_wanted: int
 
@@ -144,7 +149,7 @@ def ceiling_text(bandwidth: float, threads: int, sizes: dict[str, int]) -> str:
     lines = [f"memory is read at {bandwidth / 1e9:.1f} GB/s by {threads} threads, so that at most"]
     for name, size in sizes.items():
         rate = tokens_per_second(bandwidth, size)
-        lines.append(f"  {name:<16}{rate:6.1f} tokens/s, at {size / MB:.1f} MB of weights and scales a token")
+        lines.append(f"  {name:<28}{rate:6.1f} tokens/s, at {size / MB:.1f} MB of weights and scales a token")
     return "\n".join(lines)
 
 
@@ -152,13 +157,13 @@ def table_text(bench: Bench) -> str:
     """Every round, then medians with lowest and highest, then ratios with their verdicts."""
     names = [engine.name for engine in bench.engines]
     lines = ["", "time to first token, ms; then decode, tokens/s; * others used the machine, not counted"]
-    lines.append("round  " + "  ".join(f"{name:>22}" for name in names))
+    lines.append("start round  " + "  ".join(f"{name:>26}" for name in names))
     for r in range(len(bench.engines[0].runs)):
         cells = [
-            f"{engine.ttft_ms[r]:>13.0f} {engine.tokens_per_second[r]:>7.1f} " for engine in bench.engines
+            f"{engine.ttft_ms[r]:>17.0f} {engine.tokens_per_second[r]:>7.1f} " for engine in bench.engines
         ]
         mark = " " if r in bench.quiet_rounds else "*"
-        lines.append(f"{r + 1:>4} {mark} " + "  ".join(cells))
+        lines.append(f"{bench.starts[r]:>5} {r + 1:>4} {mark} " + "  ".join(cells))
     lines += [
         "",
         f"{'median (lowest to highest)':<24}{'first token, ms':>24}{'tokens/s':>24}{'of ceiling':>11}",
@@ -167,13 +172,13 @@ def table_text(bench: Bench) -> str:
         first = Spread.of(bench.values(engine, "ttft_ms")).text(0)
         rate = Spread.of(bench.values(engine, "tokens_per_second"))
         share = f"{rate.median / engine.ceiling:.0%}"
-        lines.append(f"  {engine.name:<24}{first:>24}{rate.text(1):>24}{share:>11}")
-    lines += ["", f"{'':<26}{'load, ms':>10}{'peak RSS, MB':>14}{'logits with float32':>24}"]
+        lines.append(f"  {engine.name:<28}{first:>24}{rate.text(1):>24}{share:>11}")
+    lines += ["", f"{'':<30}{'load, ms':>10}{'peak RSS, MB':>14}{'logits with float32':>24}"]
     for engine in bench.engines:
         top = "same token" if engine.top1 else "other token"
         sane = f"r {engine.correlation:.3f}, {top}"
         lines.append(
-            f"  {engine.name:<24}{engine.load_ms:>10.0f}{engine.peak_rss_bytes / MB:>14.0f}{sane:>24}"
+            f"  {engine.name:<28}{engine.load_ms:>10.0f}{engine.peak_rss_bytes / MB:>14.0f}{sane:>24}"
         )
     lines += ["", "ratios, round by round: median (lowest to highest)"]
     words = {True: "met", False: "MISSED", None: "too noisy to say"}
@@ -199,6 +204,7 @@ def json_line(bench: Bench) -> str:
         "valid": bench.valid,
         "quiet_rounds": [r + 1 for r in bench.quiet_rounds],
         "rounds_wanted": bench.rounds_wanted,
+        "starts": bench.starts,
         "engines": [_engine_json(bench, engine) for engine in bench.engines],
         "ratios": [_target_json(bench, target) for target in bench.targets],
     }

@@ -15,6 +15,7 @@ from device_agents.local import LocalTransport
 from device_agents.remote_session import Budgets, RunnerClient, RunnerSession
 from device_agents.vitals import read_vitals
 from kvengine.artifact import MANIFEST
+from kvengine.process import process_environment
 from kvengine.recipe import SessionRecipe
 
 # -P: the folder that we happen to run in must not shadow the standard library.
@@ -84,7 +85,7 @@ class HostDevice:
 
     def open_session(self, remote_folder: str, recipe: SessionRecipe, deadline: Deadline) -> RunnerSession:
         """In a fresh runner process, whose environment has the recipe's variables from its start."""
-        stream = self._transport.open_stream(self._runner_argv, recipe.environment)
+        stream = self._transport.open_stream(self._runner_argv, process_environment(recipe))
         return RunnerSession.open(stream, remote_folder, recipe, deadline, self._budgets)
 
     def close(self) -> None:

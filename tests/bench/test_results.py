@@ -27,7 +27,7 @@ def _standing(name: str, *runs: Run, correlation: float = 0.9) -> Standing:
 def _bench(ours: list[Run], theirs: list[Run], wanted: int = 3, **more: Any) -> Bench:
     standings = (_standing("ours", *ours, **more), _standing("theirs", *theirs))
     settings = {"threads": 2, "prompt": 8, "new_tokens": 5}
-    return Bench({"cpus": 2}, settings, 30e9, standings, (FIRST, RATE, INFORMATION), wanted)
+    return Bench({"cpus": 2}, settings, 30e9, standings, (1,) * len(ours), (FIRST, RATE, INFORMATION), wanted)
 
 
 @pytest.fixture
@@ -78,9 +78,9 @@ def test_too_few_quiet_rounds_decide_nothing() -> None:
 
 def test_the_table_has_every_round_and_marks_the_disturbed_one(bench: Bench) -> None:
     lines = table_text(bench).splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("round"))
-    assert lines[start + 1].split() == ["1", "600", "50.0", "1000", "40.0"]
-    assert lines[start + 4].split() == ["4", "*", "9000", "2.5", "1000", "40.0"]
+    start = next(i for i, line in enumerate(lines) if line.startswith("start round"))
+    assert lines[start + 1].split() == ["1", "1", "600", "50.0", "1000", "40.0"]
+    assert lines[start + 4].split() == ["1", "4", "*", "9000", "2.5", "1000", "40.0"]
 
 
 def test_the_table_gives_medians_spread_share_of_the_ceiling_and_verdicts(bench: Bench) -> None:

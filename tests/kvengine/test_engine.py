@@ -14,8 +14,9 @@ from harness.reference import TransformersReference
 from kvengine.engine import LocalEngine, peak_rss_bytes
 from kvengine.errors import InvalidRequest
 from kvengine.plan import CachePlan, PlanKind
+from kvengine.process import process_environment
 from kvengine.program import Decode, Generate, Poison, Prefill, Program, Reset, Workload
-from kvengine.recipe import ExportRecipe
+from kvengine.recipe import ExportRecipe, SessionRecipe
 from kvengine.rope import rope_tables
 from kvengine.spec import RopeSpec
 from kvengine.threads import choose_threads
@@ -156,3 +157,12 @@ def test_threads_are_the_fast_physical_cores(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(clocks or range(4)))
     assert choose_threads(fake_cpus(tmp_path, clocks, siblings)) == threads
+
+
+def test_a_runner_is_started_with_huge_pages_unless_somebody_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert process_environment(SessionRecipe()) == {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    chosen = SessionRecipe(environment={"GLIBC_TUNABLES": "x", "A": "b"})
+    assert process_environment(chosen) == {"GLIBC_TUNABLES": "x", "A": "b"}
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=3")
+    assert process_environment(SessionRecipe()) == {}
