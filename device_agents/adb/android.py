@@ -33,13 +33,13 @@ _DIAGNOSE_S = 20.0
 _NOT_EXECUTED = re.compile(r"permission denied|exec format|not executable|cannot execute|can't execute", re.I)
 
 Attach = Callable[[Deadline], AdbTransport]
-"""Makes the device reachable, if need be, and says how."""
+"""Makes the device reachable, if need be, and says how; the same transport as long as nothing changed."""
 
 
 class AndroidDevice:
     """An Android device.
 
-    attach: called at first need. bundle_for: gives the runtime bundle for an ABI (Android's name).
+    attach: called before every use. bundle_for: gives the runtime bundle for an ABI (Android's name).
     root: our folder on the device; limit_bytes: what it may weigh. detach: called by ``close``.
     """
 
@@ -75,7 +75,7 @@ class AndroidDevice:
 
     @property
     def bytes_moved(self) -> int:
-        """Payload of all deploys so far."""
+        """Payload of all deploys so far, over the present transport."""
         return self._store.bytes_moved if self._store else 0
 
     def facts(self, deadline: Deadline) -> Facts:
@@ -164,16 +164,16 @@ class AndroidDevice:
 
     def _reach(self, deadline: Deadline) -> AdbTransport:
         with holding(self._lock, deadline, self._name):
-            if self._transport is None:
-                self._transport = self._attach(deadline)
-            return self._transport
+            transport = self._attach(deadline)
+            if transport is not self._transport:
+                self._transport = transport
+                self._store = PhoneStore(transport, self._root, self._limit)
+            return transport
 
     def _phone_store(self, deadline: Deadline) -> PhoneStore:
-        transport = self._reach(deadline)
-        with holding(self._lock, deadline, self._name):
-            if self._store is None:
-                self._store = PhoneStore(transport, self._root, self._limit)
-            return self._store
+        self._reach(deadline)
+        assert self._store is not None
+        return self._store
 
     def _start(self, environment: dict[str, str], deadline: Deadline) -> ShellStream:
         """A runner process, which has not answered yet."""

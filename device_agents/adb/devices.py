@@ -13,6 +13,7 @@ Options of a device of kind "android":
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from functools import cache
@@ -26,7 +27,7 @@ from device_agents.bundle import Abi, Bundle, build
 from device_agents.bundle.lock import ABIS, parse_abi
 from device_agents.config import DeviceConfig
 from device_agents.deadline import Deadline
-from device_agents.errors import AdbFailure, NoSuchDevice, UnsupportedDevice
+from device_agents.errors import AdbFailure, InfrastructureError, NoSuchDevice, UnsupportedDevice
 from device_agents.virtual import VirtualPhone, load_profile
 from device_agents.virtual.adb import PrivateAdbServer
 from device_agents.virtual.profile import DEFAULT as DEFAULT_PROFILE
@@ -36,6 +37,7 @@ OPTIONS = frozenset({"serial", "adb_port", "root", "runtime", "virtual", "abi", 
 _ONLY_VIRTUAL = {"abi", "profile"}
 _LIST_S = 5.0
 
+_log = logging.getLogger(__name__)
 _building = threading.Lock()  # several devices want the same bundle at the same moment
 
 
@@ -68,11 +70,12 @@ def _attached(config: DeviceConfig) -> Callable[[Deadline], AdbTransport]:
     """How to reach a device that is there already."""
     port = config.options.get("adb_port", "")
     server = AdbServer(int(port)) if port.isdigit() else AdbServer.default()
+    serial = config.options.get("serial", "")
+    transport = AdbTransport(server, serial) if serial else None
 
     def attach(deadline: Deadline) -> AdbTransport:
-        serial = config.options.get("serial", "")
-        if serial:
-            return AdbTransport(server, serial)
+        if transport is not None:
+            return transport
         known = server.query("host:devices", Deadline(min(deadline.remaining, _LIST_S))).split()[::2]
         raise AdbFailure(
             f'device {config.name!r} has no serial; add options = {{ serial = "..." }} to farm.toml; '
@@ -98,37 +101,66 @@ def _bundle(abi: Abi, folder: Path, runtime: Path | None) -> Bundle:
 
 
 class _Virtual:
-    """A virtual phone with an adb server of its own, so that nothing it suffers reaches another device."""
+    """A virtual phone with an adb server of its own, so that nothing it suffers reaches another device.
+
+    The server is ours to keep up; a phone that has died stays dead, as any other would.
+    """
 
     def __init__(self, config: DeviceConfig, folder: Path) -> None:
         self._config = config
         self._folder = folder
         self._server: PrivateAdbServer | None = None
         self._phone: VirtualPhone | None = None
+        self._transport: AdbTransport | None = None
 
     def attach(self, deadline: Deadline) -> AdbTransport:
-        """Start both. Raises VirtualPhoneUnavailable, VirtualPhoneFailed, AdbFailure, DeadlineExceeded."""
-        options = self._config.options
-        profile = load_profile(options.get("profile", DEFAULT_PROFILE))
-        abi = parse_abi(options["abi"]) if "abi" in options else native_abi()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        phone = self._phone = VirtualPhone(self._config.name, profile, abi, self._folder)
-        server = self._server = PrivateAdbServer()
+        """Start what does not run. Calls take turns (AndroidDevice).
+
+        Raises:
+            VirtualPhoneUnavailable, VirtualPhoneFailed, AdbFailure, DeadlineExceeded.
+        """
+        if self._transport is not None and self._server_answers(deadline):
+            return self._transport
         try:
-            port = server.start(deadline)
+            phone = self._phone = self._phone or self._new_phone()
             address = phone.start(deadline)
+            server = self._server = PrivateAdbServer()
+            port = server.start(deadline)
             server.connect(address, deadline)
         except BaseException:
             self.detach()
             raise
-        return AdbTransport(AdbServer(port, start=False), address)
+        self._transport = AdbTransport(AdbServer(port, start=False), address)
+        return self._transport
 
     def detach(self) -> None:
         phone, self._phone = self._phone, None
-        server, self._server = self._server, None
         try:
             if phone is not None:
                 phone.stop()
         finally:
-            if server is not None:
-                server.stop()
+            self._stop_server()
+
+    def _new_phone(self) -> VirtualPhone:
+        options = self._config.options
+        profile = load_profile(options.get("profile", DEFAULT_PROFILE))
+        abi = parse_abi(options["abi"]) if "abi" in options else native_abi()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return VirtualPhone(self._config.name, profile, abi, self._folder)
+
+    def _server_answers(self, deadline: Deadline) -> bool:
+        """Without it: it is stopped, for it may hang as well."""
+        assert self._transport is not None
+        try:
+            self._transport.server.query("host:version", Deadline(min(deadline.remaining, _LIST_S)))
+        except InfrastructureError as error:
+            _log.warning("the adb server of %s is started again: %s", self._config.name, error)
+            self._stop_server()
+            return False
+        return True
+
+    def _stop_server(self) -> None:
+        self._transport = None
+        server, self._server = self._server, None
+        if server is not None:
+            server.stop()

@@ -97,9 +97,7 @@ def test_an_unknown_abi_is_refused() -> None:
         ("test/support/__init__.py", False),
         ("turtle.py", False),
         ("config-3.11-x86_64-linux-gnu/python-config.py", False),
-        ("pydoc_data/topics.py", False),
         ("encodings/utf_8.py", True),
-        ("LICENSE.txt", False),
     ],
 )
 def test_of_the_standard_library(name: str, kept: bool) -> None:
@@ -114,7 +112,6 @@ def test_of_the_standard_library(name: str, kept: bool) -> None:
         ("_ssl.cpython-311-x86_64-linux-gnu.so", False),
         ("_hashlib.cpython-311-x86_64-linux-gnu.so", False),
         ("_ctypes_test.cpython-311-x86_64-linux-gnu.so", False),
-        ("_testcapi.cpython-311-x86_64-linux-gnu.so", False),
     ],
 )
 def test_of_the_extension_modules(name: str, kept: bool) -> None:
@@ -130,7 +127,6 @@ def test_of_the_extension_modules(name: str, kept: bool) -> None:
         ("numpy/_core/_multiarray_umath.cpython-311-x86_64-linux-gnu.so", True),
         ("numpy/_core/_multiarray_tests.cpython-311-x86_64-linux-gnu.so", False),
         ("numpy/__init__.pyi", False),
-        ("numpy-2.4.6.dist-info/METADATA", True),
         ("numpy-2.4.6.dist-info/RECORD", False),
         ("numpy-2.4.6.dist-info/licenses/LICENSE.txt", True),
         ("numpy.libs/libscipy_openblas64_-0.so", True),
@@ -306,13 +302,9 @@ def test_run_sh_works_from_any_folder_and_takes_places_to_write(startable: Path,
 
 
 def test_run_sh_starts_through_an_emulator_where_there_is_one(startable: Path) -> None:
-    arguments, _ = start(startable, KV_EMU="/usr/bin/env EMULATED=yes")
-    assert start(startable, KV_EMU="/usr/bin/env EMULATED=yes")[1]["EMULATED"] == "yes"
+    arguments, environment = start(startable, KV_EMU="/usr/bin/env EMULATED=yes")
+    assert environment["EMULATED"] == "yes"
     assert arguments[0] == "--inhibit-cache"
-
-
-def test_the_runner_is_what_runs(startable: Path) -> None:
-    assert Bundle.runner_argv("/data/x") == ("sh", "/data/x/run.sh", "-m", "device_agents.runner")
 
 
 # Debian
@@ -320,12 +312,10 @@ def test_the_runner_is_what_runs(startable: Path) -> None:
 
 TARGETS = """\
 http://mirror.example/debian/ bookworm main
-http://mirror.example/debian/ bookworm contrib
 http://mirror.example/debian/ bookworm-updates main
 http://mirror.example/debian/ bookworm-backports main
 http://mirror.example/debian-security/ bookworm-security main
 http://other.example/apt bookworm-pgdg main
-http://other.example/apt nodistro main
 http://other.example/docker bookworm stable
 """
 
@@ -378,7 +368,7 @@ esac
 SILENT = """\
 case "$*" in
 *indextargets*) echo "http://mirror.example/debian/ bookworm main" ;;
-*update*) echo "W: Failed to fetch http://mirror.example/debian/" >&2 ;;
+*update*) echo "W: Failed to fetch" >&2 ;;
 *) echo "E: Unable to locate package libc6" >&2; exit 100 ;;
 esac
 """
@@ -475,6 +465,7 @@ def test_a_users_runtime_runs_our_runner(runtime: Path, tmp_path: Path) -> None:
     )
     assert done.stdout == b"1 True\n"
     argv = Bundle.runner_argv(str(bundle.folder))
+    assert argv == ("sh", f"{bundle.folder}/run.sh", "-m", "device_agents.runner")
     client = RunnerClient(ProcessStream([SHELL, *argv[1:]], {}))
     try:
         reply, _ = client.call(messages.Hello(), messages.HelloReply, Deadline(30))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +19,13 @@ import pytest
 
 from device_agents.adb.android import AndroidDevice
 from device_agents.adb.connection import AdbServer
+from device_agents.adb.devices import make_android
 from device_agents.adb.transport import AdbTransport
 from device_agents.bundle import Bundle, build
 from device_agents.config import DeviceConfig
 from device_agents.deadline import Deadline
 from device_agents.errors import DeadlineExceeded, DeviceUnreachable, InfrastructureError, RunnerDied
+from device_agents.host import HostDevice
 from device_agents.lab_agent import LabAgent
 from device_agents.virtual import VirtualPhone, VirtualPhoneUnavailable, load_profile
 from device_agents.virtual.adb import PrivateAdbServer
@@ -31,6 +35,7 @@ from harness.synth import synth
 from kvengine.engine import LocalEngine
 from kvengine.program import Decode, Generate, Prefill, Program
 from kvengine.recipe import SessionRecipe
+from kvengine.session import EngineSession
 from tests.conftest import ExportTiny
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -274,6 +279,47 @@ def test_the_agent_stops_the_phones_that_it_started(tmp_path: Path) -> None:
     assert list((tmp_path / "lab" / "phones").iterdir()) == []
 
 
+def test_a_killed_adb_server_of_a_virtual_phone_is_started_again(tmp_path: Path, phone: VirtualPhone) -> None:
+    (tmp_path / "bundles").symlink_to(BUNDLES)
+    config = DeviceConfig("virtual-1", "android", options={"virtual": "true"})
+    device = make_android(config, tmp_path / "lab")
+    try:
+        device.facts(Deadline(300))
+        before = device.vitals(Deadline(30))
+        servers = [p for p in psutil.Process().children(recursive=True) if p.name() == "adb"]
+        mine = max(servers, key=lambda process: process.create_time())
+        mine.kill()
+        mine.wait(10)
+        after = device.vitals(Deadline(30))
+        assert after.at > before.at
+        assert after.battery_percent == before.battery_percent
+    finally:
+        device.close()
+    assert not mine.is_running()
+
+
+def test_a_program_costs_little_more_than_on_the_host(
+    device: AndroidDevice, export_tiny: ExportTiny, tmp_path: Path
+) -> None:
+    artifact = export_tiny(parse_recipe("hybrid").export)
+    host = HostDevice("host", tmp_path)
+    with (
+        closing(
+            device.open_session(device.deploy(artifact.folder, Deadline(60)), RECIPE, Deadline(60))
+        ) as there,
+        closing(host.open_session(host.deploy(artifact.folder, Deadline(60)), RECIPE, Deadline(60))) as here,
+    ):
+        # Several answers in a row: where a small packet waits for an acknowledgement it is 40 ms a program.
+        extra = [_seconds(there) - _seconds(here) for _ in range(21)]
+    assert statistics.median(extra) < 0.030, extra
+
+
+def _seconds(session: EngineSession) -> float:
+    began = time.perf_counter()
+    session.run_program(PROGRAM)
+    return time.perf_counter() - began
+
+
 # -- the whole way -------------------------------------------------------------------------
 
 
@@ -301,6 +347,34 @@ def test_the_suite_passes_on_a_virtual_phone_and_the_report_says_simulated(tmp_p
     page = (tmp_path / "report" / "index.html").read_text()
     assert re.search(r'virtual-1</span>\s*<span class="tag simulated"', page)
     assert _left(tmp_path) == []
+
+
+@pytest.mark.usefixtures("phone", "bundle")
+def test_a_killed_run_leaves_no_phone(tmp_path: Path) -> None:
+    (tmp_path / ".kvfarm").mkdir()
+    (tmp_path / ".kvfarm" / "bundles").symlink_to(BUNDLES)
+    config = DeviceConfig("virtual-1", "android", options={"virtual": "true"})
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from device_agents.adb.devices import make_android; from device_agents.config import DeviceConfig\n"
+        "from device_agents.deadline import Deadline\n"
+        f"device = make_android(DeviceConfig({config.name!r}, 'android', options={config.options!r}), "
+        f"Path({str(tmp_path / 'lab')!r}))\n"
+        "device.facts(Deadline(200)); print('up', flush=True); sys.stdin.read()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", script], env=environment, stdin=pipe, stdout=pipe
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) >= 4  # launcher, init, adbd, adb server
+        process.kill()
+    _, alive = psutil.wait_procs(family, 20)
+    assert alive == []
+    assert list((tmp_path / "lab" / "phones").iterdir()) == []
 
 
 def _left(folder: Path) -> list[list[str]]:
