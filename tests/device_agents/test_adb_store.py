@@ -146,10 +146,10 @@ def test_an_interrupted_push_goes_on_where_it_stopped(
     append = store_module._pieces
 
     def cable_pulled(source: Path, start: int, count: object) -> object:
+        arriving = root / "incoming" / files[0].sha256
         for number, piece in enumerate(append(source, start, count)):  # type: ignore[arg-type]
             if number == 64:
-                arriving = root / "incoming" / files[0].sha256
-                wait_for(lambda at=arriving: at.exists() and at.stat().st_size > 1 << 20)
+                wait_for(lambda: arriving.exists() and arriving.stat().st_size > 1 << 20)
                 adb.hang_up()
             yield piece
 
