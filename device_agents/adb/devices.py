@@ -51,7 +51,7 @@ def make_android(config: DeviceConfig, lab_root: Path) -> AndroidDevice:
     """
     options = config.options
     virtual = options.get("virtual", "") == "true"
-    unknown = options.keys() - OPTIONS - (set() if virtual else _ONLY_VIRTUAL)
+    unknown = options.keys() - (OPTIONS if virtual else OPTIONS - _ONLY_VIRTUAL)
     if unknown or options.get("virtual", "true") != "true" or (virtual and "serial" in options):
         raise NoSuchDevice(
             f"device {config.name!r}: its options make no sense: {options}; an android device takes serial, "

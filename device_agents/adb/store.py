@@ -110,6 +110,7 @@ class PhoneStore:
         self.bytes_moved = 0
         self._transport = transport
         self._limit = limit_bytes
+        self._bundles: set[str] = set()  # every runner of this device needs them
         self._turn = threading.Lock()
 
     def deploy(self, folder: str, files: Sequence[PhoneFile], deadline: Deadline) -> str:
@@ -129,8 +130,10 @@ class PhoneStore:
                 state = self._forget_altered(state, folder, deadline)
             blobs = {file.sha256: file for file in files}
             lacking = [blob for blob in blobs.values() if state.whole.get(blob.sha256) != blob.size]
+            if folder.startswith("bundles/"):
+                self._bundles.add(folder)
             if lacking:
-                self._make_room(state, lacking, {folder}, set(blobs), deadline)
+                self._make_room(state, lacking, {folder, *self._bundles}, set(blobs), deadline)
                 self._bring(lacking, state.arriving, deadline)
             if lacking or not state.laid:
                 self._lay_out(folder, files, deadline)

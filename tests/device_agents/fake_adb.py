@@ -99,6 +99,8 @@ class FakeAdb:
         self.requests.append(request)
         if request == "host:version":
             client.okay("0029")
+        elif request == "host:devices":
+            client.okay("" if self.state == "absent" else f"{SERIAL}\t{self.state}\n")
         elif request.startswith("host:connect:"):
             self.on_connect()
             client.okay(self.connect_answer)

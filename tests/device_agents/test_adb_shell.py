@@ -288,6 +288,7 @@ def test_only_the_last_lines_of_stderr_are_kept(phone: AdbTransport) -> None:
     with started(phone, script) as stream:
         stream.read_exactly(1, Deadline(20))
     assert stream.stderr_tail().splitlines() == [f"line {i}" for i in range(2980, 3000)]
+    assert len(stream._channel.stderr) <= 16 << 10
 
 
 def test_no_program_is_a_dead_runner(phone: AdbTransport) -> None:

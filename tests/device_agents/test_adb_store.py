@@ -229,6 +229,22 @@ def test_use_makes_a_folder_young(phone: AdbTransport, root: Path, tmp_path: Pat
     assert {path.name[0] for path in (root / "artifacts").iterdir()} == {"1", "3"}
 
 
+def test_what_is_about_to_be_used_is_not_collected(phone: AdbTransport, root: Path, tmp_path: Path) -> None:
+    small = PhoneStore(phone, str(root), limit_bytes=2500)
+    bundle = f"bundles/{'b' * 64}"
+    small.deploy(bundle, sources(tmp_path / "bundle", {"python": b"p" * 900}), Deadline(20))
+    shared = b"s" * 1000
+    small.deploy(ONE, sources(tmp_path / "1", {"shared": shared, "own": b"1" * 500}), Deadline(20))
+    for folder, age in ((bundle, 1), (ONE, 2)):
+        os.utime(root / folder, (age, age))
+    small.bytes_moved = 0
+    two = {"shared": shared, "own": b"2" * 500}
+    assert found(small.deploy(TWO, sources(tmp_path / "2", two), Deadline(20))) == two
+    assert small.bytes_moved == 500
+    assert (root / bundle).exists()
+    assert not (root / ONE).exists()
+
+
 def test_damage_is_found_by_hash_and_forgotten(phone_store: PhoneStore, root: Path, tmp_path: Path) -> None:
     files = sources(tmp_path / "source", CONTENTS)
     phone_store.deploy(ONE, files, Deadline(20))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import statistics
 import subprocess
 import sys
 import time
@@ -310,8 +309,8 @@ def test_a_program_costs_little_more_than_on_the_host(
         closing(host.open_session(host.deploy(artifact.folder, Deadline(60)), RECIPE, Deadline(60))) as here,
     ):
         # Several answers in a row: where a small packet waits for an acknowledgement it is 40 ms a program.
-        extra = [_seconds(there) - _seconds(here) for _ in range(21)]
-    assert statistics.median(extra) < 0.030, extra
+        extra = sorted(_seconds(there) - _seconds(here) for _ in range(41))
+    assert extra[-5] < 0.030, extra  # not the median, for it is not every program that waits
 
 
 def _seconds(session: EngineSession) -> float:
