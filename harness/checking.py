@@ -16,6 +16,7 @@ from harness.programs import Limits
 from harness.recipes import Recipe
 from harness.reference.protocol import Reference
 from harness.tolerances import Tolerance, tolerance_for
+from kvengine.plan import PlanKind
 from kvengine.program import Observation, Program
 from kvengine.session import EngineSession
 from kvengine.spec import ModelSpec
@@ -66,7 +67,7 @@ class Cell:
     recipe: Recipe
     spec: ModelSpec
     reference: Reference
-    open_plan: Callable[[str], EngineSession]
+    open_plan: Callable[[PlanKind], EngineSession]
     examples: int
     seed: int
     database: str | None = None
@@ -86,7 +87,7 @@ class Cell:
     def limits(self) -> Limits:
         return Limits.of(self.spec)
 
-    def run(self, program: Program, plan: str | None = None) -> Sequence[Observation]:
+    def run(self, program: Program, plan: PlanKind | None = None) -> Sequence[Observation]:
         """One program on the device, in one round trip; ``plan`` for another cache plan kind."""
         self.tally.programs += 1
         self.on_program(self.tally)

@@ -50,7 +50,6 @@ def check_result(item: pytest.Function, call: pytest.CallInfo[None], run: Device
         program=program,
         replay=run.replay_command(device, recipe, program) if program else "",
         divergence=error.divergence if isinstance(error, CheckFailed) else None,
-        stderr_tail=getattr(error, "stderr_tail", ""),
     )
 
 

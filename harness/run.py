@@ -25,6 +25,7 @@ from harness.store.protocol import Store
 from kvengine.artifact import Artifact
 from kvengine.codec import decode, encode
 from kvengine.plan import CachePlan, PlanKind
+from kvengine.recipe import ExportRecipe
 from kvengine.session import EngineSession
 from reports.results import CheckResult, DeviceInfo, LegResult, RecipeInfo, RunResults
 
@@ -79,6 +80,7 @@ class DeviceRun:
         self.planned_checks = self.planned_legs = 0
         self._sessions: dict[tuple[str, str, str], DeviceSession] = {}
         self._references: dict[Path, Reference] = {}
+        self._artifacts: dict[tuple[Path, ExportRecipe], Artifact] = {}
         self._identities: dict[str, DeviceIdentity] = {}
         self._farm: Farm | None = None
         self._provenance = provenance()
@@ -106,7 +108,7 @@ class DeviceRun:
             on_program=self._on_program,
         )
 
-    def session(self, device: str, recipe: Recipe, plan: str) -> EngineSession:
+    def session(self, device: str, recipe: Recipe, plan: PlanKind) -> EngineSession:
         """The open session for ``recipe`` with cache plan kind ``plan``; a dead one is opened again."""
         key = (device, recipe.name, plan)
         session = self._sessions.get(key)
@@ -176,7 +178,12 @@ class DeviceRun:
     # -- what they stand on -----------------------------------------------------------------------
 
     def artifact(self, model: Path, recipe: Recipe) -> Artifact:
-        return artifact_for(model, recipe.export, self.options.cache / "artifacts", self._on_step)
+        """Exported, or found and verified; once a run for each model and recipe."""
+        key = (model, recipe.export)
+        if key not in self._artifacts:
+            root = self.options.cache / "artifacts"
+            self._artifacts[key] = artifact_for(model, recipe.export, root, self._on_step)
+        return self._artifacts[key]
 
     @cached_property
     def store(self) -> Store:
@@ -252,11 +259,10 @@ class DeviceRun:
             self._farm = None
 
 
-def _with_plan(recipe: Recipe, plan: str) -> Recipe:
+def _with_plan(recipe: Recipe, plan: PlanKind) -> Recipe:
     """The same recipe with another kind of cache plan; windowed slack means nothing elsewhere."""
     cache = recipe.export.cache
     if cache.kind == plan:
         return recipe
-    kinds: dict[str, PlanKind] = {"growing": "growing", "static": "static", "hybrid": "hybrid"}
-    other = CachePlan(kinds[plan], cache.dtype)
+    other = CachePlan(plan, cache.dtype)
     return dataclasses.replace(recipe, export=dataclasses.replace(recipe.export, cache=other))

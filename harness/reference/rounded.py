@@ -17,12 +17,10 @@ from safetensors.numpy import save_file
 
 from kvengine.export.config import read_architecture
 from kvengine.export.families import HEAD_NAMES, WEIGHT_PREFIXES
-from kvengine.export.quantize import dequantize_rows, quantize_rows
+from kvengine.export.quantize import WEIGHT_BITS, dequantize_rows, quantize_rows
 from kvengine.export.store import layer_layout
 from kvengine.export.weights import INDEX, Checkpoint, Matrix, Part
 from kvengine.recipe import ExportRecipe
-
-_BITS = {"int8": 8, "int4": 4}
 
 
 def is_exact(recipe: ExportRecipe) -> bool:
@@ -36,7 +34,7 @@ def rounded_checkpoint(checkpoint: Path, recipe: ExportRecipe, root: Path) -> Pa
     Raises what kvengine.export.export raises for a bad checkpoint.
     """
     with Checkpoint(checkpoint) as tensors:
-        suffix = f"b{recipe.block_size}" if recipe.weights in _BITS else ""
+        suffix = f"b{recipe.block_size}" if recipe.weights in WEIGHT_BITS else ""
         folder = root / f"{checkpoint.name}-{tensors.sha256()[:16]}-{recipe.weights}{suffix}"
         if folder.is_dir():
             return folder
@@ -83,8 +81,8 @@ def _matrices(tensors: Checkpoint, checkpoint: Path) -> dict[str, Matrix]:
 
 
 def _round(weights: npt.NDArray[np.float32], recipe: ExportRecipe) -> npt.NDArray[np.float32]:
-    if recipe.weights not in _BITS:
+    if recipe.weights not in WEIGHT_BITS:
         return weights.astype(recipe.weights).astype(np.float32)
-    bits = _BITS[recipe.weights]
+    bits = WEIGHT_BITS[recipe.weights]
     stored = quantize_rows(weights, bits, recipe.block_size, np.dtype(recipe.activations))
     return dequantize_rows(stored.codes, stored.scales, bits, weights.shape[1])

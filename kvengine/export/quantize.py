@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+# Weight formats that are stored in blocks; the others are floats.
+WEIGHT_BITS = {"int8": 8, "int4": 4}
+
 UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
 

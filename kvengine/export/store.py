@@ -14,12 +14,11 @@ from kvengine.errors import CheckpointError
 from kvengine.export.config import Architecture
 from kvengine.export.datafile import DataFile, external_tensor
 from kvengine.export.families import HEAD_NAMES, WEIGHT_PREFIXES
-from kvengine.export.quantize import UInt8, blocks_of, quantize_rows
+from kvengine.export.quantize import WEIGHT_BITS, UInt8, blocks_of, quantize_rows
 from kvengine.export.weights import Checkpoint, Float32, Matrix, Part
 from kvengine.recipe import ExportRecipe
 
 Progress = Callable[[str, int, int], None]
-_BITS = {"int8": 8, "int4": 4}
 
 
 @dataclass(frozen=True)
@@ -96,8 +95,8 @@ class WeightWriter:
         return np.concatenate(parts)
 
     def _matrix(self, name: str, matrix: Matrix, *, transposed: bool, bias: Float32 | None = None) -> Stored:
-        if self._recipe.weights in _BITS:
-            return self._quantized(name, matrix, _BITS[self._recipe.weights], bias)
+        if self._recipe.weights in WEIGHT_BITS:
+            return self._quantized(name, matrix, WEIGHT_BITS[self._recipe.weights], bias)
         dtype = np.dtype(self._recipe.weights)
         shape = (matrix.columns, matrix.rows) if transposed else (matrix.rows, matrix.columns)
         read = self._checkpoint.column_pieces if transposed else self._checkpoint.row_pieces
