@@ -7,7 +7,7 @@ TINY := .kvfarm/checkpoints/tiny-gemma3
 BIG := .kvfarm/checkpoints/gemma-3-1b
 REPORT := out/report
 
-.PHONY: help venv farm test lint docs chromium soak bench clean
+.PHONY: help venv farm test lint docs apt soak bench clean
 help:
 	@echo "make farm   check and measure the demo model on this host, write $(REPORT)/index.html"
 	@echo "make test   the project's own tests"
@@ -33,16 +33,17 @@ farm: $(TINY) $(BIG)
 	$(BIN)/pytest --devices=farm --model $(TINY) --measure $(BIG)=int4 --report $(REPORT)
 	@echo "open $(REPORT)/index.html"
 
-# Chromium opens the report in tests/e2e; everything else comes from constraints.txt.
-chromium:
-	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null
+# Chromium opens the report and qemu runs the arm64 bundle in tests/e2e; the rest comes from constraints.txt.
+apt:
+	@command -v chromium >/dev/null && command -v qemu-aarch64-static >/dev/null || \
+	  { apt-get update -qq && apt-get install -y -qq chromium qemu-user-static zstd; } >/dev/null
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint chromium
+test: lint apt
 	$(BIN)/pytest -n 2 --dist loadfile tests
 
 docs: $(STAMP)

@@ -107,3 +107,7 @@ class Device(Protocol):
         An engine refusal (kvengine.errors) comes back as itself.
         """
         ...
+
+    def close(self) -> None:
+        """Stop what was started to reach the device (a virtual phone, say). Sessions are closed before."""
+        ...

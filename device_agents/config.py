@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 class DeviceConfig:
     """One attached device.
 
-    kind: "host" (this machine). threads: intra-op threads for recipes that leave it open;
-    None leaves it to the engine. options: what only this kind of device understands.
+    kind: "host" (this machine) or "android". threads: intra-op threads for recipes that leave it
+    open; None leaves it to the engine. options: what only this kind of device understands; of
+    "android" see device_agents.adb.devices.
     """
 
     name: str

@@ -24,9 +24,33 @@ class DeployFailed(InfrastructureError):
     """An artifact could not be brought to the device whole."""
 
 
+class BundleError(InfrastructureError):
+    """The bundle for a device could not be made, or is not whole."""
+
+
 class LeaseError(InfrastructureError):
     """No lease, an expired one, or a fencing token older than the current one."""
 
 
 class NoSuchDevice(InfrastructureError):
     """No device of that name; the message lists those there are."""
+
+
+class AdbFailure(InfrastructureError):
+    """adb or the device behind it refused, broke off or answered nonsense; whatever adb raised ends here."""
+
+
+class DeviceUnreachable(AdbFailure):
+    """The device is not there or offline; it may come back."""
+
+
+class Unauthorized(AdbFailure):
+    """The device does not trust this lab host: its owner must accept the key."""
+
+
+class UnsupportedDevice(InfrastructureError):
+    """The device cannot run the engine whatever we do: another ABI, no shell v2, noexec, SELinux."""
+
+
+class NoSpace(DeployFailed):
+    """Too little free space on the device."""

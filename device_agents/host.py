@@ -54,7 +54,8 @@ class HostDevice:
         """As a runner started for this question tells it."""
         client = RunnerClient(self._transport.open_stream(self._runner_argv, {}))
         try:
-            reply, _ = client.call(messages.Hello(), messages.HelloReply, deadline)
+            within = Deadline(min(deadline.remaining, self._budgets.hello_s))
+            reply, _ = client.call(messages.Hello(), messages.HelloReply, within)
         finally:
             client.close(Deadline(self._budgets.close_s))
         return reply.probe.identity(self._name, "host")
@@ -86,3 +87,6 @@ class HostDevice:
         """In a fresh runner process, whose environment has the recipe's variables from its start."""
         stream = self._transport.open_stream(self._runner_argv, process_environment(recipe))
         return RunnerSession.open(stream, remote_folder, recipe, deadline, self._budgets)
+
+    def close(self) -> None:
+        """Nothing to stop: this machine goes on."""

@@ -45,7 +45,9 @@ _log = logging.getLogger(__name__)
 class AgentBudgets:
     """Seconds for what the agent asks of a device; programs and workloads have their own, see Budgets."""
 
-    identity_s: float = 60.0
+    # Long, for the first time an Android device is asked its bundle is made and brought; a device
+    # that does not answer has shorter deadlines of its own.
+    identity_s: float = 900.0
     deploy_s: float = 1800.0
     open_s: float = 300.0
     vitals_s: float = 10.0
@@ -96,7 +98,14 @@ def make_device(config: DeviceConfig, store: BlobStore) -> Device:
     """The device of a config. A host device shares the agent's store, for its disk is the agent's disk."""
     if config.kind == "host":
         return HostDevice(config.name, store.root, store=store)
-    raise NoSuchDevice(f"device {config.name!r}: unknown kind {config.kind!r}; this agent knows: host")
+    if config.kind == "android":
+        # Not before it is wanted: a lab host without phones needs no adbutils.
+        from device_agents.adb.devices import make_android
+
+        return make_android(config, store.root)
+    raise NoSuchDevice(
+        f"device {config.name!r}: unknown kind {config.kind!r}; this agent knows: host, android"
+    )
 
 
 class LabAgent:
@@ -285,6 +294,11 @@ class LabAgent:
                 lease = slot.lease
             if lease is not None:
                 self._free(slot, lease)
+        for slot in self._slots.values():
+            try:
+                slot.device.close()
+            except InfrastructureError as error:
+                _log.warning("closing %s: %s", slot.config.name, error)
         self._root_lock.close()
 
     # -- inside ---------------------------------------------------------------------------

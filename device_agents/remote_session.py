@@ -37,6 +37,7 @@ _REFUSALS: dict[str, type[KvEngineError]] = {
 class Budgets:
     """Seconds a call may take before its runner counts as hanging."""
 
+    hello_s: float = 60.0
     program_s: float = 120.0
     workload_s: float = 600.0
     vitals_s: float = 10.0

@@ -7,7 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-COMMANDS = ("synth", "export", "memory", "generate", "devices", "run", "report", "replay")
+COMMANDS = (
+    "synth",
+    "export",
+    "memory",
+    "generate",
+    "devices",
+    "run",
+    "report",
+    "replay",
+    "bundle",
+    "phones up",
+    "phones profiles",
+)
 TARGET = Path(__file__).with_name("cli.md")
 
 

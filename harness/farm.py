@@ -146,7 +146,7 @@ class Farm:
         try:
             self._ray = ensure_ray(self._address)
             for name in self._names:
-                entry = self._inventory.devices[name]
+                entry = self._inventory.device(name)
                 config = DeviceConfig(name, entry.kind, entry.threads, entry.options)
                 self._devices[name] = _Device(config, self._lab_of(entry.lab))
             self._heartbeat.start()

@@ -1,4 +1,4 @@
-"""Which devices there are: farm.toml, or this host alone when there is none.
+"""Which devices there are: farm.toml, or this host alone when there is none; and virtual phones at will.
 
 ::
 
@@ -8,28 +8,40 @@
     [devices.pixel8]
     kind = "android"
     lab = "rack1"             # the lab host whose USB it hangs on; default: this machine
-    options = { serial = "39121FDJH000AB" }
+    options = { serial = "39121FDJH000AB" }  # all: device_agents.adb.devices
+
+    [devices.old]             # a virtual phone, which the agent of its lab host starts and stops
+    kind = "android"
+    options = { virtual = "true", profile = "galaxy-s24" }
 
     [labs.rack1]
     node = "192.0.2.10"       # the lab host's address in the Ray cluster given by --farm-address
 
     [pools]
-    release = ["host", "pixel8"]
+    release = ["host", "pixel8", "virtual:2"]
+
+Without being listed, ``virtual:N`` is N virtual phones named virtual-1, virtual-2, ...;
+``virtual:N:ABI``, ``virtual:N:PROFILE`` and ``virtual:N:ABI:PROFILE`` say which.
 """
 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from device_agents.bundle.lock import ABIS
+from device_agents.virtual.profile import profile_names
 from harness.errors import InventoryError
 from kvengine.codec import DecodeError, decode
 
 FILE = "farm.toml"
 ALL = "farm"  # the selection that means every device
 LOCAL_LAB = "local"
+VIRTUAL = "virtual"
+MOST_VIRTUAL = 64  # a slip of the finger should not start a thousand
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,13 @@ class Inventory:
     labs: dict[str, LabEntry] = field(default_factory=dict)
     pools: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
+    def device(self, name: str) -> DeviceEntry:
+        """One that is listed, or the virtual phone of that name. Raises InventoryError."""
+        entry = self.devices.get(name) or _virtual_entry(name)
+        if entry is None:
+            raise InventoryError(f"sought device {name!r}; there are {_known(self)}")
+        return entry
+
 
 DEFAULT = Inventory(devices={"host": DeviceEntry()})
 
@@ -85,26 +104,68 @@ def load(path: Path | None = None) -> Inventory:
 
 
 def select(expression: str, inventory: Inventory) -> tuple[str, ...]:
-    """Device names for ``farm`` (every device), or names of devices and pools separated by commas.
-
-    In the order given, each once.
+    """Device names for ``farm`` (every listed device), or names of devices and pools and ``virtual:N``,
+    separated by commas. In the order given, each once; ``Inventory.device`` knows each of them.
 
     Raises:
         InventoryError: an unknown name; the message lists those there are.
     """
     chosen: dict[str, None] = {}
     for name in filter(None, (part.strip() for part in expression.split(","))):
-        if name in inventory.devices:
-            chosen[name] = None
-        elif name == ALL:
+        if name == ALL:
             chosen.update(dict.fromkeys(inventory.devices))
         elif name in inventory.pools:
-            chosen.update(dict.fromkeys(inventory.pools[name]))
+            for member in inventory.pools[name]:
+                chosen.update(dict.fromkeys(_named(member, inventory)))
         else:
-            raise InventoryError(f"sought device or pool {name!r}; there are {_known(inventory)}")
+            chosen.update(dict.fromkeys(_named(name, inventory)))
     if not chosen:
         raise InventoryError(f"no device in {expression!r}; there are {_known(inventory)}")
     return tuple(chosen)
+
+
+def _named(name: str, inventory: Inventory) -> tuple[str, ...]:
+    """The one device of this name, or the virtual phones that it asks for."""
+    if name.startswith(f"{VIRTUAL}:"):
+        return _virtual_names(name)
+    if name in inventory.devices or _virtual_entry(name) is not None:
+        return (name,)
+    raise InventoryError(f"sought device or pool {name!r}; there are {_known(inventory)}")
+
+
+def _virtual_names(text: str) -> tuple[str, ...]:
+    """Of ``virtual:N`` and so on."""
+    _, count, *kinds = text.split(":")
+    if not count.isdigit() or not 1 <= int(count) <= MOST_VIRTUAL or not _virtual_options(kinds):
+        raise InventoryError(
+            f"sought virtual:N, N from 1 to {MOST_VIRTUAL}, then :ABI ({', '.join(ABIS)}) or :PROFILE "
+            f"({', '.join(profile_names())}) or both; found {text!r}"
+        )
+    return tuple("-".join([VIRTUAL, *kinds, str(number)]) for number in range(1, int(count) + 1))
+
+
+def _virtual_options(kinds: Sequence[str]) -> dict[str, str] | None:
+    """Options of a virtual phone of [ABI] [PROFILE]; None for anything else."""
+    options, rest = {"virtual": "true"}, list(kinds)
+    if rest and rest[0] in ABIS:
+        options["abi"] = rest.pop(0)
+    if rest and rest[0] in profile_names():
+        options["profile"] = rest.pop(0)
+    return None if rest else options
+
+
+def _virtual_entry(name: str) -> DeviceEntry | None:
+    """What virtual[-ABI][-PROFILE]-NUMBER means; both may have hyphens in them."""
+    kind, _, number = name.rpartition("-")
+    if not number.isdigit() or kind.split("-")[0] != VIRTUAL:
+        return None
+    for abi in ("", *ABIS):
+        for profile in ("", *profile_names()):
+            kinds = [part for part in (abi, profile) if part]
+            if kind == "-".join([VIRTUAL, *kinds]):
+                options = _virtual_options(kinds)
+                return DeviceEntry("android", options=options) if options else None
+    return None
 
 
 def _check(path: Path, inventory: Inventory) -> None:
@@ -113,7 +174,7 @@ def _check(path: Path, inventory: Inventory) -> None:
     if clash := set(inventory.pools) & {*inventory.devices, ALL}:
         raise InventoryError(f"{path}: pool {min(clash)!r} has the name of a device or of {ALL!r}; rename it")
     for name, device in inventory.devices.items():
-        if name == ALL or "," in name or not name.strip():
+        if name == ALL or {",", ":"} & set(name) or not name.strip():
             raise InventoryError(f"{path}: {name!r} cannot name a device; {ALL!r} means every device")
         if device.lab != LOCAL_LAB and device.lab not in inventory.labs:
             labs = ", ".join(inventory.labs) or "none"
@@ -121,11 +182,14 @@ def _check(path: Path, inventory: Inventory) -> None:
         if device.threads is not None and device.threads < 1:
             raise InventoryError(f"{path}: device {name!r}: threads must be at least 1")
     for name, members in inventory.pools.items():
-        if unknown := [m for m in members if m not in inventory.devices]:
-            raise InventoryError(
-                f"{path}: pool {name!r} names device {unknown[0]!r}; there are {_known(inventory)}"
-            )
+        for member in members:
+            try:
+                _named(member, inventory)
+            except InventoryError as error:
+                raise InventoryError(f"{path}: pool {name!r} names device {member!r}: {error}") from error
 
 
 def _known(inventory: Inventory) -> str:
-    return ", ".join([*inventory.devices, *inventory.pools, f"{ALL} (every device)"])
+    return ", ".join(
+        [*inventory.devices, *inventory.pools, f"{ALL} (every device)", f"{VIRTUAL}:N (virtual phones)"]
+    )

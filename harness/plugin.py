@@ -24,7 +24,10 @@ DEFAULT_RECIPES = "naive,static,hybrid,hybrid-fp16kv,hybrid-int8kv,int4"
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("kvfarm", "KV cache checks and measurements on devices")
     add = group.addoption
-    add("--devices", help="run on these: host, farm (all of farm.toml), or NAME,NAME")
+    add(
+        "--devices",
+        help="run on these: host, farm (all of farm.toml), virtual:N (phones started here), or NAME,NAME",
+    )
     add("--model", type=Path, help="Hugging Face checkpoint folder to check and measure")
     add("--recipes", default=DEFAULT_RECIPES, help="recipes to check and measure (default: %(default)s)")
     add("--report", type=Path, metavar="DIR", help="write index.html, results.json and junit.xml here")

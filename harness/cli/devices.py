@@ -33,7 +33,10 @@ def register(app: typer.Typer) -> None:
 
 def devices(
     selection: Annotated[
-        str, typer.Option("--devices", help="host, farm (all), or names of devices and pools: NAME,NAME.")
+        str,
+        typer.Option(
+            "--devices", help="host, farm (all), virtual:N, or names of devices and pools: NAME,NAME."
+        ),
     ] = inventory.ALL,
     farm_file: FarmOption = None,
     farm_address: AddressOption = None,
@@ -123,7 +126,7 @@ def _row(status: DeviceStatus, known: inventory.Inventory) -> dict[str, Any]:
     return {
         "name": status.name,
         "kind": status.kind,
-        "lab": known.devices[status.name].lab,
+        "lab": known.device(status.name).lab,
         "identity": status.identity,
         "error": status.error,
         "leased_to": status.lease.holder if status.lease else None,

@@ -23,6 +23,7 @@ kind = "android"
 node = "192.0.2.10"
 [pools]
 phones = ["mi6", "pixel8"]
+mixed = ["host", "virtual:1:galaxy-s24"]
 """
 
 
@@ -59,6 +60,10 @@ def test_the_file_in_the_current_folder_is_found(farm_toml: Path, monkeypatch: p
         ("phones", ("mi6", "pixel8")),
         ("pixel8, host", ("pixel8", "host")),
         ("mi6,phones,mi6", ("mi6", "pixel8")),
+        ("virtual:2,host", ("virtual-1", "virtual-2", "host")),
+        ("virtual:1:arm64-v8a,virtual:1", ("virtual-arm64-v8a-1", "virtual-1")),
+        ("virtual-2,virtual:2", ("virtual-2", "virtual-1")),
+        ("mixed", ("host", "virtual-galaxy-s24-1")),
     ],
 )
 def test_selecting(expression: str, names: tuple[str, ...], farm_toml: Path) -> None:
@@ -67,8 +72,43 @@ def test_selecting(expression: str, names: tuple[str, ...], farm_toml: Path) -> 
 
 @pytest.mark.parametrize("expression", ["pixel9", "host,pixel9"])
 def test_an_unknown_name_is_refused_with_those_there_are(expression: str, farm_toml: Path) -> None:
-    with pytest.raises(InventoryError, match=r"'pixel9'; there are host, pixel8, mi6, phones, farm"):
+    with pytest.raises(InventoryError, match=r"'pixel9'; there are host, pixel8, mi6, phones, mixed, farm"):
         select(expression, load(farm_toml))
+
+
+@pytest.mark.parametrize(
+    ("expression", "options"),
+    [
+        ("virtual:1", {"virtual": "true"}),
+        ("virtual:1:arm64-v8a", {"virtual": "true", "abi": "arm64-v8a"}),
+        ("virtual:1:pixel-8", {"virtual": "true", "profile": "pixel-8"}),
+        ("virtual:1:x86_64:pixel-8", {"virtual": "true", "abi": "x86_64", "profile": "pixel-8"}),
+    ],
+)
+def test_a_virtual_phone_is_known_by_its_name_alone(expression: str, options: dict[str, str]) -> None:
+    (name,) = select(expression, inventory.DEFAULT)
+    assert inventory.DEFAULT.device(name) == DeviceEntry("android", options=options)
+
+
+def test_a_listed_device_goes_before_a_virtual_one_of_its_name(tmp_path: Path) -> None:
+    (tmp_path / "farm.toml").write_text("[devices.virtual-1]")
+    known = load(tmp_path / "farm.toml")
+    assert known.device("virtual-1").kind == "host"
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["virtual:0", "virtual:65", "virtual:", "virtual:x", "virtual:1:sparc", "virtual:1:pixel-8:x86_64"],
+)
+def test_a_wrong_number_or_kind_of_virtual_phones_is_refused(expression: str) -> None:
+    with pytest.raises(InventoryError, match=r"sought virtual:N.*pixel-8"):
+        select(expression, inventory.DEFAULT)
+
+
+@pytest.mark.parametrize("name", ["virtual", "virtual-", "virtual-sparc-1", "-1", "virtual-x"])
+def test_a_name_that_is_no_virtual_phones_is_unknown(name: str) -> None:
+    with pytest.raises(InventoryError, match=r"virtual:N \(virtual phones\)"):
+        inventory.DEFAULT.device(name)
 
 
 @pytest.mark.parametrize("expression", ["", " , "])
@@ -86,6 +126,8 @@ def test_selecting_nothing_is_refused(expression: str, farm_toml: Path) -> None:
         ("[devices.host]\nthreads = 0", "at least 1"),
         ("[devices.host]\nlab = 'rack9'", "at lab 'rack9'; there are: none"),
         ("[devices.host]\n[pools]\np = ['mi6']", "names device 'mi6'"),
+        ("[devices.host]\n[pools]\np = ['virtual:0']", "sought virtual:N"),
+        ("[devices.'a:b']", "'a:b' cannot name a device"),
         ("[devices.host]\n[pools]\nhost = ['host']", "pool 'host'"),
         ("[devices.farm]", "'farm' cannot name a device"),
         ("[pools]", "lists no device"),

@@ -1,0 +1,1 @@
+"""Android devices, by way of a real adb server. See ``android.AndroidDevice``."""

@@ -1,0 +1,50 @@
+"""Runs one server on a free port of 127.0.0.1, and kills it when whoever asked for it is gone.
+
+`python keeper.py PARENT ARGV...`, {listener} in ARGV being the descriptor of the listening socket: made
+here and handed over, so that no other port and no other interface can be meant. The port comes on
+stdout, five digits and a newline. The server ends when stdin ends or the process PARENT does, however
+that died: by SIGTERM, then SIGKILL. Standard library only, run as a file: imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+
+_GRACE_S = 1.0
+
+
+def main() -> int:
+    parent = os.pidfd_open(int(sys.argv[1]))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(64)
+        descriptor = listener.fileno()
+        os.write(1, b"%05d\n" % listener.getsockname()[1])
+        child = subprocess.Popen(
+            [word.replace("{listener}", str(descriptor)) for word in sys.argv[2:]],
+            stdin=subprocess.DEVNULL,  # it must not hold ours open, nor read from it
+            stdout=subprocess.DEVNULL,
+            pass_fds=(descriptor,),
+        )
+    try:
+        ended = os.pidfd_open(child.pid)
+        ready, _, _ = select.select([0, parent, ended], [], [])
+        return child.wait() if ended in ready else 0
+    finally:
+        if child.poll() is None:
+            child.terminate()
+            try:
+                child.wait(_GRACE_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

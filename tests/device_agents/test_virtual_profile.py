@@ -1,0 +1,290 @@
+"""Profiles of virtual phones, and the answers that follow from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import replace
+
+import pytest
+
+from device_agents.virtual.errors import VirtualPhoneUnavailable
+from device_agents.virtual.physics import Physics
+from device_agents.virtual.profile import FOLDER, Battery, Profile, load_profile, parse_abi, profile_names
+from device_agents.virtual.properties import DENIED, cpuinfo, sysfs
+from device_agents.virtual.services import AndroidServices
+
+PIXEL, GALAXY, STOPPED = "pixel-8", "galaxy-s24", "honor-stopped"
+
+
+class Phone:
+    """Services on a clock that the test sets."""
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self.physics = Physics(profile, 0.0)
+        self.services = AndroidServices(profile, profile.abi, "VP1", self.physics)
+
+    def __call__(self, line: str) -> str:
+        answer = self.services.call(line.split())
+        assert answer.code == 0, answer
+        return answer.text
+
+    def refused(self, line: str) -> str:
+        answer = self.services.call(line.split())
+        assert answer.code != 0
+        assert answer.error
+        return answer.text
+
+    def battery(self) -> dict[str, str]:
+        lines = self("dumpsys battery").splitlines()
+        return dict(line.strip().split(": ", 1) for line in lines if ": " in line)
+
+
+def phone(name: str, **battery: object) -> Phone:
+    profile = load_profile(name)
+    return Phone(replace(profile, battery=replace(profile.battery, **battery)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_every_profile_is_whole_and_says_where_its_quirks_were_seen(name: str) -> None:
+    profile = load_profile(name)
+    assert profile.name == name
+    assert profile.fingerprint.startswith(f"{profile.brand}/")
+    assert f":{profile.android}/{profile.build_id}/" in profile.fingerprint
+    assert profile.quirks
+    for quirk in profile.quirks:
+        assert len(quirk.source) > 15, quirk
+    for cluster in profile.clusters:
+        assert cluster.min_khz < cluster.fixed_khz <= cluster.max_khz
+    assert list(profile.thermal.throttle_c) == sorted(profile.thermal.throttle_c)
+    assert len(profile.thermal.throttle_c) == 6
+
+
+def test_an_unknown_profile_lists_those_there_are() -> None:
+    with pytest.raises(VirtualPhoneUnavailable, match=r"'nokia-3310'; there are .*pixel-8"):
+        load_profile("nokia-3310")
+
+
+def test_a_misspelt_profile_is_refused_with_the_path_to_it(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path_factory.mktemp("profiles")
+    text = (FOLDER / f"{PIXEL}.toml").read_text()
+    (folder / "bad.toml").write_text(text.replace("full_uah", "full_mah"))
+    monkeypatch.setattr("device_agents.virtual.profile.FOLDER", folder)
+    with pytest.raises(VirtualPhoneUnavailable, match=r"bad\.toml.*full_mah"):
+        load_profile("bad")
+
+
+def test_an_abi_is_one_of_two() -> None:
+    assert parse_abi("arm64-v8a") == "arm64-v8a"
+    with pytest.raises(VirtualPhoneUnavailable, match="'mips'; there are x86_64, arm64-v8a"):
+        parse_abi("mips")
+
+
+def test_getprop_answers_from_the_profile_and_says_that_it_is_virtual() -> None:
+    pixel = phone(PIXEL)
+    assert pixel("getprop ro.product.model") == "Pixel 8\n"
+    assert pixel("getprop ro.product.cpu.abi") == "arm64-v8a\n"
+    assert pixel("getprop ro.kvfarm.virtual") == "1\n"
+    assert pixel("getprop no.such.property") == "\n"
+    assert pixel("getprop no.such.property other") == "other\n"
+    assert f"[ro.build.fingerprint]: [{pixel.profile.fingerprint}]\n" in pixel("getprop")
+
+
+def test_setprop_takes_what_the_shell_user_may_set() -> None:
+    pixel = phone(PIXEL)
+    pixel("setprop debug.kvfarm 7")
+    assert pixel("getprop debug.kvfarm") == "7\n"
+    assert "failed to set" in pixel.refused("setprop ro.product.model Other")
+    assert pixel("getprop ro.product.model") == "Pixel 8\n"
+
+
+def test_settings_are_kept() -> None:
+    pixel = phone(PIXEL)
+    assert pixel("settings get global no_such") == "null\n"
+    pixel("settings put system screen_brightness 17")
+    assert pixel("cmd settings get system screen_brightness") == "17\n"
+    assert pixel("settings delete system screen_brightness") == "Deleted 1 rows\n"
+    assert pixel("settings get system screen_brightness") == "null\n"
+    pixel("svc power stayon usb")
+    assert pixel("settings get global stay_on_while_plugged_in") == "2\n"
+    pixel("cmd connectivity airplane-mode enable")
+    assert pixel("cmd connectivity airplane-mode") == "enabled\n"
+    pixel.refused("settings get nowhere key")
+
+
+def test_what_android_does_not_know_it_says() -> None:
+    pixel = phone(PIXEL)
+    assert pixel("dumpsys nothing") == "Can't find service: nothing\n"
+    assert "Can't find service" in pixel.refused("cmd nothing")
+    assert pixel("cmd battery get nothing") == "Unknown get option: nothing\n"
+
+
+def test_microamps_and_milliamps_are_the_same_current() -> None:
+    for name, expected in ((PIXEL, -0.55 / 3.912), (GALAXY, 0.62 / 3.887)):
+        told = float(phone(name)("cmd battery get -f current_now"))
+        scale = {PIXEL: 1e6, GALAXY: 1e3}[name]
+        assert told / scale == pytest.approx(expected, rel=0.01)
+
+
+def test_unplug_freezes_everything_but_the_current_until_reset() -> None:
+    pixel = phone(PIXEL, plugged="usb", counter_tick_uah=1)
+    assert pixel.battery()["USB powered"] == "true"
+    pixel("dumpsys battery unplug")
+    assert "(UPDATES STOPPED -- use 'reset' to restart)" in pixel("dumpsys battery")
+    frozen = pixel.battery()
+    assert frozen["USB powered"] == "false"
+    pixel.physics.advance(3600.0, 3600.0)
+    assert pixel.battery() == frozen
+    assert float(pixel("cmd battery get current_now")) > 0  # it still charges
+    pixel("dumpsys battery reset")
+    thawed = pixel.battery()
+    assert thawed["USB powered"] == "true"
+    assert thawed["temperature"] != frozen["temperature"]
+
+
+def test_a_profile_can_come_with_updates_stopped() -> None:
+    stopped = phone(STOPPED)
+    assert "UPDATES STOPPED" in stopped("dumpsys battery")
+    assert stopped.battery()["USB powered"] == "false"
+    stopped("cmd battery reset")
+    assert "UPDATES STOPPED" not in stopped("dumpsys battery")
+    assert stopped.battery()["USB powered"] == "true"
+
+
+def test_set_stops_updates_and_bad_values_do_not() -> None:
+    pixel = phone(PIXEL)
+    assert "Bad value" in pixel.services.call(["dumpsys", "battery", "set", "level", "x"]).text
+    assert "UPDATES STOPPED" not in pixel("dumpsys battery")
+    pixel("dumpsys battery set level 5")
+    assert pixel.battery()["level"] == "5"
+    assert "SecurityException" in pixel.refused("dumpsys battery suspend_input")
+
+
+def test_thermalservice_has_stale_and_current_temperatures() -> None:
+    pixel = phone(PIXEL)
+    pixel.physics.advance(600.0, 2400.0)
+    dump = pixel("dumpsys thermalservice")
+    cached, _, current = dump.partition("Current temperatures from HAL:\n")
+    pattern = r"\tTemperature\{mValue=([\d.]+), mType=3, mName=VIRTUAL-SKIN, mStatus=(\d)\}\n"
+    then, now = re.search(pattern, cached), re.search(pattern, current)
+    assert then is not None
+    assert now is not None
+    assert float(now[1]) > float(then[1]) + 5
+    assert "mHotThrottlingThresholds=[NaN, 39.0, " in dump
+
+
+def test_without_a_thermal_hal_there_are_no_temperatures() -> None:
+    dump = phone(STOPPED)("dumpsys thermalservice")
+    assert dump.endswith("Cached temperatures:\nHAL Ready: false\n")
+    assert "Temperature{" not in dump
+
+
+def test_status_follows_the_skin_and_can_be_overridden() -> None:
+    pixel = phone(PIXEL, core_w=6.0)
+    assert "Thermal Status: 0\n" in pixel("dumpsys thermalservice")
+    pixel.physics.advance(3600.0, 3600.0)
+    assert pixel.physics.celsius["skin"] == pytest.approx(22 + 3.2 * 6.55, abs=0.1)
+    assert "Thermal Status: 1\n" in pixel("dumpsys thermalservice")  # 39.0 to 43.0 °C
+    pixel("cmd thermalservice override-status 4")
+    assert "IsStatusOverride: true\n" in pixel("dumpsys thermalservice")
+    assert "Thermal Status: 4\n" in pixel("dumpsys thermalservice")
+    pixel("cmd thermalservice reset")
+    assert "Thermal Status: 1\n" in pixel("dumpsys thermalservice")
+
+
+def files(p: Phone) -> dict[str, tuple[str, int]]:
+    fixed = p.services.fixed_performance
+    return {path: (text, mode) for path, text, mode in sysfs(p.profile, p.physics, fixed)}
+
+
+def test_fixed_performance_shows_in_the_clocks() -> None:
+    pixel = phone(PIXEL)
+    path = "devices/system/cpu/cpu8/cpufreq/scaling_max_freq"
+    assert files(pixel)[path][0] == "2914000\n"
+    pixel("cmd power set-fixed-performance-mode-enabled true")
+    assert files(pixel)[path][0] == "2049000\n"
+    pixel("cmd power set-fixed-performance-mode-enabled false")
+    assert files(pixel)[path][0] == "2914000\n"
+
+
+def test_sysfs_has_every_core_in_its_cluster_and_hides_the_battery() -> None:
+    galaxy = files(phone(GALAXY))
+    assert galaxy["devices/system/cpu/possible"][0] == "0-9\n"
+    assert galaxy["devices/system/cpu/cpu6/topology/core_siblings_list"][0] == "4-6\n"
+    assert galaxy["devices/system/cpu/cpufreq/policy9/related_cpus"][0] == "9\n"
+    assert galaxy["class/power_supply/battery/current_now"][1] == DENIED
+    assert files(phone(GALAXY, sysfs="readable"))["class/power_supply/battery/current_now"][1] == 0o444
+
+
+def test_two_zones_can_have_the_same_type() -> None:
+    zones = files(phone(STOPPED))
+    assert zones["class/thermal/thermal_zone2/type"][0] == "battery\n"
+    assert zones["class/thermal/thermal_zone3/type"][0] == "battery\n"
+
+
+def test_cpuinfo_is_that_of_an_arm_kernel() -> None:
+    text = cpuinfo(load_profile(PIXEL))
+    assert re.findall(r"processor\t: (\d+)", text) == [str(n) for n in range(9)]
+    assert re.findall(r"CPU part\t: (\w+)", text) == ["0xd46"] * 4 + ["0xd4d"] * 4 + ["0xd4e"]
+    assert "model name" not in text
+
+
+def test_energy_is_power_at_rest_and_of_the_busy_cores() -> None:
+    pixel = phone(PIXEL)
+    for second in range(1, 101):
+        pixel.physics.advance(float(second), second * 2.0)  # two busy cores
+    truth = pixel.physics.truth
+    assert truth.energy_j == pytest.approx(100 * (0.55 + 2 * 1.1))
+    assert truth.cpu_s == 200
+    drained = 4_485_000 * 0.72 - truth.charge_uah
+    assert drained * 3.912 * 3.6e-3 == pytest.approx(truth.energy_j)  # µAh, V: J
+
+
+def test_time_that_stands_still_or_runs_back_changes_nothing() -> None:
+    pixel = phone(PIXEL)
+    pixel.physics.advance(10.0, 1.0)
+    before = pixel.physics.truth
+    pixel.physics.advance(10.0, 9.0)
+    pixel.physics.advance(5.0, 9.0)
+    assert pixel.physics.truth == before
+
+
+def test_a_charger_fills_the_battery_to_full_and_no_further() -> None:
+    pixel = phone(PIXEL, plugged="ac")
+    assert pixel.battery()["status"] == "2"
+    pixel.physics.advance(36_000.0, 0.0)
+    assert pixel.battery()["level"] == "100"
+    assert pixel.battery()["status"] == "5"
+
+
+def test_an_empty_battery_stays_empty() -> None:
+    pixel = phone(PIXEL)
+    pixel.physics.advance(1e7, 1e7)
+    assert pixel.battery()["Charge counter"] == "0"
+
+
+def test_the_charge_counter_may_be_coarse_or_stuck() -> None:
+    galaxy = phone(GALAXY)
+    assert int(galaxy.battery()["Charge counter"]) % 40_000 == 0
+    stuck = phone(GALAXY, counter_stuck_uah=1)
+    stuck.physics.advance(1000.0, 0.0)
+    assert stuck.battery()["Charge counter"] == "1"
+
+
+def test_current_now_is_the_mean_since_it_last_changed() -> None:
+    pixel = phone(PIXEL, refresh_s=2.0)
+    first = pixel.physics.current_now
+    pixel.physics.advance(1.0, 1.0)
+    assert pixel.physics.current_now == first  # not yet
+    pixel.physics.advance(2.0, 1.0)
+    mean_w = 0.55 + 1.1 / 2
+    assert pixel.physics.current_now == pytest.approx(-mean_w / 3.912 * 1e6, abs=1)
+
+
+def test_the_battery_has_no_field_that_nothing_reads() -> None:
+    source = "".join((FOLDER.parent / f"{m}.py").read_text() for m in ("physics", "services", "properties"))
+    unread = [f.name for f in dataclasses.fields(Battery) if f".{f.name}" not in source]
+    assert unread == []

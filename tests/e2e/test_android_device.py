@@ -1,0 +1,389 @@
+"""AndroidDevice over real adb and adbd on a virtual phone, with the real bundle and engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from device_agents.adb.android import AndroidDevice
+from device_agents.adb.connection import AdbServer
+from device_agents.adb.devices import make_android
+from device_agents.adb.transport import AdbTransport
+from device_agents.bundle import Bundle, build
+from device_agents.config import DeviceConfig
+from device_agents.deadline import Deadline
+from device_agents.errors import DeadlineExceeded, DeviceUnreachable, InfrastructureError, RunnerDied
+from device_agents.host import HostDevice
+from device_agents.lab_agent import LabAgent
+from device_agents.virtual import VirtualPhone, VirtualPhoneUnavailable, load_profile
+from device_agents.virtual.adb import PrivateAdbServer
+from device_agents.virtual.rootfs import native_abi
+from harness.recipes import parse_recipe
+from harness.synth import synth
+from kvengine.engine import LocalEngine
+from kvengine.program import Decode, Generate, Prefill, Program
+from kvengine.recipe import SessionRecipe
+from kvengine.session import EngineSession
+from tests.conftest import ExportTiny
+
+REPOSITORY = Path(__file__).parent.parent.parent
+BUNDLES = REPOSITORY / ".kvfarm" / "bundles"  # where `kvfarm bundle` keeps them
+RECIPE = SessionRecipe(threads=1)
+PROGRAM = Program(64, (Prefill(tuple(range(1, 30)), chunk=7), Decode((3, 4)), Generate(5, 5)))
+SUITE_S = 240
+
+
+def start(phone: VirtualPhone) -> None:
+    try:
+        phone.start(Deadline(300))
+    except VirtualPhoneUnavailable as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def phone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VirtualPhone]:
+    phone = VirtualPhone("one", load_profile(), native_abi(), tmp_path_factory.mktemp("phones"))
+    start(phone)
+    yield phone
+    phone.stop()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PrivateAdbServer]:
+    with PrivateAdbServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def transport(phone: VirtualPhone, server: PrivateAdbServer) -> AdbTransport:
+    # Not connected by hand: the transport does that.
+    return AdbTransport(AdbServer(server.port, start=False), phone.address)
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return build(native_abi(), BUNDLES)
+
+
+@pytest.fixture(scope="module")
+def device(transport: AdbTransport, bundle: Bundle) -> AndroidDevice:
+    return AndroidDevice("one", lambda deadline: transport, lambda abi: bundle)
+
+
+def processes(transport: AdbTransport) -> str:
+    """Of the phone, with their arguments."""
+    return transport.checked("ps -A -o PID,ARGS", Deadline(20))
+
+
+# -- the shell of Android ------------------------------------------------------------------
+
+
+def test_the_shell_is_androids_and_not_root(transport: AdbTransport) -> None:
+    result = transport.run(["sh", "-c", "id -u; echo $KSH_VERSION; echo err >&2; exit 7"], Deadline(20))
+    assert result.stdout.startswith(b"2000\n@(#)MIRBSD KSH")
+    assert (result.stderr, result.returncode) == (b"err\n", 7)
+
+
+def test_words_arrive_as_they_are(transport: AdbTransport) -> None:
+    awkward = ["a b", "$HOME", "it's", 'quo"te', "new\nline", ";", ""]
+    found = transport.run(["printf", "<%s>", *awkward], Deadline(20)).stdout.decode()
+    assert found == "".join(f"<{word}>" for word in awkward)
+
+
+def test_much_goes_through_a_stream_both_ways(transport: AdbTransport) -> None:
+    data = os.urandom(24 << 20)
+    stream = transport.open_stream(["cat"], {})
+    for part in range(0, len(data), 1 << 20):
+        stream.write(data[part : part + (1 << 20)], Deadline(30))
+        assert stream.read_exactly(1 << 20, Deadline(30)) == data[part : part + (1 << 20)]
+    stream.close()
+
+
+def test_close_kills_what_is_deaf_with_its_children(transport: AdbTransport) -> None:
+    script = "trap '' TERM HUP; sleep 4321 & sleep 4321 & echo; while :; do sleep 4321; done"
+    stream = transport.open_stream(["sh", "-c", script], {})
+    stream.read_exactly(1, Deadline(20))
+    assert processes(transport).count("sleep 4321") >= 3
+    stream.close()
+    assert "sleep 4321" not in processes(transport)
+
+
+def test_a_late_command_is_ended_on_the_phone(transport: AdbTransport) -> None:
+    with pytest.raises(DeadlineExceeded):
+        transport.shell("exec sleep 4322", Deadline(1))
+    limit = Deadline(10)
+    while "sleep 4322" in processes(transport):
+        limit.check("the end of the late command")
+
+
+def test_files_travel_whole(transport: AdbTransport, tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(os.urandom(3_000_000))
+    transport.push(tmp_path / "source", "/data/local/tmp/a folder/it's", Deadline(20), mode=0o750)
+    transport.pull("/data/local/tmp/a folder/it's", tmp_path / "back", Deadline(20))
+    assert (tmp_path / "back").read_bytes() == (tmp_path / "source").read_bytes()
+    listed = transport.checked("ls -l '/data/local/tmp/a folder'", Deadline(20))
+    assert "-rwxrwxrwx" in listed  # adbd gives everybody what the owner may do
+    with pytest.raises(InfrastructureError, match=r"(?i)read-only|permission denied"):
+        transport.push(tmp_path / "source", "/system/bin/evil", Deadline(20))
+
+
+def test_a_lost_adbd_is_an_error_and_then_forgotten(phone: VirtualPhone, transport: AdbTransport) -> None:
+    stream = transport.open_stream(["sleep", "4323"], {})
+    phone.kill_adbd()
+    with pytest.raises(DeviceUnreachable, match="broke off"):
+        stream.read_exactly(1, Deadline(20))
+    stream.close()
+    assert transport.shell("echo back", Deadline(20)).stdout == b"back\n"
+    assert "sleep 4323" not in processes(transport)
+
+
+def test_a_frozen_link_ends_at_the_deadline_and_then_works(
+    phone: VirtualPhone, transport: AdbTransport
+) -> None:
+    phone.relay.freeze(2.0)
+    began = time.monotonic()
+    with pytest.raises(DeadlineExceeded):
+        transport.shell("true", Deadline(1))
+    assert time.monotonic() - began < 1.5
+    assert transport.shell("true", Deadline(20)).returncode == 0
+
+
+# -- the device ----------------------------------------------------------------------------
+
+
+def test_identity_is_the_profiles_and_says_simulated(device: AndroidDevice) -> None:
+    identity = device.identity(Deadline(300))
+    profile = load_profile()
+    assert (identity.kind, identity.simulated) == ("android", "virtual phone")
+    assert identity.model == f"{profile.manufacturer} {profile.model}"
+    assert identity.build == profile.fingerprint
+    assert identity.os == f"Android {profile.android} (API {profile.api_level})"
+    assert identity.abi == native_abi()
+    assert "CPUExecutionProvider" in identity.providers
+    assert identity.runtime["onnxruntime"]
+    facts = device.facts(Deadline(20))
+    assert sum(len(cluster.cores) for cluster in facts.clusters) == profile.cores
+    assert {cluster.max_khz for cluster in facts.clusters} == {c.max_khz for c in profile.clusters}
+
+
+def test_the_phone_answers_as_this_machine_does(device: AndroidDevice, export_tiny: ExportTiny) -> None:
+    artifact = export_tiny(parse_recipe("hybrid").export)
+    remote = device.deploy(artifact.folder, Deadline(60))
+    session = device.open_session(remote, RECIPE, Deadline(60))
+    engine = LocalEngine.open(artifact.folder, RECIPE)
+    found, here = session.run_program(PROGRAM), engine.run_program(PROGRAM)
+    session.close()
+    engine.close()
+    assert [o.position for o in found] == [o.position for o in here]
+    assert found[2].tokens == here[2].tokens
+    for theirs, ours in zip(found, here, strict=True):
+        np.testing.assert_allclose(theirs.logits, ours.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_second_deploy_moves_nothing_and_is_quick(
+    device: AndroidDevice, transport: AdbTransport, bundle: Bundle, export_tiny: ExportTiny
+) -> None:
+    artifact = export_tiny(parse_recipe("hybrid").export)
+    device.open_session(device.deploy(artifact.folder, Deadline(60)), RECIPE, Deadline(60)).close()
+    again = AndroidDevice("again", lambda deadline: transport, lambda abi: bundle)  # remembers nothing
+    began = time.monotonic()
+    again._deploy_bundle(Deadline(60))
+    again.deploy(artifact.folder, Deadline(60))
+    assert time.monotonic() - began < 1.0
+    assert again.bytes_moved == 0
+
+
+def test_no_file_of_the_telemetry_appears(device: AndroidDevice, transport: AdbTransport) -> None:
+    device.identity(Deadline(60))
+    found = transport.checked(
+        "find / -name '*nnxruntime.db' -o -name deviceid -o -name .ses 2>/dev/null; exit 0", Deadline(30)
+    )
+    assert found.strip() == ""
+
+
+def test_a_runner_that_is_stopped_is_ended(
+    device: AndroidDevice, transport: AdbTransport, export_tiny: ExportTiny
+) -> None:
+    artifact = export_tiny(parse_recipe("hybrid").export)
+    session = device.open_session(device.deploy(artifact.folder, Deadline(60)), RECIPE, Deadline(60))
+    pids = [line.split()[0] for line in processes(transport).splitlines() if "device_agents.runner" in line]
+    transport.checked(f"kill -STOP {pids[0]}", Deadline(20))
+    session.close()
+    assert "device_agents.runner" not in processes(transport)
+
+
+def test_a_runner_that_is_killed_says_so(
+    device: AndroidDevice, transport: AdbTransport, export_tiny: ExportTiny
+) -> None:
+    artifact = export_tiny(parse_recipe("hybrid").export)
+    session = device.open_session(device.deploy(artifact.folder, Deadline(60)), RECIPE, Deadline(60))
+    pids = [line.split()[0] for line in processes(transport).splitlines() if "device_agents.runner" in line]
+    transport.checked(f"kill -KILL {pids[0]}", Deadline(20))
+    with pytest.raises(RunnerDied, match="signal 9"):
+        session.run_program(PROGRAM)
+    session.close()
+
+
+def test_vitals_are_the_profiles(device: AndroidDevice) -> None:
+    vitals = device.vitals(Deadline(20))
+    battery = load_profile().battery
+    assert vitals.battery_percent == pytest.approx(battery.level_percent, abs=2)
+    assert vitals.battery_charging is False
+    assert vitals.thermal_status == 0
+    assert vitals.mem_available_bytes
+    assert vitals.governor
+    assert 15 < vitals.temperatures_c["battery"] < 60
+
+
+def test_a_battery_whose_updates_are_stopped_is_not_believed(
+    server: PrivateAdbServer, bundle: Bundle, tmp_path: Path
+) -> None:
+    phone = VirtualPhone("stopped", load_profile("honor-stopped"), native_abi(), tmp_path)
+    start(phone)
+    try:
+        transport = AdbTransport(AdbServer(server.port, start=False), phone.address)
+        device = AndroidDevice("stopped", lambda deadline: transport, lambda abi: bundle)
+        vitals = device.vitals(Deadline(30))
+        assert (vitals.battery_percent, vitals.battery_charging) == (None, None)
+    finally:
+        phone.stop()
+
+
+def test_the_agent_stops_the_phones_that_it_started(tmp_path: Path) -> None:
+    config = DeviceConfig("virtual-1", "android", options={"virtual": "true"})
+    (tmp_path / "bundles").symlink_to(BUNDLES)
+    agent = LabAgent(tmp_path / "lab", [config])
+    try:
+        (status,) = agent.status()
+        if "allows no virtual phones" in status.error and not os.environ.get("CI"):
+            pytest.skip(status.error)
+        assert status.identity is not None, status.error
+        assert status.identity.simulated == "virtual phone"
+    finally:
+        agent.shutdown()
+    assert _left(tmp_path) == []
+    assert list((tmp_path / "lab" / "phones").iterdir()) == []
+
+
+def test_a_killed_adb_server_of_a_virtual_phone_is_started_again(tmp_path: Path, phone: VirtualPhone) -> None:
+    (tmp_path / "bundles").symlink_to(BUNDLES)
+    config = DeviceConfig("virtual-1", "android", options={"virtual": "true"})
+    device = make_android(config, tmp_path / "lab")
+    try:
+        device.facts(Deadline(300))
+        before = device.vitals(Deadline(30))
+        servers = [p for p in psutil.Process().children(recursive=True) if p.name() == "adb"]
+        mine = max(servers, key=lambda process: process.create_time())
+        mine.kill()
+        mine.wait(10)
+        after = device.vitals(Deadline(30))
+        assert after.at > before.at
+        assert after.battery_percent == before.battery_percent
+    finally:
+        device.close()
+    assert not mine.is_running()
+
+
+def test_a_program_costs_little_more_than_on_the_host(
+    device: AndroidDevice, export_tiny: ExportTiny, tmp_path: Path
+) -> None:
+    artifact = export_tiny(parse_recipe("hybrid").export)
+    host = HostDevice("host", tmp_path)
+    with (
+        closing(
+            device.open_session(device.deploy(artifact.folder, Deadline(60)), RECIPE, Deadline(60))
+        ) as there,
+        closing(host.open_session(host.deploy(artifact.folder, Deadline(60)), RECIPE, Deadline(60))) as here,
+    ):
+        # Several answers in a row: where a small packet waits for an acknowledgement it is 40 ms a program.
+        extra = sorted(_seconds(there) - _seconds(here) for _ in range(41))
+    assert extra[-5] < 0.030, extra  # not the median, for it is not every program that waits
+
+
+def _seconds(session: EngineSession) -> float:
+    began = time.perf_counter()
+    session.run_program(PROGRAM)
+    return time.perf_counter() - began
+
+
+# -- the whole way -------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("phone", "bundle")  # to skip, and not to wait for downloads inside
+def test_the_suite_passes_on_a_virtual_phone_and_the_report_says_simulated(tmp_path: Path) -> None:
+    (tmp_path / ".kvfarm").mkdir()
+    (tmp_path / ".kvfarm" / "bundles").symlink_to(BUNDLES)
+    model = synth("tiny-gemma3", tmp_path / "tiny-gemma3")
+    command = [sys.executable, "-m", "pytest", "--devices=virtual:1", f"--model={model}", "--recipes=hybrid"]
+    command += ["--examples=3", "--report=report", "--prompt=8", "--new-tokens=4", "--repeats=2"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
+    result = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**environment, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=SUITE_S,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "7/7 checks passed; 1/1 measurements" in result.stdout
+    results = json.loads((tmp_path / "report" / "results.json").read_text())
+    (device,) = results["devices"]
+    assert (device["name"], device["kind"], device["simulated"]) == ("virtual-1", "android", "virtual phone")
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert re.search(r'virtual-1</span>\s*<span class="tag simulated"', page)
+    assert _left(tmp_path) == []
+
+
+@pytest.mark.usefixtures("phone", "bundle")
+def test_a_killed_run_leaves_no_phone(tmp_path: Path) -> None:
+    (tmp_path / ".kvfarm").mkdir()
+    (tmp_path / ".kvfarm" / "bundles").symlink_to(BUNDLES)
+    config = DeviceConfig("virtual-1", "android", options={"virtual": "true"})
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from device_agents.adb.devices import make_android; from device_agents.config import DeviceConfig\n"
+        "from device_agents.deadline import Deadline\n"
+        f"device = make_android(DeviceConfig({config.name!r}, 'android', options={config.options!r}), "
+        f"Path({str(tmp_path / 'lab')!r}))\n"
+        "device.facts(Deadline(200)); print('up', flush=True); sys.stdin.read()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", script], env=environment, stdin=pipe, stdout=pipe
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) >= 4  # launcher, init, adbd, adb server
+        process.kill()
+    _, alive = psutil.wait_procs(family, 20)
+    assert alive == []
+    assert list((tmp_path / "lab" / "phones").iterdir()) == []
+
+
+def _left(folder: Path) -> list[list[str]]:
+    """Processes that have to do with ``folder``."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            line = process.cmdline()
+        except psutil.Error:
+            continue
+        if str(folder) in " ".join(line):
+            found.append(line)
+    return found
