@@ -60,6 +60,13 @@ class HostDevice:
             client.close(Deadline(self._budgets.close_s))
         return reply.probe.identity(self._name, "host")
 
+    def claim(self, deadline: Deadline) -> dict[str, str]:
+        """Nothing on a host is ours to change."""
+        return {}
+
+    def release(self, deadline: Deadline) -> None:
+        """As ``claim``."""
+
     def vitals(self, deadline: Deadline) -> Vitals:
         deadline.check(f"{self._name}: vitals")
         return read_vitals()

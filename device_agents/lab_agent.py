@@ -51,6 +51,9 @@ class AgentBudgets:
     deploy_s: float = 1800.0
     open_s: float = 300.0
     vitals_s: float = 10.0
+    # Both happen while a lease of 30 s is not yet, or no more, renewed.
+    claim_s: float = 20.0
+    release_s: float = 15.0
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class _Slot:
     expires: float = 0.0  # on the agent's clock
     sessions: dict[str, EngineSession] = field(default_factory=dict)
     deployed: dict[str, str] = field(default_factory=dict)  # artifact id to the folder on the device
+    settings: dict[str, str] = field(default_factory=dict)  # what the lease has changed on the device
     busy: int = 0  # deploys and opens under way, maybe of a lease that has expired meanwhile
 
 
@@ -192,6 +196,17 @@ class LabAgent:
             if slot.busy:
                 raise LeaseError(f"{device} still finishes work of an expired lease; try again")
             return self._grant(slot, holder, self._fencing.next(), ttl_s)
+
+    def claim(self, device: str, token: int) -> dict[str, str]:
+        """First thing with a new lease: undo what the last user left, apply the device's settings.
+
+        Returns each setting and what it was read back as. Raises SettingFailed, AdbFailure.
+        """
+        with self._working(device, token) as slot:
+            found = slot.device.claim(Deadline(self._budgets.claim_s))
+            with slot.lock:
+                slot.settings = found
+        return found
 
     def renew(self, device: str, token: int, ttl_s: float) -> Lease:
         """The same lease for ``ttl_s`` from now. Raises LeaseError when it has expired."""
@@ -392,8 +407,18 @@ class LabAgent:
                 slot.deployed.clear()  # another lease may make room for its own
             for engine in sessions.values():
                 engine.close()
+            self._put_back(slot)
             with slot.lock:
                 slot.lease = None
+
+    def _put_back(self, slot: _Slot) -> None:
+        """Only where something was changed: a device that does not answer should delay nobody else."""
+        changed, slot.settings = slot.settings, {}
+        if changed:
+            try:
+                slot.device.release(Deadline(self._budgets.release_s))
+            except InfrastructureError as error:
+                _log.warning("%s stays changed until its next claim: %s", slot.config.name, error)
 
     def _reap(self, every_s: float) -> None:
         while not self._stopped.wait(every_s):

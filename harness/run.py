@@ -160,6 +160,8 @@ class DeviceRun:
                 "commit": self._provenance["commit"],
                 "artifact": artifact.id,
                 "build": identity.build,
+                "settings": ", ".join(f"{k}: {v}" for k, v in self.farm.settings(device).items())
+                or "as found",
                 **identity.runtime,
             },
             notes=notes,

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from device_agents import messages
+from device_agents.adb import settings
 from device_agents.adb.android_vitals import read_android_vitals
 from device_agents.adb.facts import Facts, read_facts
 from device_agents.adb.locks import holding
@@ -20,6 +21,7 @@ from device_agents.adb.transport import AdbTransport
 from device_agents.api import DeviceIdentity, Vitals
 from device_agents.blobs import parse_manifest
 from device_agents.bundle.model import Bundle
+from device_agents.config import DeviceSettings
 from device_agents.deadline import Deadline
 from device_agents.errors import DeployFailed, RunnerDied, UnsupportedDevice
 from device_agents.remote_session import Budgets, RunnerClient, RunnerSession
@@ -40,7 +42,8 @@ class AndroidDevice:
     """An Android device.
 
     attach: called before every use. bundle_for: gives the runtime bundle for an ABI (Android's name).
-    root: our folder on the device; limit_bytes: what it may weigh. detach: called by ``close``.
+    root: our folder on the device; limit_bytes: what it may weigh. wanted: settings while it is in use.
+    detach: called by ``close``.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class AndroidDevice:
         *,
         root: str = ROOT,
         limit_bytes: int = LIMIT_BYTES,
+        wanted: DeviceSettings | None = None,
         budgets: Budgets | None = None,
         detach: Callable[[], None] | None = None,
     ) -> None:
@@ -59,6 +63,7 @@ class AndroidDevice:
         self._bundle_for = bundle_for
         self._root = root
         self._limit = limit_bytes
+        self._settings = wanted or DeviceSettings()
         self._budgets = budgets or Budgets()
         self._detach = detach
         self._starting = threading.Lock()  # held while the bundle is brought and tried, maybe for minutes
@@ -111,6 +116,12 @@ class AndroidDevice:
             build=facts.fingerprint or probed.build,
             ram_bytes=facts.ram_bytes or probed.ram_bytes,
         )
+
+    def claim(self, deadline: Deadline) -> dict[str, str]:
+        return settings.apply(self._reach(deadline), self._root, self._settings, deadline)
+
+    def release(self, deadline: Deadline) -> None:
+        settings.restore(self._reach(deadline), self._root, deadline)
 
     def vitals(self, deadline: Deadline) -> Vitals:
         return read_android_vitals(self._reach(deadline), deadline)
