@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+from device_agents.energy import counter
+from device_agents.energy.counter import Phases
 from device_agents.energy.series import (
     Series,
     Unsupported,
@@ -26,7 +28,7 @@ from device_agents.energy.series import (
 )
 from device_agents.recording.record import Plan, Record
 
-CALIBRATION_PLAN = Plan(max_s=115, burn_after_s=45, burn_s=60)
+CALIBRATION_PLAN = Plan(max_s=140, burn_after_s=45, burn_s=60)
 # What all cores of a phone take more than a phone at rest, W. Outside of it a unit was mistaken.
 _BURN_W = (0.3, 40.0)
 _IDLE_MOST_W = 8.0
@@ -57,7 +59,8 @@ def calibrate(record: Record, model: str, build: str) -> Calibration:
     """From a recording by CALIBRATION_PLAN of a phone that did nothing else.
 
     Raises:
-        Unsupported: neither meter follows the load as power does.
+        Unsupported: neither meter follows the load as power does, or the gauge and the charge counter
+            disagree over the burn, which is steadier than any work.
     """
     samples = record.samples
     burning = [sample.at for sample in samples if sample.burning]
@@ -84,6 +87,11 @@ def calibrate(record: Record, model: str, build: str) -> Calibration:
     burn_w = burn * amperes * at(voltage, burning[-1])
     if not 0 < idle_w <= _IDLE_MOST_W:
         raise Unsupported(f"at rest the gauge tells {idle_w:.2f} W: it is charged, or current_now is off")
+    drawn = tuple((time, value * amperes) for time, value in told)
+    if counter.can_check(counters(samples)):
+        start, end = burning[0], burning[-1] + 2 * settle
+        phases = Phases(start, end, (samples[0].at, start), (end, samples[-1].at))
+        counter.check(drawn, counters(samples), phases, settle, scatter(steady[1]) / abs(burn))
     return Calibration(model, build, "gauge", amperes, settle, idle_w, burn_w, tick(counters(samples)))
 
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
+from device_agents.energy import counter
 from device_agents.energy.calibration import Calibration
+from device_agents.energy.counter import J_PER_UAH_V, Phases
 from device_agents.energy.series import (
     Series,
     Unsupported,
@@ -25,7 +27,6 @@ from device_agents.energy.series import (
     mean,
     rails,
     scatter,
-    tick,
     volts,
 )
 from device_agents.recording.record import Record, Sample
@@ -35,16 +36,11 @@ MIN_TICKS = 20
 _IDLE_LEAST_S = 15.0
 _GUARD_S = 1.5
 _GAP_MOST_S = 8.0
-_J_PER_UAH_V = 3.6e-3
 _CELL_V = 3.9
 _STEP_MOST_S = 60.0  # that are waited for a counter to step at rest
 # Twice the standard error of net energy may be this much of it, else there is no number. Three times it
 # is then at most the 3 % that a number of ours is meant to hold.
 UNCERTAIN_MOST = 0.02
-# The gauge and the counter may differ by this much, beside what chance explains.
-DISAGREE_MOST = 0.02
-_CHECK_ERROR_MOST = 0.01
-_CHANCE_MOST = 0.03
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,7 @@ def unsupported(reason: str) -> Energy:
 def idle_needs(calibration: Calibration) -> tuple[float, float]:
     """Seconds of rest to record before the work and after it: until the counter has stepped, if it may."""
     settle = calibration.settle_s
-    step_s = calibration.tick_uah * _CELL_V * _J_PER_UAH_V / calibration.idle_w
+    step_s = calibration.tick_uah * _CELL_V * J_PER_UAH_V / calibration.idle_w
     rest = max(_IDLE_LEAST_S + 10, 1.4 * step_s if step_s <= _STEP_MOST_S else 0.0)
     return settle + _GUARD_S + rest, 2 * settle + rest
 
@@ -95,23 +91,6 @@ def measure(record: Record, calibration: Calibration, window: Window) -> Energy:
     except Unsupported as reason:
         found = unsupported(str(reason))
         return replace(found, tokens=window.tokens, window_s=window.end - window.start)
-
-
-@dataclass(frozen=True)
-class _Phases:
-    """Rest before and after the work; all that is drawn because of the work lies within start and end."""
-
-    start: float
-    end: float
-    before: tuple[float, float]
-    after: tuple[float, float]
-
-    def rest(self, series: Series) -> tuple[Series, Series]:
-        return between(series, *self.before), between(series, *self.after)
-
-    @property
-    def seconds(self) -> float:
-        return self.end - self.start
 
 
 def _measure(record: Record, calibration: Calibration, window: Window) -> Energy:
@@ -128,7 +107,7 @@ def _measure(record: Record, calibration: Calibration, window: Window) -> Energy
     return _by_gauge(samples, calibration, phases, window)
 
 
-def _phases(samples: tuple[Sample, ...], calibration: Calibration, window: Window) -> _Phases:
+def _phases(samples: tuple[Sample, ...], calibration: Calibration, window: Window) -> Phases:
     start, end = window.start - _GUARD_S, window.end + 2 * calibration.settle_s
     before = (samples[0].at + calibration.settle_s, start)
     after = (end, samples[-1].at)
@@ -136,10 +115,10 @@ def _phases(samples: tuple[Sample, ...], calibration: Calibration, window: Windo
         raise Unsupported(
             f"sought {_IDLE_LEAST_S:.0f} s of rest before and after the work; the recording has less"
         )
-    return _Phases(start, end, before, after)
+    return Phases(start, end, before, after)
 
 
-def _by_rails(samples: tuple[Sample, ...], phases: _Phases, window: Window) -> Energy:
+def _by_rails(samples: tuple[Sample, ...], phases: Phases, window: Window) -> Energy:
     energy = rails(samples)
     if energy is None:
         raise Unsupported("the power rails were readable when calibrated, and are not now")
@@ -154,7 +133,7 @@ def _by_rails(samples: tuple[Sample, ...], phases: _Phases, window: Window) -> E
 
 
 def _by_gauge(
-    samples: tuple[Sample, ...], calibration: Calibration, phases: _Phases, window: Window
+    samples: tuple[Sample, ...], calibration: Calibration, phases: Phases, window: Window
 ) -> Energy:
     voltage = volts(samples)
     drawn = tuple((time, told * calibration.amperes) for time, told in currents(samples))
@@ -168,94 +147,18 @@ def _by_gauge(
 
     inside = between(power, window.start, window.end)
     noise = scatter(inside) * (window.end - window.start)
-    ratio = check_counter(
-        drawn, counted, calibration, phases, noise / integral(power, phases.start, phases.end)
-    )
-    by_gauge = integral(power, phases.start, phases.end), noise
-    by_counter = _count(counted, voltage, phases, rest)
+    told = integral(power, phases.start, phases.end)
+    ratio = counter.check(drawn, counted, phases, calibration.settle_s, noise / told)
+    # Work in a rhythm near the gauge's own scatters less than it errs; then the two differ.
+    by_gauge = told, math.hypot(noise, abs(ratio - 1) * told / 2)
+    by_counter = counter.energy(counted, voltage, phases, rest)
     total, error = min(by_gauge, by_counter, key=lambda estimate: estimate[1])
     notes = ("the counter's energy is told, current_now checked it",) if (total, error) == by_counter else ()
     error = math.hypot(error, rest_error * phases.seconds)
     return _result("gauge", total, rest, error, phases, window, ratio, notes)
 
 
-def check_counter(
-    drawn: Series, counted: Series, calibration: Calibration, phases: _Phases, noise: float
-) -> float:
-    """Charge by the counter over charge by ``current_now``; noise: standard error of the latter, relative.
-
-    Raises:
-        Unsupported: they disagree, or the counter is too coarse to tell.
-    """
-    edges = [(t1, q1) for (t0, q0), (t1, q1) in pairwise(counted) if q1 != q0]
-    if not edges:
-        raise Unsupported("the charge counter stands still: nothing can check current_now")
-    (first, q_first), (last, q_last) = edges[0], edges[-1]
-    step = tick(counted)
-    charge = integral(drawn, first, last) / 3600 * 1e6 if last > first else 0.0
-    if len(edges) < 2 or charge <= 0 or q_first <= q_last:
-        raise Unsupported(
-            f"the charge counter counts in steps of about {step:,} µAh: {len(edges)} in this recording, "
-            "too few to check current_now; measure longer"
-        )
-    error = _edge_error(drawn, counted, (first, last), calibration, phases) / charge
-    if error > _CHECK_ERROR_MOST:
-        raise Unsupported(
-            f"the charge counter counts in steps of {step:,} µAh: it can check current_now "
-            f"to {2 * error:.1%} only; measure longer"
-        )
-    ratio = (q_first - q_last) / charge
-    chance = 2 * math.hypot(error, noise)
-    if chance > _CHANCE_MOST:
-        raise Unsupported(
-            f"the load is too uneven for a gauge this slow: current_now is uncertain by {chance:.1%}; "
-            "measure longer"
-        )
-    allowed = DISAGREE_MOST + chance
-    if abs(ratio - 1) > allowed:
-        raise Unsupported(
-            f"the charge counter and current_now disagree: the counter has {ratio:.2f} times the charge"
-        )
-    return ratio
-
-
-def _edge_error(
-    drawn: Series, counted: Series, edges: tuple[float, float], calibration: Calibration, phases: _Phases
-) -> float:
-    """µAh: when exactly the counter stepped is not known, nor what a slow gauge has yet to tell."""
-    pause = max((b - a for (a, _), (b, _) in pairwise(counted)), default=1.0)
-    squares = 0.0
-    for edge in edges:
-        amperes = at(drawn, edge)
-        squares += (amperes * pause) ** 2 / 12
-        if phases.start < edge < phases.end:
-            squares += (amperes * calibration.settle_s / 3) ** 2
-    return math.sqrt(squares) / 3600 * 1e6
-
-
-def _count(counted: Series, voltage: Series, phases: _Phases, rest_w: float) -> tuple[float, float]:
-    """J by the counter between start and end, and its standard error.
-
-    From a step of the counter in the rest before to one in the rest after, less that rest: when exactly
-    it stepped is not known, yet matters little at rest.
-    """
-    steps = [(t1, q1) for (_, q0), (t1, q1) in pairwise(counted) if q1 != q0]
-    first = max((t for t, _ in steps if phases.before[0] <= t <= phases.start), default=None)
-    last = min((t for t, _ in steps if phases.end <= t <= phases.after[1]), default=None)
-    if first is None or last is None:
-        return 0.0, math.inf
-    inside = between(counted, first, last)
-    energy = sum(
-        (q0 - q1) * at(voltage, (t0 + t1) / 2) * _J_PER_UAH_V for (t0, q0), (t1, q1) in pairwise(inside)
-    )
-    late = max(
-        min(t1 - t0 for (t0, _), (t1, _) in pairwise(steps)),
-        max(t1 - t0 for (t0, _), (t1, _) in pairwise(inside)),
-    )
-    return energy - rest_w * (last - first - phases.seconds), rest_w * late / math.sqrt(6)
-
-
-def _same_rest(rests: tuple[Series, Series], rest: float, net: float, phases: _Phases) -> None:
+def _same_rest(rests: tuple[Series, Series], rest: float, net: float, phases: Phases) -> None:
     """Raises Unsupported when something else began or ended meanwhile."""
     if min(map(len, rests)) < 5:
         raise Unsupported("too few samples of the phone at rest")
@@ -287,7 +190,7 @@ def _result(
     drawn: float,
     rest: float,
     error: float,
-    phases: _Phases,
+    phases: Phases,
     window: Window,
     ratio: float | None,
     notes: tuple[str, ...],

@@ -143,7 +143,7 @@ def _calibrate(phone: SimulatedPhone, profile: Profile, model: str, build: str) 
     plan = CALIBRATION_PLAN
     phone.record(plan.burn_after_s or 0.0, lambda _: 0.0)
     phone.record(plan.burn_s, lambda _: float(profile.cores), burning=True)
-    phone.record(5.0, lambda _: 0.0)
+    phone.record(plan.max_s - (plan.burn_after_s or 0.0) - plan.burn_s, lambda _: 0.0)
     try:
         return calibrate(phone.take_record(), model, build)
     except Unsupported as reason:
