@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from device_agents.api import Vitals
 from device_agents.deadline import Deadline
@@ -77,6 +77,19 @@ class Recording(Protocol):
 
         Raises:
             DeviceUnreachable, DeadlineExceeded: the device went away; the logger ends by itself.
+        """
+        ...
+
+
+@runtime_checkable
+class Records(Protocol):
+    """A Device that can record. Not part of Device, which runners know as well."""
+
+    def start_recording(self, plan: Plan, runner: int | None, deadline: Deadline) -> Recording:
+        """Begin to record on the device; whatever recorded before is ended. runner: a process to watch.
+
+        Raises:
+            InfrastructureError: the device is gone, or does not start the logger.
         """
         ...
 
