@@ -63,7 +63,10 @@ def _clocks(samples: list[Sample]) -> tuple[str, ...]:
             clusters[-1] = (clusters[-1][0], core, series)
         else:
             clusters.append((core, core, series))
-    return tuple(
-        f"cores {first}-{last}: {min(series) // 1000:,}–{max(series) // 1000:,} MHz"
-        for first, last, series in clusters
-    )
+    return tuple(_cluster(first, last, series) for first, last, series in clusters)
+
+
+def _cluster(first: int, last: int, khz: list[int]) -> str:
+    cores = f"core {first}" if first == last else f"cores {first}-{last}"
+    low, high = min(khz) // 1000, max(khz) // 1000
+    return f"{cores}: {low:,} MHz" if low == high else f"{cores}: {low:,}–{high:,} MHz"

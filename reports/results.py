@@ -91,7 +91,7 @@ class VitalsInfo:
 class DuringInfo:
     """What the device recorded of itself during a leg; None where it cannot be read.
 
-    clocks: "cores: lowest–highest MHz" of cores that move together. note: why it is not whole.
+    clocks: "cores 0-3: lowest–highest MHz" of cores that move together. note: why it is not whole.
     """
 
     samples: int = 0
