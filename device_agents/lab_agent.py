@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TypeVar
@@ -28,6 +28,8 @@ from device_agents.config import DeviceConfig
 from device_agents.deadline import Deadline
 from device_agents.errors import DeployFailed, InfrastructureError, LeaseError, NoSuchDevice
 from device_agents.host import HostDevice
+from device_agents.recording.record import Plan, Record, Recording, Records
+from device_agents.remote_session import RunnerSession
 from kvengine.program import Measurement, Observation, Program, Workload
 from kvengine.recipe import SessionRecipe
 from kvengine.session import EngineSession, SessionInfo
@@ -54,6 +56,7 @@ class AgentBudgets:
     # Both happen while a lease of 30 s is not yet, or no more, renewed.
     claim_s: float = 20.0
     release_s: float = 15.0
+    recording_s: float = 30.0
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ class _Slot:
     sessions: dict[str, EngineSession] = field(default_factory=dict)
     deployed: dict[str, str] = field(default_factory=dict)  # artifact id to the folder on the device
     settings: dict[str, str] = field(default_factory=dict)  # what the lease has changed on the device
+    recording: Recording | None = None
     busy: int = 0  # deploys and opens under way, maybe of a lease that has expired meanwhile
 
 
@@ -297,6 +301,35 @@ class LabAgent:
         if engine is not None:
             engine.close()
 
+    # -- recordings -----------------------------------------------------------------------
+
+    def start_recording(self, session_id: str, token: int, plan: Plan) -> None:
+        """Record on the device until ``stop_recording``, or until the lease ends."""
+        device = _device_of(session_id)
+        with self._working(device, token) as slot:
+            with slot.lock:
+                engine = slot.sessions.get(session_id)
+            runner = engine.pid if isinstance(engine, RunnerSession) else None
+            if not isinstance(slot.device, Records):
+                raise InfrastructureError(f"{device} cannot record what it does")
+            recording = slot.device.start_recording(plan, runner, Deadline(self._budgets.recording_s))
+            with slot.lock:
+                if self._is_current(slot, token):
+                    slot.recording = recording
+                    return
+            recording.stop(Deadline(self._budgets.recording_s))
+            raise LeaseError(f"{device}: the lease expired while a recording was being started")
+
+    def stop_recording(self, session_id: str, token: int) -> Record:
+        """What was recorded. Raises LeaseError; InfrastructureError when nothing records."""
+        device = _device_of(session_id)
+        with self._working(device, token) as slot:
+            with slot.lock:
+                recording, slot.recording = slot.recording, None
+            if recording is None:
+                raise InfrastructureError(f"{device}: nothing is being recorded; start a recording first")
+            return recording.stop(Deadline(self._budgets.recording_s))
+
     def shutdown(self) -> None:
         """End every session and give up the root; the agent answers nothing afterwards."""
         if self._stopped.is_set():
@@ -404,9 +437,14 @@ class LabAgent:
                     return
                 slot.expires = self._clock()  # from now on the token is refused
                 sessions, slot.sessions = slot.sessions, {}
+                recording, slot.recording = slot.recording, None
                 slot.deployed.clear()  # another lease may make room for its own
             for engine in sessions.values():
                 engine.close()
+            if recording is not None:
+                # One that cannot be stopped ends by itself, and the next one ends it.
+                with suppress(InfrastructureError):
+                    recording.stop(Deadline(self._budgets.recording_s))
             self._put_back(slot)
             with slot.lock:
                 slot.lease = None

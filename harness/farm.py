@@ -25,6 +25,7 @@ from device_agents.api import DeviceIdentity, Vitals
 from device_agents.config import DeviceConfig
 from device_agents.errors import InfrastructureError, LeaseError, NoSuchDevice
 from device_agents.lab_agent import AgentBudgets, DeviceStatus, Lease
+from device_agents.recording.record import Plan, Record
 from device_agents.remote_session import Budgets
 from harness.cluster import RayConnection, ensure_ray
 from harness.inventory import LOCAL_LAB, Inventory
@@ -74,6 +75,16 @@ class DeviceSession:
         """Raises as ``run_program``."""
         measured: Measurement = self._call("run_workload", Budgets().workload_s, workload)
         return measured
+
+    def start_recording(self, plan: Plan) -> None:
+        """Let the device record what it does. A failure leaves the session as it was."""
+        budget = AgentBudgets().recording_s + GRACE_S
+        self._lab.call("start_recording", budget, self._id, self._token, plan)
+
+    def stop_recording(self) -> Record:
+        budget = AgentBudgets().recording_s + GRACE_S
+        record: Record = self._lab.call("stop_recording", budget, self._id, self._token)
+        return record
 
     def close(self) -> None:
         """End the runner. Never raises: a runner that cannot be closed ends with its lease."""

@@ -23,7 +23,10 @@ from device_agents.blobs import parse_manifest
 from device_agents.bundle.model import Bundle
 from device_agents.config import DeviceSettings
 from device_agents.deadline import Deadline
-from device_agents.errors import DeployFailed, RunnerDied, UnsupportedDevice
+from device_agents.errors import AdbFailure, DeployFailed, RunnerDied, UnsupportedDevice
+from device_agents.recording.logger import script
+from device_agents.recording.record import Plan, Recording
+from device_agents.recording.remote import ShellRecording
 from device_agents.remote_session import Budgets, RunnerClient, RunnerSession
 from kvengine.artifact import MANIFEST
 from kvengine.errors import ArtifactError
@@ -163,6 +166,20 @@ class AndroidDevice:
                     "deploy again, and suspect its storage"
                 ) from error
             raise
+
+    def start_recording(self, plan: Plan, runner: int | None, deadline: Deadline) -> Recording:
+        """See Records.start_recording. Nothing goes over adb until it is stopped."""
+        transport = self._reach(deadline)
+        text = script(plan, runner, self.facts(deadline).cores, android=True)
+
+        def shell(command: str, within: Deadline, stdin: bytes) -> bytes:
+            result = transport.shell(command, within, [stdin] if stdin else ())
+            if result.returncode != 0:
+                words = result.stderr.decode(errors="replace").strip()[-500:]
+                raise AdbFailure(f"{self._name}: recording failed ({result.returncode}): {words}")
+            return result.stdout
+
+        return ShellRecording(shell, f"{self._root}/recording").start(text, deadline)
 
     def close(self) -> None:
         """Stop what was started to reach the device, e.g. a virtual phone. Sessions end before."""
