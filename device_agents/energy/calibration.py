@@ -117,11 +117,17 @@ def _plateau(series: Series, burning: list[float]) -> Series:
 
 
 def _steps(series: Series, burning: list[float]) -> tuple[float, float, float]:
-    """At rest, burning, and the seconds that the step between them takes."""
+    """At rest, burning, and the seconds that the step back to rest takes to be told.
+
+    Of that step and not of the one before: at rest nothing competes for the cores.
+    """
     idle = mean(between(series, burning[0] - 20, burning[0] - 1))
     burn = mean(_plateau(series, burning))
-    reached = [idle + _SETTLED * (burn - idle), burn - idle]
-    for time, value in between(series, burning[0], burning[-1]):
-        if (value - reached[0]) * reached[1] >= 0:
-            return idle, burn, time - burning[0] + 1.0
-    return idle, burn, burning[-1] - burning[0]
+    still_told = (1 - _SETTLED) * abs(burn - idle)
+    after = [point for point in series if point[0] > burning[-1]]
+    if not after:
+        raise Unsupported("the calibration's recording ends with the burn; was the device taken away?")
+    for time, value in after:
+        if abs(value - idle) <= still_told:
+            return idle, burn, time - burning[-1] + 1.0
+    return idle, burn, after[-1][0] - burning[-1]

@@ -181,6 +181,7 @@ def test_a_calibration_without_a_load_is_refused() -> None:
     phone = SimulatedPhone(load_profile("pixel-8"), 3)
     phone.record(45, lambda _: 0.0)
     phone.record(60, lambda _: 0.0, burning=True)
+    phone.record(30, lambda _: 0.0)
     with pytest.raises(Unsupported, match="does not move when every core is kept busy"):
         calibrate(phone.take_record(), "Pixel 8", "build")
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from device_agents.recording.answers import parse_gauge, parse_vitals
 from device_agents.virtual.errors import VirtualPhoneUnavailable
 from device_agents.virtual.physics import Physics
 from device_agents.virtual.profile import FOLDER, Battery, Profile, load_profile, parse_abi, profile_names
@@ -316,3 +317,56 @@ def test_the_battery_has_no_field_that_nothing_reads() -> None:
     source = "".join((FOLDER.parent / f"{m}.py").read_text() for m in ("physics", "services", "properties"))
     unread = [f.name for f in dataclasses.fields(Battery) if f".{f.name}" not in source]
     assert unread == []
+
+
+def answers(p: Phone) -> dict[str, str]:
+    """To the questions of device_agents.recording, as this phone's shell user gets them."""
+    told = {path: text.strip() for path, (text, mode) in files(p).items() if mode != DENIED}
+    zones = [f"class/thermal/thermal_zone{i}" for i in range(len(p.profile.thermal.zones))]
+    clocks = [f"devices/system/cpu/cpu{i}/cpufreq" for i in range(p.profile.cores)]
+    return {
+        "battery": p("dumpsys battery"),
+        "thermal": p("dumpsys thermalservice"),
+        "zones": "\n".join(f"{told[f'{z}/temp']} {told[f'{z}/type']}" for z in zones if f"{z}/temp" in told),
+        "clocks": "\n".join(
+            f"{i}/cpufreq {told[f'{c}/scaling_cur_freq']} {told[f'{c}/scaling_governor']}"
+            for i, c in enumerate(clocks)
+        ),
+    }
+
+
+@pytest.mark.parametrize("number_format", ["plain", "german", "arabic"])
+@pytest.mark.parametrize("cut_dumps", [0, 1, 2])
+@pytest.mark.parametrize("name", profile_names())
+def test_vitals_of_every_profile_are_right_or_none(name: str, cut_dumps: int, number_format: str) -> None:
+    profile = replace(load_profile(name), cut_dumps=cut_dumps, number_format=number_format)  # type: ignore[arg-type]
+    made = Phone(profile)
+    stopped = profile.battery.updates_stopped
+    for second in range(1, 60):
+        made.physics.advance(second * 1.0, second * 3.0)
+        truth = made.physics.celsius
+        asked = answers(made)
+        vitals, gauge = parse_vitals(asked, 0.0), parse_gauge(asked["battery"])
+        # What a sensor that follows nothing says is what it says: whether it stands still, time tells.
+        still = {zone.celsius for zone in profile.thermal.zones if zone.celsius}
+        still |= {sensor.celsius for sensor in profile.thermal.sensors if sensor.celsius}
+        for what, celsius in vitals.temperatures_c.items():
+            assert min(abs(celsius - true) for true in (*truth.values(), *still)) < 0.11, (what, celsius)
+        assert vitals.battery_percent in (None, made.physics.level_percent)
+        assert vitals.battery_charging in (None, made.physics.charging)
+        assert gauge.voltage_v is None or abs(gauge.voltage_v * 1000 - made.physics.voltage_mv) < 200
+        assert (
+            gauge.counter_uah is None or stopped or abs(gauge.counter_uah - made.physics.counter_uah) < 9000
+        )
+        assert gauge.plugged in (None, profile.battery.plugged != "none")
+        assert vitals.thermal_status in (None, made.services.thermal_status)
+        assert len(vitals.clocks_khz) == profile.cores
+    if stopped and not cut_dumps:
+        assert (vitals.battery_percent, gauge.plugged, gauge.voltage_v) == (None, None, None)
+
+
+def test_the_parser_would_notice_a_profile_that_lies_more() -> None:
+    """The test above can fail: with tenths taken for granted a battery at 27 °C is at 2.7 °C."""
+    degrees = phone("fire-hd-8")
+    assert parse_gauge(degrees("dumpsys battery")).celsius is None
+    assert re.search(r"temperature: 2\d$", degrees("dumpsys battery"), re.MULTILINE)

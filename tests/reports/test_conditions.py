@@ -32,7 +32,7 @@ ENERGY = EnergyInfo("gauge", "", 0.1234, 0.2, 0.012, 0.55, 900, 62.0, 1.003, ("t
 def test_a_leg_is_one_line() -> None:
     assert during_line(DURING) == (
         "peak 41.3 °C (VIRTUAL-SKIN), thermal status 1, cores 0-3: 300–1,704 MHz; core 8: 2,914 MHz, "
-        "battery 72 → 71 %, PSS 61.0 MiB, 3 major page faults, 1 of 43 samples are not whole"
+        "battery 72 → 71 %, PSS 61 MiB, 3 major page faults, 1 of 43 samples are not whole"
     )
     assert during_line(DuringInfo(note="not recorded: no setsid")) == "not recorded: no setsid"
     assert during_line(None) == ""
