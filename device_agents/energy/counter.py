@@ -13,7 +13,7 @@ J_PER_UAH_V = 3.6e-3
 DISAGREE_MOST = 0.02
 # What chance may explain: standard error of the counter's steps, and twice that of everything.
 _STEPS_ERROR_MOST = 0.01
-_CHANCE_MOST = 0.06
+_CHANCE_MOST = 0.08
 
 
 @dataclass(frozen=True)
