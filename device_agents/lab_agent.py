@@ -86,6 +86,7 @@ class _Slot:
     device: Device
     lock: threading.RLock = field(default_factory=threading.RLock)
     freeing: threading.Lock = field(default_factory=threading.Lock)  # held while sessions are closed
+    asking: threading.Lock = field(default_factory=threading.Lock)  # held while it says who it is
     identity: DeviceIdentity | None = None
     lease: Lease | None = None
     expires: float = 0.0  # on the agent's clock
@@ -165,6 +166,10 @@ class LabAgent:
     def devices(self) -> tuple[DeviceIdentity, ...]:
         """Identities of the devices that answer; ``status`` says what is wrong with the others."""
         return tuple(s.identity for s in self.status() if s.identity is not None)
+
+    def identity(self, device: str) -> DeviceIdentity:
+        """Who the device is. Asks no other one, for that may hang."""
+        return self._identity(self._slot(device))
 
     def leases(self) -> tuple[Lease, ...]:
         """Who has what now; asks no device."""
@@ -305,13 +310,19 @@ class LabAgent:
 
     def _status(self, slot: _Slot) -> DeviceStatus:
         error = ""
-        if slot.identity is None:
-            try:
-                slot.identity = slot.device.identity(Deadline(self._budgets.identity_s))
-            except InfrastructureError as problem:
-                error = str(problem)
+        try:
+            self._identity(slot)
+        except InfrastructureError as problem:
+            error = str(problem)
         self._expire(slot)
         return DeviceStatus(slot.config.name, slot.config.kind, slot.identity, error, slot.lease)
+
+    def _identity(self, slot: _Slot) -> DeviceIdentity:
+        """Asked once; two that ask at the same time share the answer."""
+        with slot.asking:
+            if slot.identity is None:
+                slot.identity = slot.device.identity(Deadline(self._budgets.identity_s))
+            return slot.identity
 
     def _slot(self, device: str) -> _Slot:
         self._check_running()

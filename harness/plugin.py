@@ -45,6 +45,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--new-tokens", type=int, default=64, help="tokens to generate when measuring (default: %(default)s)")
     add("--repeats", type=int, default=5, help="recorded repeats a leg (default: %(default)s)")
     add(
+        "--retries",
+        type=int,
+        default=2,
+        help="further tries of what infrastructure stopped (default: %(default)s)",
+    )
+    add(
+        "--recover-within",
+        type=float,
+        default=180.0,
+        metavar="SECONDS",
+        help="a device that answers no more for so long is quarantined (default: %(default)g)",
+    )
+    add(
         "--measure",
         action="append",
         default=[],
@@ -80,6 +93,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _options(config: pytest.Config) -> RunOptions:
+    from harness.recovery import RecoveryPolicy
     from harness.run import RunOptions
     from harness.store import DEFAULT_STORE
 
@@ -102,6 +116,7 @@ def _options(config: pytest.Config) -> RunOptions:
         prompt=get("prompt"),
         new_tokens=get("new_tokens"),
         repeats=get("repeats"),
+        recovery=RecoveryPolicy(get("retries"), get("recover_within")),
         measure=tuple(_measure(text) for text in get("measure")),
         command=(Path(sys.argv[0]).name, *config.invocation_params.args),
     )
@@ -138,7 +153,6 @@ def device_run(request: pytest.FixtureRequest) -> DeviceRun:
 def cell(request: pytest.FixtureRequest, device_run: DeviceRun) -> Iterator[Any]:
     """One device with one recipe (harness.checking.Cell)."""
     device, recipe = request.param
-    device_run.identity(device)
     yield device_run.cell(device, recipe)
     device_run.leave(device, recipe)
 

@@ -27,6 +27,7 @@ class DeviceInfo:
     providers: tuple[str, ...]
     runtime: dict[str, str]
     simulated: str = ""
+    quarantined: str = ""  # the evidence, where the device was set aside during the run
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class CheckResult:
     replay: str = ""  # one-line command
     divergence: Divergence | None = None
     stderr_tail: str = ""
+    retries: tuple[str, ...] = ()  # infrastructure failures after each of which it was tried again
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class LegResult:
     vitals_after: VitalsInfo
     provenance: dict[str, str]  # commit, artifact sha256, onnxruntime, build, ...
     notes: tuple[str, ...] = ()
+    retries: tuple[str, ...] = ()  # as in CheckResult
 
 
 @dataclass(frozen=True)
