@@ -71,6 +71,7 @@ class Relay:
         self._frozen = 0  # freezes under way
         self._refusing = False
         self._corruptions: dict[Direction, int] = {}
+        self._triggers: dict[Direction, tuple[int, Callable[[], None]]] = {}
         self.carried: dict[Direction, int] = {"to_phone": 0, "to_host": 0}  # bytes so far
         listener.setblocking(False)
         loop.watch(listener, READ, self._accept)
@@ -116,6 +117,10 @@ class Relay:
 
     def corrupt(self, direction: Direction, after_bytes: int) -> None:
         self._corruptions[direction] = self.carried[direction] + after_bytes
+
+    def trigger(self, direction: Direction, after_bytes: int, action: Callable[[], None]) -> None:
+        """Call ``action`` once exactly ``after_bytes`` more have been taken in this direction."""
+        self._triggers[direction] = (self.carried[direction] + after_bytes, action)
 
     def _thaw(self) -> None:
         self._frozen -= 1
@@ -164,8 +169,10 @@ class Relay:
     def _receive(self, pipe: _Pipe) -> None:
         if pipe.ended or len(pipe.buffer) >= _BUFFER:
             return
+        at, action = self._triggers.get(pipe.direction, (None, None))
+        most = _PIECE if at is None else max(1, min(_PIECE, at - self.carried[pipe.direction]))
         try:
-            piece = pipe.source.recv(_PIECE)
+            piece = pipe.source.recv(most)
         except BlockingIOError:
             return
         if not piece:
@@ -173,6 +180,9 @@ class Relay:
             return
         pipe.buffer += self._corrupted(pipe.direction, piece)
         self.carried[pipe.direction] += len(piece)
+        if action is not None and at is not None and self.carried[pipe.direction] >= at:
+            del self._triggers[pipe.direction]
+            self._loop.later(0.0, action)  # not now: it may take away the pair that is being served
 
     def _send(self, pipe: _Pipe) -> None:
         if pipe.buffer:

@@ -250,3 +250,35 @@ def test_corrupt_changes_exactly_one_bit_of_the_byte_named(lab: Lab, after: int)
     assert wrong == [after]
     assert (data[after] ^ got[after]).bit_count() == 1
     assert lab.carry(host, phone, data) == data  # once
+
+
+@pytest.mark.parametrize("after", [1, 70_000, 299_999])
+def test_a_trigger_fires_once_when_so_many_bytes_have_gone(lab: Lab, after: int) -> None:
+    host, phone = lab.pair()
+    lab.carry(host, phone, b"before")
+    seen: list[int] = []
+    lab.relay.trigger("to_host", after, lambda: seen.append(lab.relay.carried["to_host"]))
+    data = random.Random(3).randbytes(300_000)
+    assert lab.carry(host, phone, data) == data
+    assert seen == []  # that was the other way
+    assert lab.carry(phone, host, data) == data
+    assert len(seen) == 1
+    assert lab.carry(phone, host, data) == data
+    assert len(seen) == 1
+
+
+def test_what_a_trigger_cuts_has_had_exactly_so_many_bytes(lab: Lab) -> None:
+    host, phone = lab.pair()
+
+    def cut() -> None:
+        lab.relay.cut()
+
+    lab.relay.trigger("to_phone", 100_001, cut)
+    host.setblocking(True)
+    host.settimeout(5)
+    with contextlib.suppress(OSError):
+        for _ in range(8):
+            host.sendall(bytes(50_000))
+            lab.turn_for(0.02)
+    assert lab.relay.carried["to_phone"] == 100_001
+    lab.turn(lambda: _is_reset(phone) or not _read(phone))
