@@ -135,18 +135,18 @@ class VirtualPhone:
 
         at: not now but when so many more bytes have gone in that direction.
         """
-        request: dict[str, Any] = {"do": "kill_adbd"}
-        if at is not None:
-            request["at"] = {"direction": at[0], "after_bytes": at[1]}
-        self.ask(request)
+        self.ask({"do": "kill_adbd", **_when(at)})
 
     def unplug(self) -> None:
         """For good: it runs on, and nothing reaches it any more."""
         self.ask({"do": "unplug"})
 
-    def fill_storage(self, leave: int | None = 0) -> None:
-        """Leave /data so many bytes of room; None: what it had. It must have been made with ``storage``."""
-        self.ask({"do": "fill", "leave": leave})
+    def fill_storage(self, leave: int | None = 0, at: tuple[Direction, int] | None = None) -> None:
+        """Leave /data so many bytes of room; None: what it had. It must have been made with ``storage``.
+
+        at: as for ``kill_adbd``.
+        """
+        self.ask({"do": "fill", "leave": leave, **_when(at)})
 
     def reboot(self, down_s: float) -> None:
         """Everything in the phone dies at once; it comes up after ``down_s`` with /data as it was."""
@@ -213,6 +213,10 @@ class RelayFaults:
     def state(self) -> dict[str, int]:
         """Connections, bytes carried to_phone and to_host, and whether the phone is up."""
         return {key: int(value) for key, value in self._phone.ask({"do": "state"}).items()}
+
+
+def _when(at: tuple[Direction, int] | None) -> dict[str, Any]:
+    return {} if at is None else {"at": {"direction": at[0], "after_bytes": at[1]}}
 
 
 def _receive(stream: ProcessStream, deadline: Deadline) -> dict[str, Any]:
