@@ -15,6 +15,7 @@ import os
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from device_agents.config import DeviceConfig
 from device_agents.deadline import Deadline
 from device_agents.errors import DeployFailed, InfrastructureError, LeaseError, NoSuchDevice
 from device_agents.host import HostDevice
+from kvengine.artifact import Manifest
 from kvengine.program import Measurement, Observation, Program, Workload
 from kvengine.recipe import SessionRecipe
 from kvengine.session import EngineSession, SessionInfo
@@ -139,6 +141,9 @@ class LabAgent:
         self._budgets = budgets or AgentBudgets()
         self._clock = clock
         self._slots = {c.name: _Slot(c, make(c, self._store)) for c in devices}
+        self._announcing = threading.Lock()  # guards what follows
+        self._announced: dict[str, tuple[float, frozenset[str]]] = {}  # by artifact: when, what it is made of
+        self._under_way: Counter[str] = Counter()  # deploys of an artifact
         self._root_lock = _lock_root(root)
         try:
             self._fencing = _FencingCounter(root / "fencing-token")
@@ -219,7 +224,7 @@ class LabAgent:
         manifest = parse_manifest(manifest_json)
         missing = self._store.missing(manifest)
         needed = sum(blob.size - blob.present for blob in missing)
-        keep = {manifest.id, *(blob.sha256 for blob in manifest.blobs)}
+        keep = self._announce(manifest)
         for slot in self._slots.values():
             keep |= slot.deployed.keys() if slot.lease is not None else set()
         self._store.gc(max(0, self._store_limit - needed), keep)
@@ -239,12 +244,37 @@ class LabAgent:
     def deploy(self, device: str, token: int, manifest_json: str) -> str:
         """Bring an artifact, whose blobs are all here, to the device. Returns the artifact's id."""
         manifest = parse_manifest(manifest_json)
-        with self._working(device, token) as slot:
+        with self._working(device, token) as slot, self._deploying(manifest):
             folder = self._store.link(manifest)
             remote = slot.device.deploy(folder, Deadline(self._budgets.deploy_s))
             with slot.lock:
                 slot.deployed[manifest.id] = remote
         return manifest.id
+
+    def _announce(self, manifest: Manifest) -> set[str]:
+        """What may not be evicted: this artifact, and all others that are on their way to a device."""
+        parts = frozenset({manifest.id, *(blob.sha256 for blob in manifest.blobs)})
+        with self._announcing:
+            self._announced[manifest.id] = (self._clock(), parts)
+            # One that was announced and never came to be deployed has lost its client.
+            oldest = self._clock() - self._budgets.deploy_s
+            self._announced = {id_: entry for id_, entry in self._announced.items() if entry[0] >= oldest}
+            return {part for _, parts in self._announced.values() for part in parts}
+
+    @contextmanager
+    def _deploying(self, manifest: Manifest) -> Iterator[None]:
+        """Another device may need room in the store meanwhile; afterwards the lease keeps the artifact."""
+        self._announce(manifest)
+        with self._announcing:
+            self._under_way[manifest.id] += 1
+        try:
+            yield
+        finally:
+            with self._announcing:
+                self._under_way[manifest.id] -= 1
+                if not self._under_way[manifest.id]:
+                    del self._under_way[manifest.id]
+                    self._announced.pop(manifest.id, None)
 
     # -- sessions -------------------------------------------------------------------------
 

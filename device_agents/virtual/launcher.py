@@ -17,7 +17,6 @@ import socket
 import stat
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -79,7 +78,10 @@ class Launcher:
         """
         do = request["do"]
         if at := request.pop("at", None):
-            later = partial(self.obey, request, lambda _: None)
+
+            def later(go_on: Callable[[], None]) -> None:
+                self.obey(request, lambda _: go_on())
+
             self._relay.trigger(at["direction"], int(at["after_bytes"]), later)
             answer({})
         elif do == "cut":

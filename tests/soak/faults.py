@@ -48,8 +48,9 @@ class Fault:
 
 @dataclass(frozen=True)
 class Scale:
-    """Seconds. The budgets of the soak's devices are scaled down from the real ones (120 s a program);
-    freezes are too: the short one is below every budget, as 10 s are, the long one above a program's."""
+    """Seconds. The budgets of the soak's devices are scaled down from the real ones (120 s a program), and
+    so are the freezes: the short one is below every budget, as 10 s are below most, the long one above a
+    program's, which is more than the real 90 s are."""
 
     program_s: float = 5.0
     short_freeze_s: float = 0.5
@@ -107,8 +108,8 @@ def _flip(target: Target, draw: random.Random) -> None:
     phone_of(target).relay.corrupt("to_phone", draw.randrange(target.push_bytes // 10, target.push_bytes))
 
 
-def _starve(target: Target, _: random.Random) -> None:
-    """From now on the kernel gives the runner no more memory than it has.
+def _starve(target: Target, draw: random.Random) -> None:
+    """From now on the kernel gives the runner no memory, or a megabyte or two, beyond what it has.
 
     Set by a process of the same user on the phone, for it takes privileges otherwise; prlimit(2).
     """
@@ -118,7 +119,8 @@ def _starve(target: Target, _: random.Random) -> None:
         "    if b'device_agents.runner' in open(name, 'rb').read().split(bytes(1)):\n"
         "        pid = int(name.split('/')[2])\n"
         "        has = int(open(f'/proc/{pid}/statm').read().split()[0]) * resource.getpagesize()\n"
-        "        resource.prlimit(pid, resource.RLIMIT_AS, (has, has)); print('done')\n"
+        f"        limit = has + {draw.choice((0, 1 << 20, 2 << 20))}\n"
+        "        resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit)); print('done')\n"
     )
     transport = target.attached.attach(Deadline(20))
     (folder,) = transport.checked("ls -d /data/local/tmp/kvfarm/bundles/*", Deadline(20)).split()
