@@ -12,6 +12,14 @@ Outcome = Literal["passed", "failed", "infrastructure", "not_run"]
 
 
 @dataclass(frozen=True)
+class ClusterInfo:
+    """Cores with the same highest clock."""
+
+    max_khz: int | None  # None: not told
+    cores: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class DeviceInfo:
     """One device of the run. ``simulated`` says what is simulated, "" for real hardware."""
 
@@ -27,6 +35,12 @@ class DeviceInfo:
     providers: tuple[str, ...]
     runtime: dict[str, str]
     simulated: str = ""
+    serial: str = ""
+    api_level: int | None = None
+    abis: tuple[str, ...] = ()
+    clusters: tuple[ClusterInfo, ...] = ()
+    thermal_sensors: tuple[str, ...] = ()
+    battery: bool | None = None
 
 
 @dataclass(frozen=True)
