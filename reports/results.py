@@ -142,6 +142,17 @@ class RecipeInfo:
 
 
 @dataclass(frozen=True)
+class NotRun:
+    """A planned test for which no device of the run was the right one."""
+
+    check: str  # test function name
+    title: str
+    kind: Literal["check", "measurement"]
+    condition: str  # that devices had to satisfy
+    reasons: tuple[str, ...]  # one a device: "host: abi==arm64-v8a is false: x86_64"
+
+
+@dataclass(frozen=True)
 class RunResults:
     """One run, whole. ``planned_*`` against what is listed shows what did not happen."""
 
@@ -160,4 +171,5 @@ class RunResults:
     planned_checks: int
     planned_legs: int
     infrastructure: tuple[str, ...] = ()  # errors that belong to no single check
+    not_run: tuple[NotRun, ...] = ()  # planned, and no device to run on; they are among planned_*
     format: Literal["kvfarm-results/1"] = "kvfarm-results/1"
