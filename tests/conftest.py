@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,14 @@ from kvengine.recipe import ExportRecipe, SessionRecipe
 
 ExportTiny = Callable[[ExportRecipe], Artifact]
 OpenTiny = Callable[[ExportRecipe], LocalEngine]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_phones_of_the_users() -> Iterator[None]:
+    """``farm`` without a farm.toml takes in what the user's adb server knows; here nothing listens there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANDROID_ADB_SERVER_PORT", "1")
+        yield
 
 
 @pytest.fixture(scope="session")
