@@ -110,6 +110,17 @@ class Device(Protocol):
 
     def identity(self, deadline: Deadline) -> DeviceIdentity: ...
 
+    def claim(self, deadline: Deadline) -> dict[str, str]:
+        """Before a new user's work: undo what the last one left, then apply the farm file's settings.
+
+        Returns each setting and what it was read back as. Raises SettingFailed besides.
+        """
+        ...
+
+    def release(self, deadline: Deadline) -> None:
+        """After it: put back what ``claim`` changed. What fails is put back at the next claim."""
+        ...
+
     def vitals(self, deadline: Deadline) -> Vitals: ...
 
     def deploy(self, folder: Path, deadline: Deadline) -> str:

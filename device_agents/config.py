@@ -6,6 +6,20 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
+class DeviceSettings:
+    """What a phone is put into while it is leased; each is off unless asked for by name.
+
+    fixed_performance: a clock that it can keep up. stay_on: the screen, while plugged. airplane:
+    airplane mode. brightness: of the screen, 0 to 255, no longer automatic.
+    """
+
+    fixed_performance: bool = False
+    stay_on: bool = False
+    airplane: bool = False
+    brightness: int | None = None
+
+
+@dataclass(frozen=True)
 class DeviceConfig:
     """One attached device.
 
@@ -18,3 +32,4 @@ class DeviceConfig:
     kind: str = "host"
     threads: int | None = None
     options: dict[str, str] = field(default_factory=dict)
+    settings: DeviceSettings = field(default_factory=DeviceSettings)

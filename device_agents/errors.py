@@ -54,3 +54,7 @@ class UnsupportedDevice(InfrastructureError):
 
 class NoSpace(DeployFailed):
     """Too little free space on the device."""
+
+
+class SettingFailed(InfrastructureError):
+    """The device does not take a setting that its farm file asks for, or reads it back otherwise."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +13,11 @@ from device_agents import messages
 from device_agents.api import DeviceIdentity, Transport, Vitals
 from device_agents.blobs import BlobStore, parse_manifest
 from device_agents.deadline import Deadline
-from device_agents.errors import DeployFailed
+from device_agents.errors import DeployFailed, InfrastructureError
 from device_agents.local import LocalTransport
+from device_agents.recording.logger import script
+from device_agents.recording.record import Plan, Recording
+from device_agents.recording.remote import ShellRecording
 from device_agents.remote_session import Budgets, RunnerClient, RunnerSession
 from device_agents.vitals import read_vitals
 from kvengine.artifact import MANIFEST
@@ -40,6 +46,7 @@ class HostDevice:
         budgets: Budgets | None = None,
     ) -> None:
         self._name = name
+        self._root = root
         self._transport = transport or LocalTransport()
         self._store = store or BlobStore(root)
         self._runner_argv = runner_argv
@@ -59,6 +66,13 @@ class HostDevice:
         finally:
             client.close(Deadline(self._budgets.close_s))
         return reply.probe.identity(self._name, "host")
+
+    def claim(self, deadline: Deadline) -> dict[str, str]:
+        """Nothing on a host is ours to change."""
+        return {}
+
+    def release(self, deadline: Deadline) -> None:
+        """As ``claim``."""
 
     def vitals(self, deadline: Deadline) -> Vitals:
         deadline.check(f"{self._name}: vitals")
@@ -87,6 +101,23 @@ class HostDevice:
         """In a fresh runner process, whose environment has the recipe's variables from its start."""
         stream = self._transport.open_stream(self._runner_argv, process_environment(recipe))
         return RunnerSession.open(stream, remote_folder, recipe, deadline, self._budgets)
+
+    def start_recording(self, plan: Plan, runner: int | None, deadline: Deadline) -> Recording:
+        """See Records.start_recording."""
+        text = script(plan, runner, os.cpu_count() or 1, android=False)
+        folder = self._root / "recording" / self._name
+        return ShellRecording(self._shell, str(folder)).start(text, deadline)
+
+    def _shell(self, text: str, deadline: Deadline, stdin: bytes) -> bytes:
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(stdin)
+            file.flush()
+            argv = ["sh", "-c", f"exec <{shlex.quote(file.name)}\n{text}"]
+            result = LocalTransport().run(argv, deadline)
+        if result.returncode != 0:
+            words = result.stderr.decode(errors="replace").strip()[-500:]
+            raise InfrastructureError(f"{self._name}: recording failed ({result.returncode}): {words}")
+        return result.stdout
 
     def close(self) -> None:
         """Nothing to stop: this machine goes on."""

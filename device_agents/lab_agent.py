@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TypeVar
@@ -28,6 +28,8 @@ from device_agents.config import DeviceConfig
 from device_agents.deadline import Deadline
 from device_agents.errors import DeployFailed, InfrastructureError, LeaseError, NoSuchDevice
 from device_agents.host import HostDevice
+from device_agents.recording.record import Plan, Record, Recording, Records
+from device_agents.remote_session import RunnerSession
 from kvengine.program import Measurement, Observation, Program, Workload
 from kvengine.recipe import SessionRecipe
 from kvengine.session import EngineSession, SessionInfo
@@ -51,6 +53,10 @@ class AgentBudgets:
     deploy_s: float = 1800.0
     open_s: float = 300.0
     vitals_s: float = 10.0
+    # Both happen while a lease of 30 s is not yet, or no more, renewed.
+    claim_s: float = 20.0
+    release_s: float = 15.0
+    recording_s: float = 30.0
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,8 @@ class _Slot:
     expires: float = 0.0  # on the agent's clock
     sessions: dict[str, EngineSession] = field(default_factory=dict)
     deployed: dict[str, str] = field(default_factory=dict)  # artifact id to the folder on the device
+    settings: dict[str, str] = field(default_factory=dict)  # what the lease has changed on the device
+    recording: Recording | None = None
     busy: int = 0  # deploys and opens under way, maybe of a lease that has expired meanwhile
 
 
@@ -193,6 +201,17 @@ class LabAgent:
                 raise LeaseError(f"{device} still finishes work of an expired lease; try again")
             return self._grant(slot, holder, self._fencing.next(), ttl_s)
 
+    def claim(self, device: str, token: int) -> dict[str, str]:
+        """First thing with a new lease: undo what the last user left, apply the device's settings.
+
+        Returns each setting and what it was read back as. Raises SettingFailed, AdbFailure.
+        """
+        with self._working(device, token) as slot:
+            found = slot.device.claim(Deadline(self._budgets.claim_s))
+            with slot.lock:
+                slot.settings = found
+        return found
+
     def renew(self, device: str, token: int, ttl_s: float) -> Lease:
         """The same lease for ``ttl_s`` from now. Raises LeaseError when it has expired."""
         _check_ttl(ttl_s)
@@ -281,6 +300,35 @@ class LabAgent:
             engine = slot.sessions.pop(session_id, None)
         if engine is not None:
             engine.close()
+
+    # -- recordings -----------------------------------------------------------------------
+
+    def start_recording(self, session_id: str, token: int, plan: Plan) -> None:
+        """Record on the device until ``stop_recording``, or until the lease ends."""
+        device = _device_of(session_id)
+        with self._working(device, token) as slot:
+            with slot.lock:
+                engine = slot.sessions.get(session_id)
+            runner = engine.pid if isinstance(engine, RunnerSession) else None
+            if not isinstance(slot.device, Records):
+                raise InfrastructureError(f"{device} cannot record what it does")
+            recording = slot.device.start_recording(plan, runner, Deadline(self._budgets.recording_s))
+            with slot.lock:
+                if self._is_current(slot, token):
+                    slot.recording = recording
+                    return
+            recording.stop(Deadline(self._budgets.recording_s))
+            raise LeaseError(f"{device}: the lease expired while a recording was being started")
+
+    def stop_recording(self, session_id: str, token: int) -> Record:
+        """What was recorded. Raises LeaseError; InfrastructureError when nothing records."""
+        device = _device_of(session_id)
+        with self._working(device, token) as slot:
+            with slot.lock:
+                recording, slot.recording = slot.recording, None
+            if recording is None:
+                raise InfrastructureError(f"{device}: nothing is being recorded; start a recording first")
+            return recording.stop(Deadline(self._budgets.recording_s))
 
     def shutdown(self) -> None:
         """End every session and give up the root; the agent answers nothing afterwards."""
@@ -389,11 +437,26 @@ class LabAgent:
                     return
                 slot.expires = self._clock()  # from now on the token is refused
                 sessions, slot.sessions = slot.sessions, {}
+                recording, slot.recording = slot.recording, None
                 slot.deployed.clear()  # another lease may make room for its own
             for engine in sessions.values():
                 engine.close()
+            if recording is not None:
+                # One that cannot be stopped ends by itself, and the next one ends it.
+                with suppress(InfrastructureError):
+                    recording.stop(Deadline(self._budgets.recording_s))
+            self._put_back(slot)
             with slot.lock:
                 slot.lease = None
+
+    def _put_back(self, slot: _Slot) -> None:
+        """Only where something was changed: a device that does not answer should delay nobody else."""
+        changed, slot.settings = slot.settings, {}
+        if changed:
+            try:
+                slot.device.release(Deadline(self._budgets.release_s))
+            except InfrastructureError as error:
+                _log.warning("%s stays changed until its next claim: %s", slot.config.name, error)
 
     def _reap(self, every_s: float) -> None:
         while not self._stopped.wait(every_s):

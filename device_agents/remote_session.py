@@ -120,7 +120,11 @@ class RunnerClient:
 class RunnerSession:
     """EngineSession over a ByteStream. Made by ``open``."""
 
-    def __init__(self, client: RunnerClient, info: SessionInfo, budgets: Budgets) -> None:
+    def __init__(
+        self, client: RunnerClient, info: SessionInfo, budgets: Budgets, pid: int | None = None
+    ) -> None:
+        """pid: the runner's process on the device, where that is known."""
+        self.pid = pid
         self._client = client
         self._info = info
         self._budgets = budgets
@@ -147,7 +151,7 @@ class RunnerSession:
         except BaseException:
             client.close(Deadline(budgets.close_s))
             raise
-        return cls(client, opened.info, budgets)
+        return cls(client, opened.info, budgets, getattr(stream, "pid", None))
 
     @property
     def info(self) -> SessionInfo:

@@ -14,7 +14,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,6 +25,7 @@ from device_agents.api import DeviceIdentity, Vitals
 from device_agents.config import DeviceConfig
 from device_agents.errors import InfrastructureError, LeaseError, NoSuchDevice
 from device_agents.lab_agent import AgentBudgets, DeviceStatus, Lease
+from device_agents.recording.record import Plan, Record
 from device_agents.remote_session import Budgets
 from harness.cluster import RayConnection, ensure_ray
 from harness.inventory import LOCAL_LAB, Inventory
@@ -75,6 +76,16 @@ class DeviceSession:
         measured: Measurement = self._call("run_workload", Budgets().workload_s, workload)
         return measured
 
+    def start_recording(self, plan: Plan) -> None:
+        """Let the device record what it does. A failure leaves the session as it was."""
+        budget = AgentBudgets().recording_s + GRACE_S
+        self._lab.call("start_recording", budget, self._id, self._token, plan)
+
+    def stop_recording(self) -> Record:
+        budget = AgentBudgets().recording_s + GRACE_S
+        record: Record = self._lab.call("stop_recording", budget, self._id, self._token)
+        return record
+
     def close(self) -> None:
         """End the runner. Never raises: a runner that cannot be closed ends with its lease."""
         if self._closed:
@@ -109,6 +120,7 @@ class _Device:
     lab: Lab
     lease: Lease | None = None
     identity: DeviceIdentity | None = None
+    settings: dict[str, str] = field(default_factory=dict)
 
 
 class Farm:
@@ -147,7 +159,7 @@ class Farm:
             self._ray = ensure_ray(self._address)
             for name in self._names:
                 entry = self._inventory.device(name)
-                config = DeviceConfig(name, entry.kind, entry.threads, entry.options)
+                config = DeviceConfig(name, entry.kind, entry.threads, entry.options, entry.settings)
                 self._devices[name] = _Device(config, self._lab_of(entry.lab))
             self._heartbeat.start()
         except BaseException:
@@ -206,6 +218,10 @@ class Farm:
         lab = self._ready(self._device(name).lab)
         vitals: Vitals = lab.call("vitals", AgentBudgets().vitals_s + GRACE_S, name)
         return vitals
+
+    def settings(self, name: str) -> dict[str, str]:
+        """What the device was put into for us, as it was read back; empty before its first ``open``."""
+        return self._device(name).settings
 
     def open(
         self, name: str, artifact: Artifact, recipe: SessionRecipe, progress: Progress | None = None
@@ -272,8 +288,20 @@ class Farm:
         with self._lock:
             if device.lease is None:
                 holder = f"{os.environ.get('USER', 'somebody')}@{socket.gethostname()} pid {os.getpid()}"
-                device.lease = device.lab.call("acquire", GRACE_S, device.config.name, holder, LEASE_TTL_S)
+                device.lease = self._claimed(device, holder)
             return device.lease.token
+
+    def _claimed(self, device: _Device, holder: str) -> Lease:
+        """A lease of a device that is as its farm file wants it."""
+        name, lab = device.config.name, device.lab
+        lease: Lease = lab.call("acquire", GRACE_S, name, holder, LEASE_TTL_S)
+        try:
+            device.settings = lab.call("claim", AgentBudgets().claim_s + GRACE_S, name, lease.token)
+        except BaseException:
+            with contextlib.suppress(InfrastructureError):
+                lab.call("release", GRACE_S, name, lease.token)
+            raise
+        return lease
 
     def _release(self, device: _Device) -> None:
         with self._lock:

@@ -9,6 +9,7 @@
     kind = "android"
     lab = "rack1"             # the lab host whose USB it hangs on; default: this machine
     options = { serial = "39121FDJH000AB" }  # all: device_agents.adb.devices
+    settings = { fixed_performance = true, brightness = 60 }  # all: device_agents.config
 
     [devices.old]             # a virtual phone, which the agent of its lab host starts and stops
     kind = "android"
@@ -35,6 +36,7 @@ from pathlib import Path
 from typing import Literal
 
 from device_agents.bundle.lock import ABIS
+from device_agents.config import DeviceSettings
 from device_agents.virtual.profile import profile_names
 from harness.errors import InventoryError
 from harness.selection import RESERVED
@@ -52,13 +54,15 @@ MOST_VIRTUAL = 64  # a slip of the finger should not start a thousand
 class DeviceEntry:
     """One device. threads: for recipes that name none; None lets the agent choose.
 
-    options: what its kind needs, e.g. the serial number of an android device.
+    options: what its kind needs, e.g. the serial number of an android device. settings: what it is
+    put into while it is in use, and back from.
     """
 
     kind: Literal["host", "android"] = "host"
     lab: str = LOCAL_LAB
     threads: int | None = None
     options: dict[str, str] = field(default_factory=dict)
+    settings: DeviceSettings = field(default_factory=DeviceSettings)
 
 
 @dataclass(frozen=True)
@@ -195,6 +199,13 @@ def _check(path: Path, inventory: Inventory) -> None:
             raise InventoryError(f"{path}: device {name!r} is at lab {device.lab!r}; there are: {labs}")
         if device.threads is not None and device.threads < 1:
             raise InventoryError(f"{path}: device {name!r}: threads must be at least 1")
+        if device.settings != DeviceSettings() and device.kind == "host":
+            raise InventoryError(f"{path}: device {name!r}: only phones have settings; take them out")
+        brightness = device.settings.brightness
+        if brightness is not None and not 0 <= brightness <= 255:
+            raise InventoryError(
+                f"{path}: device {name!r}: sought a brightness from 0 to 255, found {brightness}"
+            )
     for name, members in inventory.pools.items():
         for member in members:
             try:

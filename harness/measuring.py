@@ -13,7 +13,7 @@ from device_agents.api import Vitals
 from kvengine.codec import decode, encode
 from kvengine.program import Measurement, Sample, Workload
 from kvengine.spec import ModelSpec
-from reports.results import SampleInfo, VitalsInfo
+from reports.results import DuringInfo, SampleInfo, VitalsInfo
 
 Validity = Literal["VALID", "NOISY", "INVALID"]
 
@@ -32,7 +32,9 @@ def workload_for(spec: ModelSpec, prompt: int, new_tokens: int, repeats: int, se
     return Workload(tokens, new_tokens, repeats)
 
 
-def judge(measurement: Measurement, before: Vitals, after: Vitals) -> tuple[Validity, tuple[str, ...]]:
+def judge(
+    measurement: Measurement, before: Vitals, after: Vitals, during: DuringInfo | None = None
+) -> tuple[Validity, tuple[str, ...]]:
     """VALID, NOISY or INVALID, with every reason."""
     invalid, noisy = [], []
     if not measurement.samples:
@@ -48,6 +50,8 @@ def judge(measurement: Measurement, before: Vitals, after: Vitals) -> tuple[Vali
     for vitals, when in ((before, "before"), (after, "after")):
         if vitals.thermal_status:
             invalid.append(f"thermal status was {vitals.thermal_status} {when} the leg")
+    if during is not None and during.thermal_status:
+        invalid.append(f"thermal status was {during.thermal_status} during the leg")
     verdict: Validity = "INVALID" if invalid else "NOISY" if noisy else "VALID"
     return verdict, (*invalid, *noisy)
 

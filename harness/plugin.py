@@ -46,6 +46,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--new-tokens", type=int, default=64, help="tokens to generate when measuring (default: %(default)s)")
     add("--repeats", type=int, default=5, help="recorded repeats a leg (default: %(default)s)")
     add(
+        "--energy",
+        action="store_true",
+        help="also measure energy for each token: minutes a leg, and phones must be unplugged",
+    )
+    add(
         "--measure",
         action="append",
         default=[],
@@ -108,6 +113,7 @@ def _options(config: pytest.Config) -> RunOptions:
         new_tokens=get("new_tokens"),
         repeats=get("repeats"),
         measure=tuple(_measure(text) for text in get("measure")),
+        energy=get("energy"),
         command=(Path(sys.argv[0]).name, *config.invocation_params.args),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import secrets
 import shlex
@@ -12,9 +13,12 @@ from pathlib import Path
 
 from device_agents.api import DeviceIdentity
 from device_agents.errors import InfrastructureError
+from device_agents.recording.record import Plan
 from harness import choosing, inventory, measuring
 from harness.artifacts import artifact_for
 from harness.checking import Cell, Tally
+from harness.during import during_info
+from harness.energy import energy_of
 from harness.farm import DeviceSession, Farm
 from harness.provenance import now, provenance
 from harness.recipes import Recipe, parse_recipes, settings
@@ -25,9 +29,19 @@ from harness.store.protocol import Store
 from kvengine.artifact import Artifact
 from kvengine.codec import decode, encode
 from kvengine.plan import CachePlan, PlanKind
+from kvengine.program import Measurement, Workload
 from kvengine.recipe import ExportRecipe
 from kvengine.session import EngineSession
-from reports.results import CheckResult, DeviceInfo, LegResult, NotRun, RecipeInfo, RunResults
+from reports.results import (
+    CheckResult,
+    DeviceInfo,
+    DuringInfo,
+    EnergyInfo,
+    LegResult,
+    NotRun,
+    RecipeInfo,
+    RunResults,
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +62,7 @@ class RunOptions:
     new_tokens: int = 64
     repeats: int = 3
     measure: tuple[tuple[Path, str], ...] = ()  # further (checkpoint, recipes) to measure, not to check
+    energy: bool = False  # also measure energy for each token: minutes a leg
     command: tuple[str, ...] = ()
 
 
@@ -143,12 +158,16 @@ class DeviceRun:
         before = self.farm.vitals(device)
         session = self.farm.open(device, artifact, recipe.session, self._on_step)
         try:
-            measurement = session.run_workload(workload)
+            measurement, during = _recorded(session, workload)
             notes = session.info.notes
+            energy = EnergyInfo()
+            if options.energy:
+                folder = options.cache / "calibrations"
+                energy = energy_of(session, identity, workload, folder, self._on_step)
         finally:
             session.close()
         after = self.farm.vitals(device)
-        validity, reasons = measuring.judge(measurement, before, after)
+        validity, reasons = measuring.judge(measurement, before, after, during)
         leg = LegResult(
             device=device,
             recipe=recipe.name,
@@ -170,9 +189,13 @@ class DeviceRun:
                 "commit": self._provenance["commit"],
                 "artifact": artifact.id,
                 "build": identity.build,
+                "settings": ", ".join(f"{k}: {v}" for k, v in self.farm.settings(device).items())
+                or "as found",
                 **identity.runtime,
             },
             notes=notes,
+            during=during,
+            energy=energy,
         )
         self.store.add_leg(self.run_id, leg)
         return leg
@@ -289,6 +312,25 @@ class DeviceRun:
         if self._farm is not None:
             self._farm.__exit__(None, None, None)
             self._farm = None
+
+
+def _recorded(session: DeviceSession, workload: Workload) -> tuple[Measurement, DuringInfo]:
+    """A device that cannot record still measures, and the row says so."""
+    try:
+        session.start_recording(Plan())
+    except InfrastructureError as error:
+        return session.run_workload(workload), DuringInfo(note=f"not recorded: {error}")
+    try:
+        measurement = session.run_workload(workload)
+    except BaseException:
+        with contextlib.suppress(InfrastructureError):
+            session.stop_recording()
+        raise
+    try:
+        record = session.stop_recording()
+    except InfrastructureError as error:
+        return measurement, DuringInfo(note=f"the recording is lost: {error}")
+    return measurement, during_info(record, measurement.began_s, measurement.ended_s)
 
 
 def _with_plan(recipe: Recipe, plan: PlanKind) -> Recipe:

@@ -73,6 +73,7 @@ class LocalEngine:
         capacity = workload.capacity or len(workload.prompt) + workload.new_tokens
         decoder = Decoder(self.model, capacity)
         samples = []
+        began_s = _since_boot()
         for repeat in range(workload.warmup + workload.repeats):
             decoder.reset()
             sample = _generate(decoder, workload)
@@ -85,6 +86,8 @@ class LocalEngine:
             kv_bytes=decoder.kv_bytes,
             nodes_by_provider=self._nodes,
             threads=self.model.threads,
+            began_s=began_s,
+            ended_s=_since_boot(),
         )
 
     def close(self) -> None:
@@ -146,6 +149,12 @@ def _generate(decoder: Decoder, workload: Workload) -> Sample:
         stamps.append(clock())
     gaps = np.diff(stamps) * 1e3
     return Sample((stamps[0] - started) * 1e3, tuple(map(float, gaps)), tuple(tokens))
+
+
+def _since_boot() -> float:
+    """s, on the clock of /proc/uptime; 0 where there is none."""
+    boottime = getattr(time, "CLOCK_BOOTTIME", None)
+    return 0.0 if boottime is None else time.clock_gettime(boottime)
 
 
 def peak_rss_bytes() -> int:

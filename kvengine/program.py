@@ -187,3 +187,7 @@ class Measurement:
     kv_bytes: int
     nodes_by_provider: dict[str, int]
     threads: int
+    # When its generations began and ended, the unrecorded ones included: s since the device's boot, time
+    # asleep included; 0 where the system does not tell.
+    began_s: float = 0.0
+    ended_s: float = 0.0

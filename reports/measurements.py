@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from reports import stats, text
+from reports.conditions import during_line, energy_line
 from reports.devices import DEVICES_SHOWN_OPEN, DeviceView, unique
 from reports.results import LegResult, RunResults
 
@@ -30,6 +31,7 @@ class MeasureRow:
     validity: str
     reasons: tuple[str, ...]
     notes: tuple[str, ...]
+    conditions: tuple[str, ...]  # during the legs; and energy
 
     @property
     def label(self) -> str:
@@ -138,11 +140,17 @@ def _measure_rows(cells: list[list[LegResult]]) -> tuple[MeasureRow, ...]:
             validity=validity,
             reasons=tuple(unique(reason for leg in legs for reason in leg.reasons)),
             notes=tuple(unique(note for leg in legs for note in leg.notes)),
+            conditions=tuple(unique(line for leg in legs for line in _conditions(leg))),
         )
         for legs, found, validity, metrics in zip(
             cells, pooled, validities, zip(*columns, strict=True), strict=True
         )
     )
+
+
+def _conditions(leg: LegResult) -> tuple[str, ...]:
+    during = during_line(leg.during)
+    return (*((during,) if during else ()), f"Energy: {energy_line(leg.energy)}")
 
 
 def _validity(legs: Sequence[LegResult]) -> str:

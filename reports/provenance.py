@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from reports import text
+from reports.conditions import during_line, energy_line
 from reports.devices import DeviceView
 from reports.results import LegResult, VitalsInfo
 
@@ -26,6 +27,10 @@ def leg_provenance(leg: LegResult, device: DeviceView) -> LegProvenance:
         ("Threads", str(leg.threads)),
         ("Model", leg.model),
         *leg.provenance.items(),
+        ("During", during_line(leg.during)),
+        ("Placement", _placement(leg)),
+        ("Energy", energy_line(leg.energy)),
+        *(("Energy note", note) for note in leg.energy.notes),
         *(("Reason", reason) for reason in leg.reasons),
         *(("Note", note) for note in leg.notes),
     ]
@@ -37,6 +42,14 @@ def leg_provenance(leg: LegResult, device: DeviceView) -> LegProvenance:
         facts=tuple((k, v) for k, v in facts if v),
         vitals=_vitals(leg.vitals_before, leg.vitals_after),
     )
+
+
+def _placement(leg: LegResult) -> str:
+    """Where the system let the runner run."""
+    if leg.during is None:
+        return ""
+    places = (("cpuset", leg.during.cpuset), ("cgroup", leg.during.cgroup.replace("\n", " ")))
+    return ", ".join(f"{name} {value}" for name, value in places if value)
 
 
 def _vitals(before: VitalsInfo, after: VitalsInfo) -> tuple[tuple[str, str, str], ...]:

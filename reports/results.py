@@ -102,6 +102,46 @@ class VitalsInfo:
 
 
 @dataclass(frozen=True)
+class DuringInfo:
+    """What the device recorded of itself during a leg; None where it cannot be read.
+
+    clocks: "cores 0-3: lowest–highest MHz" of cores that move together. note: why it is not whole.
+    """
+
+    samples: int = 0
+    seconds: float = 0.0
+    peak_c: float | None = None
+    hottest: str = ""  # the sensor of peak_c; those that never move do not count
+    thermal_status: int | None = None  # the highest
+    clocks: tuple[str, ...] = ()
+    governor: str | None = None
+    battery_percent: tuple[float, float] | None = None  # first, last
+    pss_bytes: int | None = None  # of the runner, the highest
+    swap_bytes: int | None = None
+    minor_faults: int | None = None
+    major_faults: int | None = None
+    cgroup: str = ""
+    cpuset: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class EnergyInfo:
+    """Energy for each token; without a number ``reason`` says why. See device_agents.energy.Energy."""
+
+    rung: Literal["rails", "gauge", "unsupported"] = "unsupported"
+    reason: str = "not asked for (--energy)"
+    net_j_per_token: float | None = None
+    gross_j_per_token: float | None = None
+    uncertainty: float | None = None
+    idle_w: float | None = None
+    tokens: int = 0
+    window_s: float = 0.0
+    cross_check: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class SampleInfo:
     """One repeat: time to first token and one inter-token latency per further token, ms."""
 
@@ -131,6 +171,8 @@ class LegResult:
     vitals_after: VitalsInfo
     provenance: dict[str, str]  # commit, artifact sha256, onnxruntime, build, ...
     notes: tuple[str, ...] = ()
+    during: DuringInfo | None = None
+    energy: EnergyInfo = EnergyInfo()
 
 
 @dataclass(frozen=True)

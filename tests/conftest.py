@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from kvengine.recipe import ExportRecipe, SessionRecipe
 
 ExportTiny = Callable[[ExportRecipe], Artifact]
 OpenTiny = Callable[[ExportRecipe], LocalEngine]
+
+# adbd, also the fake one, ends what it started by SIGHUP, which nohup has every child ignore.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)

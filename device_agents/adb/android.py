@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from device_agents import messages
+from device_agents.adb import settings
 from device_agents.adb.android_vitals import read_android_vitals
 from device_agents.adb.facts import Facts, read_facts
 from device_agents.adb.locks import holding
@@ -20,8 +21,12 @@ from device_agents.adb.transport import AdbTransport
 from device_agents.api import DeviceIdentity, Vitals
 from device_agents.blobs import parse_manifest
 from device_agents.bundle.model import Bundle
+from device_agents.config import DeviceSettings
 from device_agents.deadline import Deadline
-from device_agents.errors import DeployFailed, RunnerDied, UnsupportedDevice
+from device_agents.errors import AdbFailure, DeployFailed, RunnerDied, UnsupportedDevice
+from device_agents.recording.logger import script
+from device_agents.recording.record import Plan, Recording
+from device_agents.recording.remote import ShellRecording
 from device_agents.remote_session import Budgets, RunnerClient, RunnerSession
 from kvengine.artifact import MANIFEST
 from kvengine.errors import ArtifactError
@@ -40,7 +45,8 @@ class AndroidDevice:
     """An Android device.
 
     attach: called before every use. bundle_for: gives the runtime bundle for an ABI (Android's name).
-    root: our folder on the device; limit_bytes: what it may weigh. detach: called by ``close``.
+    root: our folder on the device; limit_bytes: what it may weigh. wanted: settings while it is in use.
+    detach: called by ``close``.
     """
 
     def __init__(
@@ -51,6 +57,7 @@ class AndroidDevice:
         *,
         root: str = ROOT,
         limit_bytes: int = LIMIT_BYTES,
+        wanted: DeviceSettings | None = None,
         budgets: Budgets | None = None,
         detach: Callable[[], None] | None = None,
     ) -> None:
@@ -59,6 +66,7 @@ class AndroidDevice:
         self._bundle_for = bundle_for
         self._root = root
         self._limit = limit_bytes
+        self._settings = wanted or DeviceSettings()
         self._budgets = budgets or Budgets()
         self._detach = detach
         self._starting = threading.Lock()  # held while the bundle is brought and tried, maybe for minutes
@@ -118,6 +126,12 @@ class AndroidDevice:
             battery=facts.battery,
         )
 
+    def claim(self, deadline: Deadline) -> dict[str, str]:
+        return settings.apply(self._reach(deadline), self._root, self._settings, deadline)
+
+    def release(self, deadline: Deadline) -> None:
+        settings.restore(self._reach(deadline), self._root, deadline)
+
     def vitals(self, deadline: Deadline) -> Vitals:
         return read_android_vitals(self._reach(deadline), deadline)
 
@@ -158,6 +172,20 @@ class AndroidDevice:
                     "deploy again, and suspect its storage"
                 ) from error
             raise
+
+    def start_recording(self, plan: Plan, runner: int | None, deadline: Deadline) -> Recording:
+        """See Records.start_recording. Nothing goes over adb until it is stopped."""
+        transport = self._reach(deadline)
+        text = script(plan, runner, self.facts(deadline).cores, android=True)
+
+        def shell(command: str, within: Deadline, stdin: bytes) -> bytes:
+            result = transport.shell(command, within, [stdin] if stdin else ())
+            if result.returncode != 0:
+                words = result.stderr.decode(errors="replace").strip()[-500:]
+                raise AdbFailure(f"{self._name}: recording failed ({result.returncode}): {words}")
+            return result.stdout
+
+        return ShellRecording(shell, f"{self._root}/recording").start(text, deadline)
 
     def close(self) -> None:
         """Stop what was started to reach the device, e.g. a virtual phone. Sessions end before."""

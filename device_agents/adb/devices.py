@@ -62,8 +62,10 @@ def make_android(config: DeviceConfig, lab_root: Path) -> AndroidDevice:
     bundle_for = _bundle_source(lab_root.parent / "bundles", runtime)
     if virtual:
         phone = _Virtual(config, lab_root / "phones")
-        return AndroidDevice(config.name, phone.attach, bundle_for, root=root, detach=phone.detach)
-    return AndroidDevice(config.name, _attached(config), bundle_for, root=root)
+        return AndroidDevice(
+            config.name, phone.attach, bundle_for, root=root, wanted=config.settings, detach=phone.detach
+        )
+    return AndroidDevice(config.name, _attached(config), bundle_for, root=root, wanted=config.settings)
 
 
 def _attached(config: DeviceConfig) -> Callable[[Deadline], AdbTransport]:

@@ -189,7 +189,8 @@ class Init:
     def _become_adbd(self) -> NoReturn:
         os.setsid()
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGINT, signal.SIGTERM):
+        # adbd ends what it started by SIGHUP, which whoever started us (nohup, a CI) may have ignored.
+        for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         log = os.open(self._folder / "adbd.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         for target, source in ((0, os.open("/dev/null", os.O_RDONLY)), (1, log), (2, log)):

@@ -35,8 +35,13 @@ class Battery:
     """The battery and how the model tells of it.
 
     full_uah: charge when full, µAh. idle_w, core_w: power at rest, and of each busy core on top, W.
+    voltage_mv: at rest when the phone starts; it sags by resistance_ohm under load.
     unit, discharge_sign: how ``current_now`` counts. counter_tick_uah: the steps of the charge
     counter; counter_stuck_uah: what it always says. refresh_s: how often ``current_now`` changes.
+    smoothing_s: time constant of its filter. current_gain: what it tells, of what flows.
+    current_stuck: what it always says. noise: of each of its values, one standard deviation relative.
+    health_refresh_s: how old what `dumpsys battery` tells may be. temperature_unit: of that.
+    input_suspended: the property power.battery_input.suspended is set.
     sysfs: what the shell user finds in /sys/class/power_supply/battery. shell_current: whether
     `cmd battery get current_now` is known. updates_stopped: somebody ran `dumpsys battery unplug`.
     """
@@ -54,6 +59,14 @@ class Battery:
     counter_tick_uah: int = 1
     counter_stuck_uah: int | None = None
     refresh_s: float = 0.25
+    resistance_ohm: float = 0.0
+    smoothing_s: float = 0.0
+    current_gain: float = 1.0
+    current_stuck: int | None = None
+    noise: float = 0.0
+    health_refresh_s: float = 0.0
+    temperature_unit: Literal["tenths", "degrees"] = "tenths"
+    input_suspended: bool = False
     sysfs: Literal["readable", "denied"] = "denied"
     shell_current: bool = True
     updates_stopped: bool = False
@@ -79,6 +92,16 @@ class Zone:
     type: str
     follows: Literal["battery", "skin", "soc", "nothing"]
     celsius: float | None = None
+    per_degree: int = 1000  # what it counts for 1 °C
+
+
+@dataclass(frozen=True)
+class Rail:
+    """One channel of the power meter: the share of the power at rest, and of the cores', that it carries."""
+
+    name: str  # S2M_VDD_CPUCL2
+    idle_share: float
+    core_share: float
 
 
 @dataclass(frozen=True)
@@ -102,7 +125,11 @@ class Quirk:
 
 @dataclass(frozen=True)
 class Profile:
-    """A model of phone. abi: of the real one; a virtual phone may be started with another."""
+    """A model of phone. abi: of the real one; a virtual phone may be started with another.
+
+    rails: of a power meter that the shell user may read. number_format: how its dumps write numbers.
+    cut_dumps: every how many dumps of a service one breaks off; 0: none does.
+    """
 
     name: str
     model: str
@@ -122,6 +149,9 @@ class Profile:
     battery: Battery
     thermal: Thermal
     quirks: tuple[Quirk, ...]
+    rails: tuple[Rail, ...] = ()
+    number_format: Literal["plain", "german", "arabic"] = "plain"
+    cut_dumps: int = 0
 
     @property
     def cores(self) -> int:

@@ -19,6 +19,7 @@ READABLE = 0o444
 
 def properties(profile: Profile, abi: Abi, name: str) -> dict[str, str]:
     """All properties of the phone ``name``."""
+    suspended = {"power.battery_input.suspended": "true"} if profile.battery.input_suspended else {}
     family = [abi] if abi == "x86_64" else [abi, "armeabi-v7a", "armeabi"]
     return {
         VIRTUAL_PROPERTY: "1",
@@ -53,12 +54,13 @@ def properties(profile: Profile, abi: Abi, name: str) -> dict[str, str]:
         "init.svc.adbd": "running",
         "persist.sys.locale": "en-US",
         "persist.sys.timezone": "UTC",
+        **suspended,
     }
 
 
 def sysfs(profile: Profile, physics: Physics, fixed_performance: bool) -> Iterator[tuple[str, str, int]]:
     """Path below /sys, content and mode of every file there."""
-    yield from _cpus(profile, fixed_performance)
+    yield from _cpus(profile, fixed_performance, physics.clock_share)
     battery = profile.battery
     mode = READABLE if battery.sysfs == "readable" else DENIED
     supply = "class/power_supply/battery"
@@ -66,7 +68,7 @@ def sysfs(profile: Profile, physics: Physics, fixed_performance: bool) -> Iterat
         "type": "Battery",
         "status": "Charging" if physics.charging else "Discharging",
         "capacity": physics.level_percent,
-        "voltage_now": battery.voltage_mv * 1000,
+        "voltage_now": physics.voltage_mv * 1000,
         "current_now": physics.current_now,
         "charge_counter": physics.counter_uah,
         "temp": round(physics.celsius["battery"] * 10),
@@ -77,10 +79,26 @@ def sysfs(profile: Profile, physics: Physics, fixed_performance: bool) -> Iterat
     for index, zone in enumerate(profile.thermal.zones):
         celsius = zone.celsius if zone.celsius is not None else physics.celsius.get(zone.follows, 0.0)
         yield f"class/thermal/thermal_zone{index}/type", f"{zone.type}\n", mode
-        yield f"class/thermal/thermal_zone{index}/temp", f"{round(celsius * 1000)}\n", mode
+        yield f"class/thermal/thermal_zone{index}/temp", f"{round(celsius * zone.per_degree)}\n", mode
+    if profile.rails:
+        yield "bus/iio/devices/iio:device0/energy_value", _rails(profile, physics), READABLE
 
 
-def _cpus(profile: Profile, fixed_performance: bool) -> Iterator[tuple[str, str, int]]:
+def _rails(profile: Profile, physics: Physics) -> str:
+    """As Pixel's on-device power monitor tells: milliseconds, and µW s since boot for each channel.
+
+    Format: AOSP hardware/google/pixel powerstats, IioEnergyMeterDataProvider.cpp.
+    """
+    at = round(physics.now * 1000)
+    lines = [
+        f"CH{index}(T={at})[{rail.name}], "
+        f"{round(1e6 * (rail.idle_share * physics.idle_j + rail.core_share * physics.net_j))}"
+        for index, rail in enumerate(profile.rails)
+    ]
+    return "\n".join([f"t={at}", *lines]) + "\n"
+
+
+def _cpus(profile: Profile, fixed_performance: bool, clock_share: float) -> Iterator[tuple[str, str, int]]:
     root = "devices/system/cpu"
     everyone = _span(0, profile.cores)
     for name in ("possible", "present", "online"):
@@ -96,7 +114,7 @@ def _cpus(profile: Profile, fixed_performance: bool) -> Iterator[tuple[str, str,
             "cpuinfo_max_freq": cluster.max_khz,
             "scaling_min_freq": cluster.min_khz,
             "scaling_max_freq": most,
-            "scaling_cur_freq": most,
+            "scaling_cur_freq": max(cluster.min_khz, round(most * clock_share)),
             "scaling_governor": cluster.governor,
             "related_cpus": related,
             "affected_cpus": related,

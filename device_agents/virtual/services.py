@@ -7,8 +7,9 @@ and the dumps of real phones that the profiles name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from device_agents.virtual.physics import Physics
 from device_agents.virtual.profile import Abi, Profile, Sensor
@@ -23,6 +24,7 @@ _DEFAULT_SETTINGS = {
     "system": {"screen_brightness": "102", "screen_brightness_mode": "1", "screen_off_timeout": "30000"},
     "secure": {"location_mode": "3"},
 }
+_ARABIC = str.maketrans("0123456789", "٠١٢٣٤٥٦٧٨٩")
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
 
 
@@ -61,6 +63,9 @@ class AndroidServices:
         self._cached_c = dict(physics.celsius)
         self._thermal_override: int | None = None
         self._stopped: HealthInfo | None = None
+        self._known: HealthInfo | None = None
+        self._known_at = 0.0
+        self._dumps = 0
         self.fixed_performance = False
         if profile.battery.updates_stopped:
             self._unplug()
@@ -123,7 +128,7 @@ class AndroidServices:
         if words[:1] == ["battery"]:
             return self._dumpsys_battery(words[1:])
         if words[:1] == ["thermalservice"]:
-            return Answer(self._dump_thermal())
+            return Answer(self._as_told("thermalservice", self._dump_thermal()))
         if words[:1] == ["power"]:
             stay_on = self._settings["global"]["stay_on_while_plugged_in"]
             return Answer(
@@ -175,6 +180,12 @@ class AndroidServices:
         battery, physics = self._profile.battery, self._physics
         if self._stopped is not None:
             return self._stopped
+        if self._known is None or physics.now - self._known_at >= battery.health_refresh_s:
+            self._known, self._known_at = self._read_health(), physics.now
+        return self._known
+
+    def _read_health(self) -> HealthInfo:
+        battery, physics = self._profile.battery, self._physics
         state = "charging" if physics.charging else "discharging"
         if physics.charging and physics.level_percent >= 100:
             state = "full"
@@ -186,20 +197,38 @@ class AndroidServices:
             present=True,
             level=physics.level_percent,
             counter=physics.counter_uah,
-            voltage=battery.voltage_mv,
-            temp=round(physics.celsius["battery"] * 10),
+            voltage=physics.voltage_mv,
+            temp=round(physics.celsius["battery"] * (10 if battery.temperature_unit == "tenths" else 1)),
         )
 
     def _unplug(self) -> None:
         """As BatteryService.unplugBattery: the flags, and from now on no updates."""
-        health = self._health()
+        health = replace(self._health())
         health.ac = health.usb = health.wireless = False
         self._stopped = health
 
     def _dumpsys_battery(self, words: list[str]) -> Answer:
         if words and words != ["-a"]:
             return self._battery_command(words)
-        return Answer(self._dump_battery())
+        return Answer(self._as_told("battery", self._dump_battery()))
+
+    def _as_told(self, service: str, text: str) -> str:
+        """The dump as this model writes numbers, and broken off if it is its turn.
+
+        What dumpsys prints then is AOSP's cmds/dumpsys/dumpsys.cpp; its exit code is 0 all the same.
+        """
+        style = self._profile.number_format
+        if style == "german":  # 28,4 and 3.912
+            text = re.sub(r"(?<==|\s)(-?\d+)\.(\d+)", r"\1,\2", text)
+            text = re.sub(r": (-?\d{4,})$", lambda m: f": {int(m[1]):,}".replace(",", "."), text, flags=re.M)
+        elif style == "arabic":
+            text = re.sub(r"(?<=: )-?\d+$", lambda m: m[0].translate(_ARABIC), text, flags=re.M)
+        self._dumps += 1
+        every = self._profile.cut_dumps
+        if every and self._dumps % every == 0:
+            text = text[: 180 + 37 * self._dumps % 220]
+            text += f"\n*** SERVICE '{service}' DUMP TIMEOUT (10000ms) EXPIRED ***\n\n"
+        return text
 
     def _dump_battery(self) -> str:
         health, api = self._health(), self._profile.api_level
@@ -266,7 +295,7 @@ class AndroidServices:
         return Answer(f"{values[key]}\n" if key in values else f"Unknown get option: {key}\n")
 
     def _battery_set(self, key: str, value: str) -> Answer:
-        health = self._health()
+        health = replace(self._health())
         if key == "voltage" or key not in vars(health):
             return Answer(f"Unknown set option: {key}\n")
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
 from typing import Annotated, Any
 
@@ -49,6 +50,8 @@ def up(
     phones = [
         VirtualPhone(f"virtual-{os.getpid()}-{n}", played, kind, root, cache) for n in range(1, count + 1)
     ]
+    # Ctrl-C is how this ends, also where a shell started it in the background and has it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.ExitStack() as stack:
         for phone in phones:
             stack.callback(phone.stop)

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from device_agents.adb.android import AndroidDevice
-from device_agents.adb.android_vitals import QUESTIONS, parse_vitals
 from device_agents.adb.facts import parse_clusters
 from device_agents.adb.transport import AdbTransport
 from device_agents.api import Cluster, Device
 from device_agents.bundle.model import Bundle
 from device_agents.deadline import Deadline
 from device_agents.errors import DeployFailed, DeviceUnreachable, RunnerDied, UnsupportedDevice
+from device_agents.recording import QUESTIONS, parse_vitals
 from kvengine.artifact import Artifact
 from kvengine.errors import ArtifactError
 from kvengine.program import Prefill, Program

@@ -21,7 +21,7 @@ from device_agents.adb.connection import AdbServer
 from device_agents.adb.devices import make_android
 from device_agents.adb.transport import AdbTransport
 from device_agents.bundle import Bundle, build
-from device_agents.config import DeviceConfig
+from device_agents.config import DeviceConfig, DeviceSettings
 from device_agents.deadline import Deadline
 from device_agents.errors import DeadlineExceeded, DeviceUnreachable, InfrastructureError, RunnerDied
 from device_agents.host import HostDevice
@@ -387,3 +387,24 @@ def _left(folder: Path) -> list[list[str]]:
         if str(folder) in " ".join(line):
             found.append(line)
     return found
+
+
+def test_settings_are_on_while_leased_and_put_back_by_whoever_claims_the_phone_next(tmp_path: Path) -> None:
+    wanted = DeviceSettings(fixed_performance=True, stay_on=True, airplane=True, brightness=60)
+    config = DeviceConfig("set", "android", options={"virtual": "true"}, settings=wanted)
+    with closing(make_android(config, tmp_path / "lab")) as device:
+        said = device.claim(Deadline(300))
+        assert said["fixed_performance"] == "on, highest clocks 1704/2367/2914 to 1548/1836/2049 MHz"
+        assert {name: said[name] for name in ("stay_on", "airplane", "brightness")} == {
+            "stay_on": "15",
+            "airplane": "1",
+            "brightness": "60",
+        }
+        device.claim(Deadline(30))  # the last user was killed: its values are not the phone's own
+        device.release(Deadline(30))
+        facts = "settings get system screen_brightness; cmd connectivity airplane-mode"
+        transport = device._reach(Deadline(10))
+        assert transport.checked(facts, Deadline(10)).split() == ["102", "disabled"]
+        assert "2914000" in transport.checked(
+            "cat /sys/devices/system/cpu/cpufreq/policy*/scaling_max_freq", Deadline(10)
+        )

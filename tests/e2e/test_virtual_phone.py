@@ -159,7 +159,9 @@ def test_the_battery_pays_for_the_cpu_time_that_the_phone_uses(
     assert seconds > 0.2
     assert after.cpu_s - before.cpu_s == pytest.approx(seconds, abs=0.15)
     drained_j = (before.charge_uah - after.charge_uah) * 3.912 * 3.6e-3
-    assert drained_j == pytest.approx(after.energy_j - before.energy_j, rel=1e-6)
+    # Its voltage sags under load by what its inner resistance takes, 30 to 60 mV of 3.9 V.
+    assert drained_j == pytest.approx(after.energy_j - before.energy_j, rel=0.03)
+    assert drained_j > after.energy_j - before.energy_j
     assert after.energy_j - before.energy_j > 1.1 * seconds
 
 
