@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import time
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from device_agents import messages
-from device_agents.api import DeviceIdentity, Transport, Vitals
+from device_agents.api import DeviceIdentity, Finding, Transport, Vitals
 from device_agents.blobs import BlobStore, parse_manifest
 from device_agents.deadline import Deadline
-from device_agents.errors import DeployFailed, InfrastructureError
+from device_agents.errors import DeployFailed, InfrastructureError, InfrastructureError
 from device_agents.local import LocalTransport
 from device_agents.recording.logger import script
 from device_agents.recording.record import Plan, Recording
@@ -77,6 +78,20 @@ class HostDevice:
     def vitals(self, deadline: Deadline) -> Vitals:
         deadline.check(f"{self._name}: vitals")
         return read_vitals()
+
+    def diagnose(self, deadline: Deadline) -> tuple[Finding, ...]:
+        """Whether it is busy; whether a runner starts, and how fast."""
+        load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+        busy = Finding("load", "ok", f"{load:.1f} on {cores} cores")
+        if load > cores:
+            busy = Finding("load", "note", f"{load:.1f} on {cores} cores", "measurements will be noisy")
+        began = time.monotonic()
+        try:
+            found = self.identity(deadline).runtime
+        except InfrastructureError as error:
+            return (busy, Finding("runner", "fix", str(error), "see what it wrote, above"))
+        text = f"starts in {time.monotonic() - began:.1f} s, onnxruntime {found.get('onnxruntime', '?')}"
+        return (busy, Finding("runner", "ok", text))
 
     def deploy(self, folder: Path, deadline: Deadline) -> str:
         """See Device.deploy. Blobs are checked by sha256 after copying, and again if touched since.
