@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ from device_agents.errors import InfrastructureError
 from harness import compare
 from harness.programs import Limits
 from harness.recipes import Recipe
-from harness.reference.protocol import Reference
+from harness.reference.protocol import KeysAndValues, Reference
 from harness.tolerances import Tolerance, tolerance_for
 from kvengine.plan import PlanKind
 from kvengine.program import Observation, Program
@@ -55,12 +55,20 @@ class Tally:
             self.limit = max(self.limit, limit)
 
 
+def applies(marks: Collection[str], recipe: Recipe) -> bool:
+    """Whether a property with these pytest markers (see harness.plugin) means anything for ``recipe``."""
+    cache = recipe.export.cache
+    if "hybrid_only" in marks and cache.kind != "hybrid":
+        return False
+    return "quantized_cache_only" not in marks or cache.dtype in ("int8", "int4")
+
+
 @dataclass
 class Cell:
     """One device with one recipe, as a check sees it.
 
     open_plan: opens (and remembers) the session for the same recipe with another cache plan kind.
-    examples: programs a property draws. on_program: called before each, for the progress line.
+    examples: programs a property draws. shrink: look for the smallest failing one. on_program: called before each, for the progress line.
     """
 
     device: str
@@ -71,6 +79,7 @@ class Cell:
     examples: int
     seed: int
     database: str | None = None
+    shrink: bool = True
     on_program: Callable[[Tally], None] = lambda tally: None
     tally: Tally = field(default_factory=Tally)
 
@@ -109,6 +118,13 @@ class Cell:
         tally.rows += agreement.rows
         tally.kl += agreement.kl
         tally.hits += agreement.hits
+
+    def reference_cache(self, tokens: tuple[int, ...]) -> tuple[KeysAndValues, ...]:
+        """The reference's K and V of each layer at every position of ``tokens``."""
+        try:
+            return self.reference.cache(tokens)
+        except InfrastructureError as error:
+            raise InfrastructureStop(error) from error
 
     def check_statistics(self) -> None:
         """Raises AssertionError where all rows together are too far off, though no single one was."""
@@ -152,7 +168,7 @@ class Cell:
             deadline=None,  # a phone is slow; deadlines are the session's
             report_multiple_bugs=False,
             suppress_health_check=list(HealthCheck),
-            phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
+            phases=[Phase.explicit, Phase.reuse, Phase.generate, *([Phase.shrink] if self.shrink else [])],
         )
         @given(drawn)
         def property_holds(value: Drawn) -> None:

@@ -60,9 +60,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", "hybrid_only: a check that means something only for hybrid cache plans"
-    )
+    for marker in (
+        "hybrid_only: a check that means something only for hybrid cache plans",
+        "quantized_cache_only: a check that means something only for int8 and int4 caches",
+    ):
+        config.addinivalue_line("markers", marker)
     if config.getoption("devices") is None:
         return
     if getattr(config.option, "numprocesses", None) or hasattr(config, "workerinput"):

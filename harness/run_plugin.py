@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from harness.checking import applies
 from harness.outcomes import check_result, describe_failure, is_infrastructure
 from harness.progress import Progress
 from harness.run import DeviceRun, RunOptions
@@ -22,12 +23,12 @@ class RunPlugin:
         """One test per device and recipe for ``cell``; per device, model and recipe for ``leg``."""
         run = self.run
         if "cell" in metafunc.fixturenames:
-            hybrid_only = metafunc.definition.get_closest_marker("hybrid_only")
+            marks = {mark.name for mark in metafunc.definition.iter_markers()}
             pairs = [
                 (device, recipe.name)
                 for device in run.devices
                 for recipe in run.recipes.values()
-                if not hybrid_only or recipe.export.cache.kind == "hybrid"
+                if applies(marks, recipe)
             ]
             ids = [f"{device}-{recipe}" for device, recipe in pairs]
             metafunc.parametrize("cell", pairs, ids=ids, indirect=True, scope="session")

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.reference.protocol import Float32Array, Reference
+from harness.reference.protocol import Float32Array, KeysAndValues, Reference
 
 _MIB = 1 << 20
+_CACHES = 256  # sequences whose K and V are kept
 
 
 class CachedReference:
@@ -41,6 +42,7 @@ class CachedReference:
         self._folder_bytes = folder_bytes
         self._kept: OrderedDict[tuple[int, ...], Float32Array] = OrderedDict()
         self._used_bytes = 0
+        self._caches: OrderedDict[tuple[int, ...], tuple[KeysAndValues, ...]] = OrderedDict()
 
     @property
     def identity(self) -> str:
@@ -63,6 +65,15 @@ class CachedReference:
         found.setflags(write=False)
         self._keep(tokens, found)
         return found
+
+    def cache(self, tokens: tuple[int, ...]) -> tuple[KeysAndValues, ...]:
+        """In memory only, the newest few sequences."""
+        if tokens not in self._caches:
+            self._caches[tokens] = self._inner.cache(tokens)
+            if len(self._caches) > _CACHES:
+                self._caches.popitem(last=False)
+        self._caches.move_to_end(tokens)
+        return self._caches[tokens]
 
     def _keep(self, tokens: tuple[int, ...], rows: Float32Array) -> None:
         if rows.nbytes > self._memory_bytes:
