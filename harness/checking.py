@@ -9,6 +9,7 @@ from typing import TypeVar
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.database import DirectoryBasedExampleDatabase
+from hypothesis.errors import FlakyFailure
 
 from device_agents.errors import InfrastructureError
 from harness import compare
@@ -178,4 +179,8 @@ class Cell:
             property_holds()
         except InfrastructureStop as stop:
             raise stop.error from stop.error.__cause__
+        except FlakyFailure as flaky:
+            # An engine that is wrong only now and then is wrong.
+            found = next((e for e in flaky.exceptions if isinstance(e, compare.CheckFailed)), None)
+            raise found or flaky from flaky
         self.check_statistics()

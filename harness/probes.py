@@ -305,7 +305,7 @@ def check_heads(program: Program, found: Sequence[CacheRows], reference: Sequenc
     """Each KV head's rows are nearer to the reference's same head than to any other of the layer."""
     for index, (rows, true) in enumerate(zip(found, reference, strict=True)):
         for name, got, sought in (("K", rows.key, true[0]), ("V", rows.value, true[1])):
-            away = np.linalg.norm(got[:, None] - sought[None, :, rows.positions], axis=(2, 3))  # [got, sought]
+            away = np.linalg.norm(got[:, None] - sought[None][:, :, rows.positions], axis=(2, 3))
             for head, nearest in enumerate(away.argmin(axis=1)):
                 if head != nearest:
                     raise CheckFailed(

@@ -141,16 +141,28 @@ def alive(program: Program, observations: Sequence[Observation]) -> list[Observa
 
 
 @st.composite
-def alone_and_interleaved(draw: st.DrawFn, limits: Limits) -> tuple[Program, Program]:
-    """A sequence of fixed tokens, and the same with another sequence's operations between its own."""
-    alone = draw(any_sequence(limits, greedy=False))
-    others = draw(sequences(limits))
+def interleaved(draw: st.DrawFn, limits: Limits) -> tuple[Program, Program, Program]:
+    """Two sequences in turns, in two states of one program; and each of them alone."""
+    one, two = (draw(sequences(limits, greedy=False)), draw(sequences(limits)))
     operations: list[Operation] = [Fork("other")]
-    for mine, other in itertools.zip_longest(alone.operations, others):
+    for mine, other in itertools.zip_longest(one, two):
         operations += [mine] if mine else []
         operations += [Switch("other"), other, Switch("main")] if other else []
-    capacity = max(alone.capacity, fitting(others).capacity)
-    return alone, Program(capacity, tuple(operations), alone.slack)
+    capacity = max(fitting(one).capacity, fitting(two).capacity) + draw(st.integers(0, 3))
+    slack = draw(slacks(limits))
+    both, first, second = (Program(capacity, tuple(o), slack) for o in (operations, one, two))
+    return both, first, second
+
+
+def of_state(program: Program, observations: Sequence[Observation], name: str) -> list[Observation]:
+    """What was observed of the appending operations in the state ``name``."""
+    current, found = "main", []
+    for operation, seen in zip(program.operations, observations, strict=True):
+        if isinstance(operation, Switch):
+            current = operation.name
+        elif current == name and not isinstance(operation, Fork):
+            found.append(seen)
+    return found
 
 
 @st.composite

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvengine.errors import RecipeError
-from kvengine.plan import CachePlan
+from kvengine.plan import CachePlan, PlanKind
 from kvengine.providers import validate
 from kvengine.recipe import ExportRecipe, SessionRecipe
 
@@ -122,6 +122,12 @@ def settings(recipe: Recipe) -> dict[str, str]:
     ):
         said.update({f"{title} {key}": value for key, value in pairs.items()})
     return said
+
+
+def with_plan(recipe: Recipe, plan: PlanKind) -> Recipe:
+    """The same recipe with another kind of cache plan; windowed slack means nothing elsewhere."""
+    cache = recipe.export.cache
+    return recipe if cache.kind == plan else _with_export(recipe, cache=CachePlan(plan, cache.dtype))
 
 
 def _override(recipe: Recipe, text: str) -> Recipe:

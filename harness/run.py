@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import secrets
 import shlex
 from collections.abc import Callable
@@ -21,14 +20,14 @@ from harness.during import during_info
 from harness.energy import energy_of
 from harness.farm import DeviceSession, Farm
 from harness.provenance import now, provenance
-from harness.recipes import Recipe, parse_recipes, settings
+from harness.recipes import Recipe, parse_recipes, settings, with_plan
 from harness.reference import Reference, start_reference
 from harness.reference.rounded import is_exact, rounded_checkpoint
 from harness.store import open_store
 from harness.store.protocol import Store
 from kvengine.artifact import Artifact
 from kvengine.codec import decode, encode
-from kvengine.plan import CachePlan, PlanKind
+from kvengine.plan import PlanKind
 from kvengine.program import Measurement, Workload
 from kvengine.recipe import ExportRecipe
 from kvengine.session import EngineSession
@@ -119,7 +118,7 @@ class DeviceRun:
         key = (device, recipe.name, plan)
         session = self._sessions.get(key)
         if session is None or session.closed:
-            artifact = self.artifact(self.options.model, _with_plan(recipe, plan))
+            artifact = self.artifact(self.options.model, with_plan(recipe, plan))
             session = self._sessions[key] = self.farm.open(device, artifact, recipe.session, self._on_step)
         return session
 
@@ -290,12 +289,3 @@ def _recorded(session: DeviceSession, workload: Workload) -> tuple[Measurement, 
     except InfrastructureError as error:
         return measurement, DuringInfo(note=f"the recording is lost: {error}")
     return measurement, during_info(record, measurement.began_s, measurement.ended_s)
-
-
-def _with_plan(recipe: Recipe, plan: PlanKind) -> Recipe:
-    """The same recipe with another kind of cache plan; windowed slack means nothing elsewhere."""
-    cache = recipe.export.cache
-    if cache.kind == plan:
-        return recipe
-    other = CachePlan(plan, cache.dtype)
-    return dataclasses.replace(recipe, export=dataclasses.replace(recipe.export, cache=other))

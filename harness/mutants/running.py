@@ -1,0 +1,179 @@
+"""Run mutants against the suite: which property finds each, after how many programs, and how soon."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import pkgutil
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import harness.suite
+from harness.checking import Cell, applies
+from harness.mutants.models import checkpoint
+from harness.mutants.mutant import Mutant
+from harness.recipes import Recipe, parse_recipe, with_plan
+from harness.reference import CachedReference, Reference, TransformersReference
+from kvengine.engine import LocalEngine
+from kvengine.errors import EngineFailure
+from kvengine.export import export
+from kvengine.export.config import read_architecture
+from kvengine.plan import PlanKind
+from kvengine.program import Measurement, Observation, Program, Workload
+from kvengine.recipe import SessionRecipe
+from kvengine.session import EngineSession, SessionInfo
+
+EXAMPLES = 40
+SEED = 20260112
+Property = Callable[[Cell], None]
+
+
+def properties() -> dict[str, Property]:
+    """The suite's checks by short name (P1, P2, ...), in that order; one without a number by its full name."""
+    found: dict[str, Property] = {}
+    for module in pkgutil.iter_modules(harness.suite.__path__):
+        if not module.name.startswith("test_"):
+            continue
+        members = vars(importlib.import_module(f"{harness.suite.__name__}.{module.name}"))
+        for name, function in members.items():
+            if name.startswith("test_") and "cell" in inspect.signature(function).parameters:
+                numbered = re.match(r"test_p(\d+)_", name)
+                found[f"P{numbered[1]}" if numbered else name] = function
+    return dict(sorted(found.items(), key=lambda item: (_number(item[0]), item[0])))
+
+
+def _number(name: str) -> int:
+    return int(name[1:]) if re.fullmatch(r"P\d+", name) else 1000
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One property that found a mutant. examples: programs run on the engine until then."""
+
+    property: str
+    examples: int
+    seconds: float
+    message: str
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the suite made of one mutant. crashes: what the engine died of, which is no kill."""
+
+    mutant: str
+    kills: tuple[Kill, ...]
+    crashes: tuple[str, ...]
+    programs: int
+    seconds: float
+
+
+class Workshop:
+    """The checkpoints, references and engines of one process, under ``root``."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._references: dict[str, Reference] = {}
+
+    def reference(self, model: str) -> Reference:
+        if model not in self._references:
+            self._references[model] = CachedReference(TransformersReference(self.checkpoint(model)))
+        return self._references[model]
+
+    def checkpoint(self, model: str) -> Path:
+        return checkpoint(model, self._root / "checkpoints")
+
+    @contextlib.contextmanager
+    def bench(self, recipe_name: str, model: str, examples: int, seed: int = SEED) -> Iterator[Bench]:
+        """A bench with a fresh engine, exported from ``model`` now, so with whatever mutant is applied."""
+        recipe = parse_recipe(recipe_name)
+        with tempfile.TemporaryDirectory(dir=self._root) as folder:
+            yield Bench(self, Path(folder), recipe, model, examples, seed)
+
+
+class Bench:
+    """One engine under the suite. crash: what the engine died of in the newest program, "" if it did not."""
+
+    def __init__(
+        self, workshop: Workshop, folder: Path, recipe: Recipe, model: str, examples: int, seed: int
+    ) -> None:
+        self._workshop, self._folder, self._recipe, self._model = workshop, folder, recipe, model
+        self._sessions: dict[PlanKind, Watched] = {}
+        self.cell = Cell(
+            device="here",
+            recipe=recipe,
+            spec=read_architecture(workshop.checkpoint(model)).spec,
+            reference=workshop.reference(model),
+            open_plan=self._open,
+            examples=examples,
+            seed=seed,
+            shrink=False,
+        )
+
+    @property
+    def crash(self) -> str:
+        return next((session.crash for session in self._sessions.values() if session.crash), "")
+
+    def _open(self, plan: PlanKind) -> EngineSession:
+        if plan not in self._sessions:
+            wanted = with_plan(self._recipe, plan).export
+            artifact = export(self._workshop.checkpoint(self._model), self._folder / plan, wanted)
+            engine = LocalEngine.open(artifact.folder, SessionRecipe(threads=1), verify=False)
+            self._sessions[plan] = Watched(engine)
+        return self._sessions[plan]
+
+
+class Watched:
+    """An EngineSession that remembers whether its newest program died of anything but a refusal."""
+
+    def __init__(self, engine: EngineSession) -> None:
+        self._engine = engine
+        self.crash = ""
+
+    @property
+    def info(self) -> SessionInfo:
+        return self._engine.info
+
+    def run_program(self, program: Program) -> tuple[Observation, ...]:
+        self.crash = ""
+        try:
+            seen = self._engine.run_program(program)
+        except Exception as error:
+            self.crash = f"{type(error).__name__}: {error}"
+            raise
+        failures = [o.error.message for o in seen if o.error and o.error.type == EngineFailure.__name__]
+        self.crash = failures[0] if failures else ""
+        return seen
+
+    def run_workload(self, workload: Workload) -> Measurement:
+        return self._engine.run_workload(workload)
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def judge(workshop: Workshop, mutant: Mutant, examples: int = EXAMPLES) -> Judged:
+    """Run every property that applies against one mutant, whether or not one before has found it."""
+    kills, crashes, programs, began = [], [], 0, time.monotonic()
+    with mutant.applied(), workshop.bench(mutant.recipe, mutant.model, examples) as bench:
+        for name, check in properties().items():
+            if not applies({mark.name for mark in getattr(check, "pytestmark", ())}, bench.cell.recipe):
+                continue
+            started, message, crash = time.monotonic(), "", ""
+            try:
+                check(bench.cell)
+            except AssertionError as failure:  # CheckFailed, or a statistic over all rows
+                message, crash = str(failure).splitlines()[0], bench.crash
+            except Exception as error:
+                crash = f"{type(error).__name__}: {error}"
+            done = bench.cell.take_tally().programs
+            programs += done
+            if crash:
+                crashes.append(f"{name}: {crash.splitlines()[0]}")
+            elif message:
+                kills.append(Kill(name, done, time.monotonic() - started, message))
+    return Judged(mutant.name, tuple(kills), tuple(crashes), programs, time.monotonic() - began)
