@@ -39,6 +39,15 @@ class Rows:
         held = self.held[row]
         self.tokens[row, held : held + len(tokens)] = tokens
 
+    def compact(self, row: int, sinks: int, keep: int) -> None:
+        """Drop all but the first ``sinks`` and the newest ``keep`` tokens; floors are the caller's."""
+        held = self.held[row]
+        kept = np.r_[:sinks, held - keep : held]
+        self.tokens[row, : len(kept)] = self.tokens[row, kept]
+        later = self.origins[row, held - 1] + 1 + np.arange(self.origins.shape[1] - len(kept))
+        self.origins[row] = np.concatenate([self.origins[row, kept], later])
+        self.held[row] = len(kept)
+
     def take(self, order: Sequence[int]) -> None:
         """Row i becomes what row ``order[i]`` was."""
         chosen = list(order)
