@@ -72,7 +72,7 @@ def rewind(decoder: Decoder, count: int, row: int) -> None:
                 before, after = (plan.oldest(layer, capacity, total) for total in (held, target))
                 _move_up(decoder, index, row, held - before, before - after)
                 rows.floors[index, row] = max(int(rows.floors[index, row]), before)
-        rows.held[row] = target
+        rows.rewind(row, target)
     decoder.cache.trim(rows.longest)
 
 

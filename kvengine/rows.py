@@ -48,6 +48,14 @@ class Rows:
         self.origins[row] = np.concatenate([self.origins[row, kept], later])
         self.held[row] = len(kept)
 
+    def rewind(self, row: int, held: int) -> None:
+        """Keep the first ``held`` tokens; what comes next is as far from them as the rotation of their keys
+        says, which after a compaction counts what it dropped."""
+        capacity = self.origins.shape[1]
+        shift = self.origins[row, -1] - (capacity - 1)
+        self.origins[row, held:] = np.arange(held, capacity) + shift
+        self.held[row] = held
+
     def take(self, order: Sequence[int]) -> None:
         """Row i becomes what row ``order[i]`` was."""
         chosen = list(order)
