@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -17,7 +18,7 @@ from harness.programs import Limits
 from harness.recipes import Recipe
 from harness.reference.protocol import KeysAndValues, Reference
 from harness.tolerances import Tolerance, tolerance_for
-from kvengine.plan import PlanKind
+from kvengine.plan import CachePlan, PlanKind
 from kvengine.program import Observation, Program
 from kvengine.session import EngineSession
 from kvengine.spec import ModelSpec
@@ -94,6 +95,11 @@ class Cell:
         return tolerance_for(self.recipe.export)
 
     @property
+    def plan(self) -> CachePlan:
+        """The cache plan of the recipe's artifact."""
+        return self.recipe.export.cache
+
+    @property
     def limits(self) -> Limits:
         return Limits.of(self.spec)
 
@@ -106,11 +112,17 @@ class Cell:
         except InfrastructureError as error:
             raise InfrastructureStop(error) from error
 
-    def check_reference(self, program: Program, observations: Sequence[Observation]) -> None:
-        """Raises CheckFailed unless the observations are the reference's, within the recipe's tolerance."""
+    def check_reference(
+        self, program: Program, observations: Sequence[Observation], kind: PlanKind | None = None
+    ) -> None:
+        """Raises CheckFailed unless the observations are the reference's, within the recipe's tolerance.
+
+        kind: of the cache plan they were made with, where it is not the recipe's own.
+        """
+        plan = dataclasses.replace(self.plan, kind=kind or self.plan.kind)
         try:
             agreement = compare.agree_with_reference(
-                program, observations, self.reference, self.spec, self.tolerance
+                program, observations, self.reference, self.spec, plan, self.tolerance
             )
         except InfrastructureError as error:
             raise InfrastructureStop(error) from error

@@ -82,6 +82,13 @@ class StaticCache:
         for buffer, contents in zip(self._buffers[layer], (key, value), strict=True):
             buffer.write(contents)
 
+    def put(self, layer: int, key: Stored, value: Stored) -> None:
+        """Overwrite the first rows of K and V of a layer; what is behind them is dead."""
+        whole = self.read(layer)
+        for mine, theirs in zip(whole, (key, value), strict=True):
+            mine[:, :, : theirs.shape[2]] = theirs
+        self.write(layer, *whole)
+
     def trim(self, rows: int) -> None:
         """Nothing to do: the buffers keep their size."""
 
@@ -144,6 +151,12 @@ class GrowingCache:
     def write(self, layer: int, key: Stored, value: Stored) -> None:
         """Replace K and V of a layer; of any number of rows."""
         self._values[layer] = (self._value(key), self._value(value))
+
+    def put(self, layer: int, key: Stored, value: Stored) -> None:
+        """Replace K and V of a layer, padded to as many rows as there must be."""
+        missing = max(0, self._least - key.shape[2])
+        padding = ((0, 0), (0, 0), (0, missing), (0, 0))
+        self.write(layer, np.pad(key, padding), np.pad(value, padding))
 
     def trim(self, rows: int) -> None:
         """Forget what is behind the first ``rows`` rows."""

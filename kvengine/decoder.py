@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from kvengine import editing
+from kvengine import editing, shortcuts, state
 from kvengine.buffers import Buffer
 from kvengine.cache import Cache, GrowingCache, StaticCache, take_rows
 from kvengine.errors import (
@@ -28,6 +29,8 @@ from kvengine.steps import Step, equal_steps, ragged_steps
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
+Tokens = Sequence[int] | Int64Array
+RowTokens = Sequence[Tokens] | Int64Array  # the tokens of each batch row
 
 
 class Decoder:
@@ -66,7 +69,7 @@ class Decoder:
         self._new = Buffer((batch,), np.int32)  # query_seqlens
         device = model.recipe.device_type, model.recipe.device_id
         # Greedy tokens alternate between two buffers: one is read while the other is written.
-        self._tokens = [Buffer((batch, 1), np.int64, *device) for _ in range(2)]
+        self.newest_buffers = [Buffer((batch, 1), np.int64, *device) for _ in range(2)]
         self._every_row = Buffer((batch,), np.int64, *device)
         self._every_row.write(np.arange(batch, dtype=np.int64))
         self._newest = 0  # index of the buffer that holds the newest greedy token
@@ -88,7 +91,7 @@ class Decoder:
 
     def prefill(
         self,
-        tokens: Sequence[int] | Int64Array,
+        tokens: Tokens,
         *,
         chunk: int = 0,
         logits: Literal["all", "last"] = "last",
@@ -103,7 +106,7 @@ class Decoder:
 
     def extend(
         self,
-        tokens: Sequence[Sequence[int]] | Int64Array,
+        tokens: RowTokens,
         *,
         chunk: int = 0,
         logits: Literal["all", "last"] = "last",
@@ -122,7 +125,7 @@ class Decoder:
         """
         return self._append(self._checked_rows(tokens), chunk, logits)
 
-    def check_rows(self, tokens: Sequence[Sequence[int]]) -> None:
+    def check_rows(self, tokens: RowTokens) -> None:
         """Raise what ``extend`` would raise, without running anything."""
         self._checked_rows(tokens)
 
@@ -131,17 +134,44 @@ class Decoder:
         each = [tokens] if isinstance(tokens, int | np.integer) else list(tokens)
         return self.prefill(np.array([[token] for token in each], np.int64))
 
-    def start(self, tokens: Sequence[int] | Int64Array, *, chunk: int = 0) -> Int64Array:
+    def start(self, tokens: Tokens, *, chunk: int = 0) -> Int64Array:
         """Append a prompt ([n], or [batch, n]) and return the greedy next token of each row, int64 [batch].
 
         No logits leave the device; the tokens stay there for ``step``.
         """
         return self._start(self._checked(tokens), chunk)
 
-    def start_rows(self, tokens: Sequence[Sequence[int]] | Int64Array, *, chunk: int = 0) -> Int64Array:
+    def start_rows(self, tokens: RowTokens, *, chunk: int = 0) -> Int64Array:
         """As ``start`` with a prompt of its own for each row; one that gets none is idle, its token means
         nothing."""
         return self._start(self._checked_rows(tokens), chunk)
+
+    def reuse(self, tokens: Sequence[int], *, chunk: int = 0, row: int = 0) -> Float32Array:
+        """Make ``row`` hold exactly ``tokens``, running only those behind the longest common prefix.
+
+        The prefix is kept by ``rewind``; where that cannot reach it, or the row was compacted, the row
+        starts again from nothing. The last token always runs, for its logits.
+
+        Returns:
+            float32 [tokens really run, vocab].
+        """
+        self._check_alive()
+        return shortcuts.reuse(self, tokens, chunk, self._row(row))
+
+    def speculate(
+        self, token: int, count: int, *, draft: int = 4, ngram: int = 2, row: int = 0
+    ) -> tuple[int, ...]:
+        """Append ``token`` and greedy tokens after it, by prompt lookup; the last one is not appended.
+
+        What followed the last ``ngram`` tokens when they last occurred, up to ``draft`` tokens and no more
+        than could be rewound, is run in one step with the newest token. As far as it is what the model
+        would have said it is kept, the rest is rewound: the tokens are those of greedy decoding.
+
+        Returns:
+            the ``count`` tokens that follow ``token``.
+        """
+        self._check_alive()
+        return shortcuts.speculate(self, token, count, draft, ngram, self._row(row))
 
     def step(self, rows: Sequence[bool] | None = None) -> Int64Array:
         """Append the newest greedy token and return the one after it, int64 [batch].
@@ -153,13 +183,13 @@ class Decoder:
         binding = self._feedback[self._newest]
         if self.plan.kind == "growing":
             self.cache.bind(binding)
-        self._advance(binding, self._tokens[self._newest].read(), new)
+        self._advance(binding, self.newest_buffers[self._newest].read(), new)
         self._newest = 1 - self._newest
         return self.newest_token()
 
     def newest_token(self) -> Int64Array:
         """The token that ``start`` or ``step`` found last, int64 [batch]."""
-        newest: Int64Array = self._tokens[self._newest].read().reshape(-1).copy()
+        newest: Int64Array = self.newest_buffers[self._newest].read().reshape(-1).copy()
         return newest
 
     # -- forgetting and moving --------------------------------------------------------------------
@@ -190,6 +220,25 @@ class Decoder:
         self._check_alive()
         editing.rewind(self, count, self._row(row))
 
+    def compact(self, keep: int, sinks: int = 0, row: int = 0) -> None:
+        """Drop all tokens of ``row`` but the first ``sinks`` and the newest ``keep``; makes room, inexactly.
+
+        What it preserves, and what not: nothing that stays is computed again, so the keys and values of
+        later layers still carry what they took from dropped tokens. From here on no token attends to a
+        dropped one. Distances stay: a key that was n positions back still is, sinks included, since
+        all keys are rotated by the same angle. So the logits are exactly those of a model whose
+        attention mask hides the dropped positions from every token appended after this call (up to the
+        rounding of that rotation; an int8 or int4 cache rounds its keys once more). They are not those
+        of a run on the kept tokens alone, nor of the uncompacted run. Windows lose nothing if
+        ``keep`` is at least window - 1, which is demanded where there are sinks.
+
+        Nothing happens where nothing is to be dropped.
+
+        Raises InvalidRequest: keep below 1, sinks below 0, or a window that would reach the sinks.
+        """
+        self._check_alive()
+        editing.compact(self, keep, sinks, self._row(row))
+
     def read_cache(self, layer: int, row: int = 0) -> CacheRows:
         """What ``layer`` holds of ``row``. Raises InvalidRequest for a layer or row there is not."""
         self._check_alive()
@@ -206,7 +255,7 @@ class Decoder:
         chosen = [self._row(row) for row in order]
         take_rows(self.cache, len(self.model.spec.layers), chosen)
         self.rows.take(chosen)
-        for buffer in self._tokens:
+        for buffer in self.newest_buffers:
             buffer.write(buffer.read()[chosen])
 
     def fork(self) -> Decoder:
@@ -217,9 +266,27 @@ class Decoder:
             other.cache.write(layer, key, value)
         other.rows.copy_from(self.rows)
         other._newest = self._newest
-        for mine, theirs in zip(self._tokens, other._tokens, strict=True):
+        for mine, theirs in zip(self.newest_buffers, other.newest_buffers, strict=True):
             theirs.write(mine.read())
         return other
+
+    def save(self, path: str | Path) -> None:
+        """Write the state to ``path``; see kvengine.state. Raises StateError where it cannot be written."""
+        self._check_alive()
+        state.save(self, Path(path))
+
+    def load(self, path: str | Path) -> None:
+        """Replace the state by the one in ``path``, which must be of this artifact, plan, capacity and batch.
+
+        Raises StateError: anything else, a truncated or an altered file; nothing was changed.
+        """
+        state.load(self, Path(path))
+        self._failed = False
+
+    def alone(self, tokens: Tokens, row: int) -> list[Tokens]:
+        """``tokens`` for one row and none for the others. Raises InvalidRequest for a row there is not."""
+        self._row(row)
+        return [tokens if each == row else () for each in range(self.batch)]
 
     # -- inside -----------------------------------------------------------------------------------
 
@@ -233,7 +300,7 @@ class Decoder:
             logits = self._run(step.ids, np.concatenate(step.last_rows), new=step.new)
             newest[ending, 0] = logits.argmax(axis=-1)
         self._newest = 0
-        self._tokens[0].write(newest)
+        self.newest_buffers[0].write(newest)
         return self.newest_token()
 
     def _append(
@@ -247,25 +314,26 @@ class Decoder:
                 found[row].append(answer)
         return np.concatenate([answer for answers in found for answer in answers])
 
-    def _checked(self, tokens: Sequence[int] | Sequence[Sequence[int]] | Int64Array) -> list[Int64Array]:
+    def _checked(self, tokens: Tokens | RowTokens) -> list[Int64Array]:
         """A request for all rows alike, [n] or [batch, n], as each row's tokens; or why it is refused."""
         ids = np.atleast_2d(np.asarray(tokens, dtype=np.int64))
         if ids.size and (ids.ndim != 2 or ids.shape[0] != self.batch):
             raise InvalidRequest(f"sought tokens of shape [{self.batch}, n], found {list(ids.shape)}")
         return self._checked_rows(ids if ids.size else [()] * self.batch)
 
-    def _checked_rows(self, tokens: Sequence[Sequence[int]] | Int64Array) -> list[Int64Array]:
+    def _checked_rows(self, tokens: RowTokens) -> list[Int64Array]:
         """The tokens of each row, or the reason they are refused."""
         if len(tokens) != self.batch:
             raise InvalidRequest(f"sought tokens for {self.batch} rows, found {len(tokens)}")
         parts = [np.asarray(part, np.int64).reshape(-1) for part in tokens]
-        if not any(part.size for part in parts):
-            raise EmptyPrompt("sought at least one token to append, found none; pass a token such as BOS")
-        self._check_tokens(np.concatenate(parts))
+        self.check_tokens(np.concatenate(parts))
         self._check_room(1, np.array([part.size for part in parts]))
         return parts
 
-    def _check_tokens(self, ids: Int64Array) -> None:
+    def check_tokens(self, ids: Int64Array) -> None:
+        """Raises EmptyPrompt, InvalidToken."""
+        if not ids.size:
+            raise EmptyPrompt("sought at least one token to append, found none; pass a token such as BOS")
         vocabulary = self.model.spec.vocab_size
         outside = ids[(ids < 0) | (ids >= vocabulary)]
         if outside.size:
@@ -318,7 +386,7 @@ class Decoder:
         binding.clear_binding_outputs()
         if keep_token:
             self._newest = 0
-            binding.bind_ortvalue_output("next_token", self._tokens[0].value)
+            binding.bind_ortvalue_output("next_token", self.newest_buffers[0].value)
         else:
             binding.bind_output("logits", "cpu")
         self.cache.bind(binding)
@@ -382,8 +450,8 @@ class Decoder:
     def _make_feedback_binding(self, source: int) -> ort.IOBinding:
         """A step that reads its token from one buffer and writes the next into the other."""
         binding = self._make_binding()
-        binding.bind_ortvalue_input("input_ids", self._tokens[source].value)
+        binding.bind_ortvalue_input("input_ids", self.newest_buffers[source].value)
         binding.bind_ortvalue_input("logits_index", self._every_row.value)
-        binding.bind_ortvalue_output("next_token", self._tokens[1 - source].value)
+        binding.bind_ortvalue_output("next_token", self.newest_buffers[1 - source].value)
         self.cache.bind(binding)
         return binding

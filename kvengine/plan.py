@@ -88,8 +88,8 @@ class CachePlan:
 
         The bound, and why it is right: let b = max(base(T), floor), so that positions [b, T) are
         there. Rewound to T', the next query stands at T' and its window W reads positions
-        T'-W+1 .. T'-1 from the cache; later queries read newer ones only. So T' is exact if and
-        only if b = 0 or b <= T'-W+1, that is T' >= b + W - 1, for any layout of the rows.
+        T'-W+1 .. T'-1 from the cache; later queries read newer ones only. So (W > 1) T' is exact if
+        and only if b = 0 or b <= T'-W+1, that is T' >= b + W - 1, for any layout of the rows.
 
         The rows may have to move. base(T) is a multiple m*G of G = C-W+1, and base(T') = m*G exactly
         for T' > C + (m-1)*G = base(T) + W - 1: there the buffer is already as the op wants it (its
