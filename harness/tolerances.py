@@ -9,7 +9,7 @@ that perplexity hides damage.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvengine.recipe import ExportRecipe
 
@@ -38,7 +38,12 @@ class Tolerance:
 FLOAT32 = Tolerance(logits=1e-4, row_kl=1e-6, mean_kl=1e-7, top1=0.99, same=1e-4)
 FLOAT16 = Tolerance(logits=5e-2, row_kl=1e-3, mean_kl=1e-4, top1=0.95, same=5e-2)
 INT8 = Tolerance(logits=None, row_kl=0.1, mean_kl=0.02, top1=0.8, same=0.5)
-INT4 = Tolerance(logits=None, row_kl=3.0, mean_kl=0.6, top1=0.15, same=3.0)
+INT4 = Tolerance(logits=None, row_kl=3.0, mean_kl=0.6, top1=0.15, same=1.0)
+
+# Two ways through one engine write the same codes, but for one that float noise meets at a tie: 0.025 at
+# most over some 10,000 programs on tiny models. Rounded weights round activations as well, and there it is
+# 0.2 with an int8 cache and 0.27 with an int4 cache, so that the bands above are wider.
+_SAME_CODES = 0.2
 
 
 def tolerance_for(recipe: ExportRecipe) -> Tolerance:
@@ -47,9 +52,11 @@ def tolerance_for(recipe: ExportRecipe) -> Tolerance:
     Rounded weights alone do not widen it, for their reference runs on the same rounded weights (see
     harness.reference.rounded). Under int8 and int4 weights MatMulNBits rounds its activations to int8.
     """
-    if recipe.cache.dtype == "int4":
-        return INT4
-    if recipe.cache.dtype == "int8" or recipe.weights in ("int8", "int4"):
+    rounded = recipe.weights in ("int8", "int4")
+    if recipe.cache.dtype in ("int8", "int4"):
+        band = INT4 if recipe.cache.dtype == "int4" else INT8
+        return band if rounded else replace(band, same=_SAME_CODES)
+    if rounded:
         return INT8
     if "float16" in (recipe.activations, recipe.cache.dtype):
         return FLOAT16

@@ -19,6 +19,7 @@ from harness.mutants.models import checkpoint
 from harness.mutants.mutant import Mutant
 from harness.recipes import Recipe, parse_recipe, with_plan
 from harness.reference import CachedReference, Reference, TransformersReference
+from harness.reference.rounded import is_exact, rounded_checkpoint
 from kvengine.engine import LocalEngine
 from kvengine.errors import EngineFailure
 from kvengine.export import export
@@ -77,12 +78,16 @@ class Workshop:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._references: dict[str, Reference] = {}
+        self._references: dict[Path, Reference] = {}
 
-    def reference(self, model: str) -> Reference:
-        if model not in self._references:
-            self._references[model] = CachedReference(TransformersReference(self.checkpoint(model)))
-        return self._references[model]
+    def reference(self, model: str, recipe: Recipe) -> Reference:
+        """The oracle on the weights that ``recipe`` keeps, one for each set of weights."""
+        folder = self.checkpoint(model)
+        if not is_exact(recipe.export):
+            folder = rounded_checkpoint(folder, recipe.export, self._root / "rounded")
+        if folder not in self._references:
+            self._references[folder] = CachedReference(TransformersReference(folder))
+        return self._references[folder]
 
     def checkpoint(self, model: str) -> Path:
         return checkpoint(model, self._root / "checkpoints")
@@ -107,7 +112,7 @@ class Bench:
             device="here",
             recipe=recipe,
             spec=read_architecture(workshop.checkpoint(model)).spec,
-            reference=workshop.reference(model),
+            reference=workshop.reference(model, recipe),
             open_plan=self._open,
             examples=examples,
             seed=seed,
