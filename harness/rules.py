@@ -6,6 +6,7 @@ was appended at, and which positions are hidden from which later ones.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -209,6 +210,11 @@ class Rules:
             case Load(name):
                 self._load(name)
         return []
+
+    def attempt(self, operation: Operation, chosen: Sequence[int] = ()) -> None:
+        """As ``do``; what must be refused changes nothing."""
+        with contextlib.suppress(Refused):
+            self.do(operation, chosen)
 
     def positions(self, operation: ReadCache) -> tuple[int, ...]:
         """The positions that ReadCache must find."""

@@ -401,13 +401,17 @@ class Decoder:
         held, count = self.rows.held, ids.shape[1]
         counts = [count] * self.batch if new is None else new.tolist()
         totals = [before + added for before, added in zip(held, counts, strict=True)]
-        lengths = totals
-        if new is not None and self.plan.kind != "growing":
-            # The op wants room for the padded chunk in idle rows too; one that says it holds a
+        lengths, bound = totals, max(totals)
+        if new is not None and self.plan.kind == "growing":
+            lengths = [max(total, 1) for total in totals]  # the op knows no empty row
+            bound = max(*held, 1) + count  # the length of the present, which must hold the padding too
+        elif new is not None:
+            # The op wants room for the padded chunk in idle rows as well; one that says it holds a
             # single token has it, and is not touched either.
             lengths = [total if added else 1 for total, added in zip(totals, counts, strict=True)]
-        self._lengths.read()[:] = [max(length, 1) - 1 for length in lengths]
-        self._total.read()[:] = max(totals) if new is None else max(held) + count
+            bound = max(lengths)
+        self._lengths.read()[:] = [length - 1 for length in lengths]
+        self._total.read()[:] = bound
         self._new.read()[:] = counts
         try:
             self.model.session.run_with_iobinding(binding, self.model.run_options)
@@ -428,6 +432,8 @@ class Decoder:
         spec, activations = self.model.spec, self.model.artifact.manifest.recipe.activations
         # The op wants a row for every row of the longest cache, also where the window exceeds the capacity.
         rows = max(self.capacity, *(self.plan.rows(layer, self.capacity) for layer in spec.layers))
+        if self.batch > 1 and self.plan.kind == "growing":
+            rows *= 2  # and for the padding of a ragged batch
         tables = []
         for index, rope in enumerate(spec.ropes):
             head_dim = next(layer.head_dim for layer in spec.layers if layer.rope == index)
