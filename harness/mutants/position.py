@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import onnx
 
+import kvengine.decoder
 from harness.mutants import seams
-from harness.mutants.mutant import Mutant
+from harness.mutants.mutant import Mutant, Patch
 from kvengine.spec import RopeSpec
 
 _COS = 7  # input of GroupQueryAttention; sin follows
@@ -141,7 +142,7 @@ MUTANTS = (
         24,
         "genai#1161",
         "from position 8 on RoPE has another factor, and the cache is not computed anew",
-        (seams.Patch(seams.kvengine.decoder, "rope_tables", _switching),),
+        (Patch(kvengine.decoder, "rope_tables", _switching),),
         recipe="static",
     ),
     Mutant(

@@ -35,21 +35,33 @@ Property = Callable[[Cell], None]
 
 
 def properties() -> dict[str, Property]:
-    """The suite's checks by short name (P1, P2, ...), in that order; one without a number by its full name."""
-    found: dict[str, Property] = {}
+    """The suite's checks by short name, P1 first; where a property has several, P7 and P7b.
+
+    One without a number goes by its full name.
+    """
+    functions = []
     for module in pkgutil.iter_modules(harness.suite.__path__):
-        if not module.name.startswith("test_"):
-            continue
-        members = vars(importlib.import_module(f"{harness.suite.__name__}.{module.name}"))
-        for name, function in members.items():
-            if name.startswith("test_") and "cell" in inspect.signature(function).parameters:
-                numbered = re.match(r"test_p(\d+)_", name)
-                found[f"P{numbered[1]}" if numbered else name] = function
-    return dict(sorted(found.items(), key=lambda item: (_number(item[0]), item[0])))
+        if module.name.startswith("test_"):
+            members = vars(importlib.import_module(f"{harness.suite.__name__}.{module.name}"))
+            functions += [f for name, f in members.items() if name.startswith("test_") and _is_check(f)]
+    found: dict[str, Property] = {}
+    for function in sorted(functions, key=lambda f: _number(f.__name__)):  # stable: as they stand in the file
+        number, name = _number(function.__name__), function.__name__.removeprefix("test_").replace("_", " ")
+        short = f"P{number}" if number < _UNNUMBERED else name
+        found[short if short not in found else f"{short}b"] = function
+    return found
+
+
+_UNNUMBERED = 1000
+
+
+def _is_check(member: object) -> bool:
+    return inspect.isfunction(member) and "cell" in inspect.signature(member).parameters
 
 
 def _number(name: str) -> int:
-    return int(name[1:]) if re.fullmatch(r"P\d+", name) else 1000
+    numbered = re.match(r"test_p(\d+)_", name)
+    return int(numbered[1]) if numbered else _UNNUMBERED
 
 
 @dataclass(frozen=True)

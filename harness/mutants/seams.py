@@ -218,10 +218,10 @@ def tables(alter: Callable[[Array, RopeSpec], Array]) -> Patch:
     return Patch(kvengine.decoder, "rope_tables", wrap)
 
 
-def other_rope(alter: Callable[[RopeSpec], RopeSpec]) -> Patch:
-    """The decoder makes its tables of another RopeSpec."""
+def other_rope(alter: Callable[[RopeSpec], RopeSpec], user: Any = kvengine.decoder) -> Patch:
+    """The module ``user`` makes its tables of another RopeSpec."""
     return Patch(
-        kvengine.decoder,
+        user,
         "rope_tables",
         lambda make: lambda rope, positions, head_dim: make(alter(rope), positions, head_dim),
     )
@@ -229,6 +229,11 @@ def other_rope(alter: Callable[[RopeSpec], RopeSpec]) -> Patch:
 
 def method(owner: Any, name: str, broken: Callable[..., Any]) -> Patch:
     """``owner.name`` becomes ``broken(original, *arguments)``."""
+    return Patch(owner, name, calling(broken))
+
+
+def calling(broken: Callable[..., Any]) -> Callable[[Any], Any]:
+    """A Patch's ``wrap`` of a function that takes the original first."""
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
@@ -236,5 +241,4 @@ def method(owner: Any, name: str, broken: Callable[..., Any]) -> Patch:
 
         return call
 
-    return Patch(owner, name, wrap)
-
+    return wrap

@@ -17,7 +17,7 @@ from harness.compare import CheckFailed
 from kvengine.program import Program
 
 
-def test_p1_every_step_equals_the_reference(cell: Cell) -> None:
+def test_p01_every_step_equals_the_reference(cell: Cell) -> None:
     """P1: every step equals the cacheless reference
 
     Catalogue 1-9, 11-16, 18, 20-25, 27-28, 33, 37, 43, 47-49, 52, 54-56. A window too large for
@@ -34,7 +34,7 @@ def test_p1_every_step_equals_the_reference(cell: Cell) -> None:
 
 
 @pytest.mark.hybrid_only
-def test_p2_windowed_layers_equal_full_length_layers(cell: Cell) -> None:
+def test_p02_windowed_layers_equal_full_length_layers(cell: Cell) -> None:
     """P2: window-sized layers equal full-length layers with a mask
 
     Catalogue 3, 7, 11, 13-18. Stays beside P1 although P1 finds the same at float32: int8 and int4
@@ -49,7 +49,7 @@ def test_p2_windowed_layers_equal_full_length_layers(cell: Cell) -> None:
     cell.for_all(programs.any_sequence(cell.limits, greedy=False), check)
 
 
-def test_p3_the_cache_holds_the_newest_positions(cell: Cell) -> None:
+def test_p03_the_cache_holds_the_newest_positions(cell: Cell) -> None:
     """P3: every cache row holds the position it should, and no other
 
     Catalogue 3, 13-18, 34: each row's K and V must be nearest to the reference's at the position that
@@ -65,7 +65,7 @@ def test_p3_the_cache_holds_the_newest_positions(cell: Cell) -> None:
     cell.for_all(programs.any_sequence(cell.limits, greedy=False), check)
 
 
-def test_p4_a_window_ends_where_it_should(cell: Cell) -> None:
+def test_p04_a_window_ends_where_it_should(cell: Cell) -> None:
     """P4: the key at distance W has no effect, to the last bit; the one at W - 1 has
 
     Catalogue 1, 2, 6-8, 10, 12. Bits need no tolerance, so it also sees what an int4 cache hides from P1.
@@ -88,7 +88,7 @@ def test_p4_a_window_ends_where_it_should(cell: Cell) -> None:
         raise CheckFailed(f"the oldest token in the window mattered in {felt} of {tried} programs", last)
 
 
-def test_p5_any_chunking_equals_one_shot(cell: Cell) -> None:
+def test_p05_any_chunking_equals_one_shot(cell: Cell) -> None:
     """P5: any chunking of a prompt equals one shot
 
     Catalogue 8, 9, 11-14, 43, 51.
@@ -104,7 +104,7 @@ def test_p5_any_chunking_equals_one_shot(cell: Cell) -> None:
     cell.for_all(programs.chunked_twice(cell.limits), check)
 
 
-def test_p6_only_distances_between_positions_matter(cell: Cell) -> None:
+def test_p06_only_distances_between_positions_matter(cell: Cell) -> None:
     """P6: where a sequence stands does not matter, and K turns by its layer's own RoPE
 
     Catalogue 4, 18, 20-25. In a prompt of one token repeated, attention has the same values everywhere:
@@ -120,7 +120,7 @@ def test_p6_only_distances_between_positions_matter(cell: Cell) -> None:
     cell.for_all(probes.repeated(cell.limits), check)
 
 
-def test_p8_room_is_all_that_capacity_changes(cell: Cell) -> None:
+def test_p08_room_is_all_that_capacity_changes(cell: Cell) -> None:
     """P8: a request past the capacity is refused and changes nothing; more room changes no answer
 
     Catalogue 17, 19, 28, 29, 34.
@@ -134,7 +134,7 @@ def test_p8_room_is_all_that_capacity_changes(cell: Cell) -> None:
     cell.for_all(programs.rooms(cell.limits), check)
 
 
-def test_p9_the_dead_never_matter(cell: Cell) -> None:
+def test_p09_the_dead_never_matter(cell: Cell) -> None:
     """P9: neither NaN in unused cache rows nor what was before a reset changes a bit
 
     Catalogue 5, 19, 28, 30, 35, 36, 42.
