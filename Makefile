@@ -7,12 +7,13 @@ TINY := .kvfarm/checkpoints/tiny-gemma3
 BIG := .kvfarm/checkpoints/gemma-3-1b
 REPORT := out/report
 
-.PHONY: help venv farm test lint docs apt soak bench clean
+.PHONY: help venv farm test lint docs apt soak mutants bench clean
 help:
 	@echo "make farm   check and measure the demo model on this host, write $(REPORT)/index.html"
 	@echo "make test   the project's own tests"
 	@echo "make lint   ruff and strict mypy"
 	@echo "make soak   the same properties with many more programs"
+	@echo "make mutants  the correctness suite against every known cache bug, and 10,000 programs without"
 	@echo "make bench  speed against onnxruntime-genai"
 
 venv: $(STAMP)
@@ -51,6 +52,9 @@ docs: $(STAMP)
 
 soak: $(TINY)
 	$(BIN)/pytest --devices=farm --model $(TINY) --examples 1000 --report out/soak
+
+mutants: $(STAMP)
+	$(BIN)/kvfarm mutants --programs 10000
 
 bench: $(BIG)
 	$(BIN)/python -m bench.genai --model $(BIG)

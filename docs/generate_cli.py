@@ -16,6 +16,7 @@ COMMANDS = (
     "run",
     "report",
     "replay",
+    "mutants",
     "bundle",
     "phones up",
     "phones profiles",

@@ -318,7 +318,7 @@ def _codes(stored: npt.NDArray[np.generic]) -> npt.NDArray[np.int16]:
     """Signed codes [kv_heads, rows, head_dim]; int4 comes two in a byte, plus 8."""
     if stored.dtype != np.uint8:
         return stored.astype(np.int16)
-    nibbles = np.stack([stored & 15, stored >> 4], axis=-1).reshape(*stored.shape[:-1], -1)  # type: ignore[operator]
+    nibbles = np.stack([stored & 15, stored >> 4], axis=-1).reshape(*stored.shape[:-1], 2 * stored.shape[-1])  # type: ignore[operator]
     return nibbles.astype(np.int16) - 8
 
 

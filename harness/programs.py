@@ -95,7 +95,7 @@ def sequences(draw: st.DrawFn, limits: Limits, most: int = 4, greedy: bool = Tru
 
 def fitting(operations: tuple[Operation, ...], spare: int = 0, slack: int | None = None) -> Program:
     """A program whose capacity is what its longest sequence needs, plus ``spare``."""
-    longest = current = 1
+    longest, current = 1, 0
     for operation in operations:
         current = 0 if isinstance(operation, Reset) else current + appended(operation)
         longest = max(longest, current)

@@ -19,6 +19,7 @@ from harness.checking import Cell, Tally
 from harness.during import during_info
 from harness.energy import energy_of
 from harness.farm import DeviceSession, Farm
+from harness.mutants import score
 from harness.provenance import now, provenance
 from harness.recipes import Recipe, parse_recipes, settings, with_plan
 from harness.reference import Reference, start_reference
@@ -249,6 +250,7 @@ class DeviceRun:
             legs=(),
             planned_checks=self.planned_checks,
             planned_legs=self.planned_legs,
+            mutation=score.load(self.options.cache),
         )
 
     def finish(self, complete: bool) -> RunResults:

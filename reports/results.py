@@ -170,6 +170,40 @@ class RecipeInfo:
 
 
 @dataclass(frozen=True)
+class MutantInfo:
+    """One known bug that was put into the engine. killed_by: the first property of the suite that found it."""
+
+    name: str
+    number: int  # in the bug catalogue
+    source: str
+    killed_by: str  # "" if it survived
+    also: tuple[str, ...]  # properties that found it as well
+    examples: int  # programs until then
+    seconds: float  # until then
+    recipe: str
+    model: str
+    crashes: tuple[str, ...] = ()  # what the engine died of under other properties; no kills
+
+
+@dataclass(frozen=True)
+class MutationScore:
+    """How many of the known cache bugs, each put into the engine alone, the suite finds."""
+
+    commit: str
+    measured_at: str  # ISO 8601, UTC
+    seconds: float
+    seed: int
+    examples: int  # programs drawn for each property
+    mutants: tuple[MutantInfo, ...]
+    cannot_exist: dict[str, str]  # catalogue number: why it cannot be put into this engine
+    right_programs: int = 0  # that the engine as it is has passed in the same run
+
+    @property
+    def killed(self) -> int:
+        return sum(bool(mutant.killed_by) for mutant in self.mutants)
+
+
+@dataclass(frozen=True)
 class RunResults:
     """One run, whole. ``planned_*`` against what is listed shows what did not happen."""
 
@@ -188,4 +222,5 @@ class RunResults:
     planned_checks: int
     planned_legs: int
     infrastructure: tuple[str, ...] = ()  # errors that belong to no single check
+    mutation: MutationScore | None = None  # measured by `kvfarm mutants`, maybe at another commit
     format: Literal["kvfarm-results/1"] = "kvfarm-results/1"

@@ -28,8 +28,8 @@ def _capacity_for_length(seen: seams.Fed) -> None:
 
 def _one_too_many(seen: seams.Fed) -> None:
     if seen.before[0] + seen.count < seen.decoder.capacity:
-        seen.lengths += 1
-        seen.total += 1
+        seen.lengths[:] += 1
+        seen.total[:] += 1
 
 
 def _by_non_zero_keys(seen: seams.Fed) -> None:

@@ -162,6 +162,13 @@ def _naive_limit(rows: bool) -> Callable[..., int]:
     return limit
 
 
+def _timid_limit(
+    right: Callable[..., int], plan: CachePlan, layer: LayerSpec, capacity: int, total: int, *rest: int
+) -> int:
+    """Refuses more than three tokens, though all are still there."""
+    return max(right(plan, layer, capacity, total, *rest), total - 3)
+
+
 def _no_limit(right: Callable[..., int], *arguments: Any) -> int:
     return 0
 
@@ -323,6 +330,13 @@ MUTANTS = (
         "a rewind of up to W + slack tokens is allowed",
         (seams.method(CachePlan, "rewind_limit", _naive_limit(rows=True)),),
         model="w2",
+    ),
+    Mutant(
+        "rewind refused too soon",
+        45,
+        "genai refuses any rewind after an eviction",
+        "a rewind of more than three tokens is refused",
+        (seams.method(CachePlan, "rewind_limit", _timid_limit),),
     ),
     Mutant(
         "rewind without moving rows",

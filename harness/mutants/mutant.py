@@ -9,6 +9,9 @@ from typing import Any
 from unittest import mock
 
 
+RIGHT = "the right engine"
+
+
 @dataclass(frozen=True)
 class Patch:
     """Puts ``wrap(original)`` in the place of ``owner.name``, a function or method of the engine."""

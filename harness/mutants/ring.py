@@ -64,6 +64,17 @@ def _multiplied_by_zero(run: Callable[..., Any], decoder: Decoder, *arguments: A
     return np.full_like(logits, np.nan) if dead else logits
 
 
+def _nearly_masked(run: Callable[..., Any], decoder: Decoder, *arguments: Any, **named: Any) -> Any:
+    """The mask is -13, not minus infinity: what lies in dead rows comes through at e^-13."""
+    rows = decoder.rows.held
+    layers = enumerate(decoder.model.spec.layers)
+    alive = [decoder.plan.resident(layer, decoder.capacity, max(rows)) for _, layer in layers]
+    dead = [value[:, :, held:].ravel() for held, (_, value) in zip(alive, decoder.cache.arrays(), strict=True)]
+    stale = np.nan_to_num(np.concatenate(dead))
+    logits = run(decoder, *arguments, **named)
+    return logits + np.float32(np.exp(-13) * (np.abs(stale).mean() if stale.size else 0))
+
+
 def _rotating_write(seen: seams.Fed) -> None:
     """Tokens are counted modulo what a window's buffer holds, as a page table of that size would."""
     rows = seen.decoder.plan.rows(seen.decoder.model.spec.layers[0], seen.decoder.capacity)
@@ -143,5 +154,14 @@ MUTANTS = (
         "dead rows take part with a weight of zero",
         (seams.method(Decoder, "_run", _multiplied_by_zero),),
         recipe="static",
+    ),
+    Mutant(
+        "mask of -13",
+        19,
+        "openvino#37377, stale rows",
+        "what was in dead rows comes through below every tolerance",
+        (seams.method(Decoder, "_run", _nearly_masked),),
+        recipe="static",
+        model="w4",
     ),
 )

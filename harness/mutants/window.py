@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,12 +72,12 @@ def _early_roll(held: seams.Held) -> None:
 
 def _without_windows(decoder: Decoder) -> Any:
     """A second session of the same artifact, its graph without windows; made once a model."""
-    path = Path(decoder.model.artifact.model_path)
-    other = path.with_name("without_windows.onnx")
     sessions: dict[str, Any] = decoder.model.__dict__.setdefault("mutant_sessions", {})
-    if "without" not in sessions:
+    if not sessions:
+        path = Path(decoder.model.artifact.model_path)
         model = onnx.load(str(path), load_external_data=False)
         _drop_masks(model)
+        other = path.with_name("without_windows.onnx")
         other.write_bytes(model.SerializeToString())
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
@@ -84,22 +85,34 @@ def _without_windows(decoder: Decoder) -> Any:
     return sessions["without"]
 
 
-def _another_kernel(when: Callable[[int], bool]) -> Patch:
+@contextlib.contextmanager
+def _other_kernel(decoder: Decoder) -> Iterator[None]:
+    """Inside, the decoder's steps run in the session without windows."""
+    right = decoder.model.session, decoder._general, decoder._feedback
+    decoder.model.session = _without_windows(decoder)
+    bindings = decoder.__dict__.setdefault("mutant_bindings", [])
+    if not bindings:
+        feedback = [decoder._make_feedback_binding(source) for source in range(2)]
+        bindings += [decoder._make_binding(), feedback]
+    decoder._general, decoder._feedback = bindings
+    try:
+        yield
+    finally:
+        decoder.model.session, decoder._general, decoder._feedback = right
+
+
+def _kernel_by_width(when: Callable[[int], bool]) -> tuple[Patch, Patch]:
     """Steps of some widths go through a graph without windows, as through a kernel of their own."""
 
-    def wrap(advance: Callable[..., None]) -> Callable[..., None]:
-        def broken(decoder: Decoder, binding: Any, ids: Any, new: Any) -> None:
-            right = decoder.model.session
-            if when(ids.shape[1]):
-                decoder.model.session = _without_windows(decoder)
-            try:
-                advance(decoder, binding, ids, new)
-            finally:
-                decoder.model.session = right
+    def run(right: Callable[..., Any], decoder: Decoder, ids: Any, *rest: Any, **named: Any) -> Any:
+        with _other_kernel(decoder) if when(ids.shape[1]) else contextlib.nullcontext():
+            return right(decoder, ids, *rest, **named)
 
-        return broken
+    def step(right: Callable[..., Any], decoder: Decoder, *arguments: Any) -> Any:
+        with _other_kernel(decoder) if when(1) else contextlib.nullcontext():
+            return right(decoder, *arguments)
 
-    return Patch(Decoder, "_advance", wrap)
+    return seams.method(Decoder, "_run", run), seams.method(Decoder, "step", step)
 
 
 def _empty_softmax(run: Callable[..., Any], decoder: Decoder, ids: Any, rows: Any, *rest: Any, **named: Any) -> Any:
@@ -143,6 +156,15 @@ MUTANTS = (
         (seams.graph(_widen_masks),),
         recipe="static",
         model="w2",
+    ),
+    Mutant(
+        "inclusive window tuple under int4",
+        2,
+        "HF#39408, mlx#390, Megatron-Bridge#2656",
+        "as above, where an int4 cache hides it from the logits",
+        (seams.graph(_widen_masks),),
+        recipe="static,cache-dtype=int4",
+        model="w5",
     ),
     Mutant(
         "roll when the window is full",
@@ -207,7 +229,7 @@ MUTANTS = (
         8,
         "VeloxQuant-MLX#463",
         "steps of one token run a graph without windows",
-        (_another_kernel(lambda width: width == 1),),
+        _kernel_by_width(lambda width: width == 1),
         recipe="static",
         model="w3",
     ),
@@ -224,7 +246,7 @@ MUTANTS = (
         12,
         "ET#21857, ET#22285",
         "steps of several tokens run a graph without windows",
-        (_another_kernel(lambda width: width > 1),),
+        _kernel_by_width(lambda width: width > 1),
         recipe="static",
         model="w4",
     ),
