@@ -53,9 +53,7 @@ class Rows:
     spec: ModelSpec
     tolerance: Tolerance
 
-    def check(
-        self, program: Program, found: Sequence[CacheRows], reference: Sequence[KeysAndValues]
-    ) -> None:
+    def check(self, program: Program, found: Sequence[CacheRows], reference: Sequence[KeysAndValues]) -> None:
         """Raises CheckFailed unless every layer's rows are the newest positions, each where it should be."""
         slack = self.plan.slack if program.slack is None else program.slack
         for index, (layer, rows, true) in enumerate(zip(self.spec.layers, found, reference, strict=True)):
@@ -229,9 +227,9 @@ def check_repeated(
         clipped |= clipped[:, :1]
         clipped |= np.roll(clipped, key_room.shape[1] // 2, axis=2)
         if ((np.abs(cache.key - sought) > mixed[:, None]) & ~clipped).any() or np.isnan(cache.key).any():
+            theta = spec.ropes[layer.rope].theta
             raise CheckFailed(
-                f"layer {index}: K of one repeated token does not turn by theta {spec.ropes[layer.rope].theta:g}",
-                program,
+                f"layer {index}: K of one repeated token does not turn by theta {theta:g}", program
             )
 
 
@@ -289,9 +287,7 @@ def check_same_codes(program: Program, one: Sequence[CacheRows], other: Sequence
             most, share = 4, 0.25
 
 
-def check_codes(
-    program: Program, rows: CacheRows, reference: KeysAndValues, recipe: ExportRecipe
-) -> None:
+def check_codes(program: Program, rows: CacheRows, reference: KeysAndValues, recipe: ExportRecipe) -> None:
     """Layer 0's elements are within half a scale of the reference's, few are clipped, scales are used."""
     if recipe.weights in ("int8", "int4"):
         return  # MatMulNBits rounds activations, so K and V are not the reference's to begin with
@@ -333,5 +329,6 @@ def check_heads(program: Program, found: Sequence[CacheRows], reference: Sequenc
             for head, nearest in enumerate(away.argmin(axis=1)):
                 if head != nearest:
                     raise CheckFailed(
-                        f"layer {index}: {name} of KV head {head} is nearest to that of head {nearest}", program
+                        f"layer {index}: {name} of KV head {head} is nearest to that of head {nearest}",
+                        program,
                     )

@@ -171,7 +171,7 @@ class RecipeInfo:
 
 @dataclass(frozen=True)
 class MutantInfo:
-    """One known bug that was put into the engine. killed_by: the first property of the suite that found it."""
+    """One known bug that was put into the engine. killed_by: the suite's first property that found it."""
 
     name: str
     number: int  # in the bug catalogue
@@ -190,7 +190,7 @@ class MutationScore:
     """How many of the known cache bugs, each put into the engine alone, the suite finds."""
 
     commit: str
-    measured_at: str  # ISO 8601, UTC
+    started_at: str  # ISO 8601, UTC
     seconds: float
     seed: int
     examples: int  # programs drawn for each property

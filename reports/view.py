@@ -12,6 +12,7 @@ from reports.correctness import CheckGrid, OverviewRow, check_grids, overview_ro
 from reports.devices import DeviceView, device_view, unique
 from reports.failures import Problem, problems
 from reports.measurements import MeasureGroup, measure_groups
+from reports.mutation import MutationView, mutation_view
 from reports.provenance import LegProvenance, leg_provenance
 from reports.results import RunResults
 from reports.verdict import Counts as Counts
@@ -42,6 +43,7 @@ class ReportView:
     recipes: tuple[RecipeView, ...]
     overview: tuple[OverviewRow, ...]
     grids: tuple[CheckGrid, ...]
+    mutation: MutationView | None
     measures: tuple[MeasureGroup, ...]
     failures: tuple[Problem, ...]
     infrastructure: tuple[Problem, ...]
@@ -72,6 +74,7 @@ def build_view(results: RunResults) -> ReportView:
         recipes=tuple(RecipeView(name, settings.get(name, ())) for name in recipes),
         overview=tuple(overview_row(results, device, recipes) for device in devices.values()),
         grids=check_grids(results, devices, recipes),
+        mutation=mutation_view(results),
         measures=measure_groups(results, devices, recipes),
         failures=tuple(p for outcome, p in found if outcome == "failed"),
         infrastructure=tuple(p for outcome, p in found if outcome == "infrastructure"),

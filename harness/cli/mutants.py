@@ -28,9 +28,11 @@ def register(app: typer.Typer) -> None:
 def mutants(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MUTANT]...", help="Names, parts of names or catalogue numbers.  [default: all]"),
+        typer.Argument(
+            metavar="[MUTANT]...", help="Names, parts of names or catalogue numbers.  [default: all]"
+        ),
     ] = None,
-    examples: Annotated[int, typer.Option(min=1, help="Programs that each property draws.")] = 40,
+    examples: Annotated[int, typer.Option(min=1, help="Programs that each property draws.")] = 30,
     programs: Annotated[
         int, typer.Option(min=0, help="Programs that the engine as it is must pass as well.")
     ] = 0,
@@ -52,15 +54,13 @@ def mutants(
     started, began = now(), time.monotonic()
     note(f"{len(chosen)} mutants, {examples} programs a property, {workers} processes")
     with progress() as report, crew(workers) as hands:
-        judged = hands.judge(
-            chosen, examples, seed, lambda done, total: report("mutants", done, total)
-        )
+        judged = hands.judge(chosen, examples, seed, lambda done, total: report("mutants", done, total))
         right = hands.right(
             programs, examples, seed, lambda done, total: report("programs on the right engine", done, total)
         )
     score = MutationScore(
         commit=commit(),
-        measured_at=started,
+        started_at=started,
         seconds=time.monotonic() - began,
         seed=seed,
         examples=examples,
@@ -124,7 +124,9 @@ def _table(score: MutationScore) -> Table:
     table = Table("nr", "mutant", "source", "recipe, model", "found by", "programs", "s", "and by")
     for mutant in score.mutants:
         found = mutant.killed_by or ("[red]only a crash[/]" if mutant.crashes else "[red]SURVIVED[/]")
-        also = " ".join(name if name[:1] == "P" and name[1:2].isdigit() else name.split()[0] for name in mutant.also)
+        also = " ".join(
+            name if name[:1] == "P" and name[1:2].isdigit() else name.split()[0] for name in mutant.also
+        )
         table.add_row(
             str(mutant.number),
             mutant.name,
@@ -147,7 +149,9 @@ def _rest(score: MutationScore, wrong: list[str]) -> str:
         f"{name} alone finds: {', '.join(found)}" for name, found in only_by(score.mutants, NET).items()
     ]
     if score.right_programs:
-        lines.append(f"the engine as it is: {score.right_programs:,} programs, {len(wrong) or 'nothing'} wrong")
+        lines.append(
+            f"the engine as it is: {score.right_programs:,} programs, {len(wrong) or 'nothing'} wrong"
+        )
         lines += wrong
     lines.append(
         f"{score.killed} of {len(score.mutants)} mutants found in {score.seconds:.0f} s, "

@@ -91,8 +91,9 @@ def _drafts_stay(speculate: Callable[..., Any], decoder: Decoder, *arguments: An
     def counted(self: Decoder, count: int, row: int = 0) -> None:
         self.rows.held[row] -= count
 
-    with mock.patch.object(kvengine.editing, "_move_up", lambda *a: None), mock.patch.object(
-        Decoder, "rewind", counted
+    with (
+        mock.patch.object(kvengine.editing, "_move_up"),
+        mock.patch.object(Decoder, "rewind", counted),
     ):
         return speculate(decoder, *arguments)
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
-
 RIGHT = "the right engine"
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-import kvengine.decoder
 from harness.mutants import seams
 from harness.mutants.mutant import Mutant
 from kvengine.decoder import Decoder
@@ -21,7 +20,9 @@ _Alter = Callable[[onnx.ModelProto], None]
 def _scaled_norm(model: onnx.ModelProto, name: str, by: float) -> None:
     for tensor in model.graph.initializer:
         if tensor.name.endswith(name):
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(by), tensor.name))
+            tensor.CopyFrom(
+                numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(by), tensor.name)
+            )
 
 
 def _large_keys(model: onnx.ModelProto) -> None:

@@ -69,7 +69,9 @@ def _nearly_masked(run: Callable[..., Any], decoder: Decoder, *arguments: Any, *
     rows = decoder.rows.held
     layers = enumerate(decoder.model.spec.layers)
     alive = [decoder.plan.resident(layer, decoder.capacity, max(rows)) for _, layer in layers]
-    dead = [value[:, :, held:].ravel() for held, (_, value) in zip(alive, decoder.cache.arrays(), strict=True)]
+    dead = [
+        value[:, :, held:].ravel() for held, (_, value) in zip(alive, decoder.cache.arrays(), strict=True)
+    ]
     stale = np.nan_to_num(np.concatenate(dead))
     logits = run(decoder, *arguments, **named)
     return logits + np.float32(np.exp(-13) * (np.abs(stale).mean() if stale.size else 0))

@@ -9,7 +9,7 @@ import pkgutil
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from kvengine.program import Measurement, Observation, Program, Workload
 from kvengine.recipe import SessionRecipe
 from kvengine.session import EngineSession, SessionInfo
 
-EXAMPLES = 40
+EXAMPLES = 30
 SEED = 20260112
 # The check that runs programs over everything: what it finds says little about which property is needed.
 NET = "any program equals the reference"
@@ -107,9 +107,7 @@ class Workshop:
         return checkpoint(model, self._root / "checkpoints")
 
     @contextlib.contextmanager
-    def bench(
-        self, recipe_name: str, model: str, examples: int, seed: int = SEED
-    ) -> Iterator[Bench]:
+    def bench(self, recipe_name: str, model: str, examples: int, seed: int = SEED) -> Iterator[Bench]:
         """A bench with a fresh engine, exported from ``model`` now, so with whatever mutant is applied."""
         recipe = parse_recipe(recipe_name)
         with tempfile.TemporaryDirectory(dir=self._root) as folder:
@@ -181,11 +179,20 @@ class Watched:
         self._engine.close()
 
 
-def judge(workshop: Workshop, mutant: Mutant, examples: int = EXAMPLES, seed: int = SEED) -> Judged:
-    """Run every property that applies against one mutant, whether or not one before has found it."""
+def judge(
+    workshop: Workshop,
+    mutant: Mutant,
+    examples: int = EXAMPLES,
+    seed: int = SEED,
+    only: Collection[str] = (),
+) -> Judged:
+    """Run every property that applies (of ``only``, if given) against one mutant, whether or not one before
+    has found it."""
     kills, crashes, programs, began = [], [], 0, time.monotonic()
     with mutant.applied(), workshop.bench(mutant.recipe, mutant.model, examples, seed) as bench:
         for name, check in properties().items():
+            if only and name not in only:
+                continue
             if not applies({mark.name for mark in getattr(check, "pytestmark", ())}, bench.cell.recipe):
                 continue
             started, message, crash = time.monotonic(), "", ""

@@ -110,7 +110,12 @@ class Fed:
 
 def fed(alter: Callable[[Fed], None]) -> Patch:
     """The counts are altered just before onnxruntime runs; the decoder's own bookkeeping stays right."""
-    return around_run(lambda seen, run: (alter(seen), run())[1])
+
+    def altered(seen: Fed, run: Run) -> None:
+        alter(seen)
+        run()
+
+    return around_run(altered)
 
 
 def around_run(alter: Callable[[Fed, Run], None]) -> Patch:
@@ -150,8 +155,9 @@ class _Between:
 
 @dataclass(frozen=True)
 class Held:
-    """One layer around a step. key, value: live, [batch, kv_heads, rows, head_dim]; was: copies from before it.
+    """One layer around a step.
 
+    key, value: live, [batch, kv_heads, rows, head_dim]. was: copies from before the step.
     before, after: tokens held. capacity: rows allocated. alive: rows in use after the step.
     """
 

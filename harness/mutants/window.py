@@ -115,7 +115,9 @@ def _kernel_by_width(when: Callable[[int], bool]) -> tuple[Patch, Patch]:
     return seams.method(Decoder, "_run", run), seams.method(Decoder, "step", step)
 
 
-def _empty_softmax(run: Callable[..., Any], decoder: Decoder, ids: Any, rows: Any, *rest: Any, **named: Any) -> Any:
+def _empty_softmax(
+    run: Callable[..., Any], decoder: Decoder, ids: Any, rows: Any, *rest: Any, **named: Any
+) -> Any:
     """In a chunk longer than the window, rows past the first window have all keys masked: 0 / 0."""
     logits = run(decoder, ids, rows, *rest, **named)
     window = decoder.model.spec.layers[0].window

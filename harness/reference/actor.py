@@ -65,9 +65,7 @@ class RayReference:
 
     def cache(self, tokens: tuple[int, ...]) -> tuple[KeysAndValues, ...]:
         """As Reference; raises as ``logits``."""
-        computed: tuple[KeysAndValues, ...] = _get(
-            self._actor.cache.remote(tokens), "K and V", self._seconds
-        )
+        computed: tuple[KeysAndValues, ...] = _get(self._actor.cache.remote(tokens), "K and V", self._seconds)
         return computed
 
     def greedy(self, tokens: tuple[int, ...], count: int) -> tuple[int, ...]:

@@ -55,6 +55,9 @@ class CachedReference:
         return self._used_bytes
 
     def logits(self, tokens: tuple[int, ...], hidden: tuple[Hidden, ...] = ()) -> Float32Array:
+        if (tokens, hidden) in self._kept:  # the most frequent case, and the scan below takes its time
+            self._kept.move_to_end((tokens, hidden))
+            return self._kept[tokens, hidden]
         for known, rows in self._kept.items():
             if known[1] == hidden and known[0][: len(tokens)] == tokens and tokens:
                 self._kept.move_to_end(known)

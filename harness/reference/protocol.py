@@ -48,5 +48,8 @@ class Reference(Protocol):
         ...
 
     def cache(self, tokens: tuple[int, ...]) -> tuple[KeysAndValues, ...]:
-        """What a cache must hold of each layer after ``tokens``: every position, none evicted. Raises as logits."""
+        """What a cache must hold of each layer after ``tokens``: every position, none evicted.
+
+        Raises as ``logits``.
+        """
         ...

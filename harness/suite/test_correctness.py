@@ -14,6 +14,7 @@ import pytest
 from harness import probes, programs
 from harness.checking import Cell
 from harness.compare import CheckFailed
+from kvengine.plan import PlanKind
 from kvengine.program import Program
 
 
@@ -153,7 +154,7 @@ def test_p12_buffers_are_nobody_elses(cell: Cell) -> None:
 
     Catalogue 35, 42.
     """
-    other = "static" if cell.recipe.export.cache.kind == "growing" else "growing"
+    other: PlanKind = "static" if cell.recipe.export.cache.kind == "growing" else "growing"
 
     def check(drawn: tuple[Program, Program, Program]) -> None:
         both, one, two = drawn
