@@ -11,6 +11,7 @@ import pytest
 from device_agents.errors import InfrastructureError
 from harness.checking import Cell
 from harness.compare import CheckFailed
+from harness.marks import NoDevice
 from harness.run import DeviceRun
 from reports.results import CheckResult, Divergence, Outcome, TopLogits
 
@@ -26,8 +27,8 @@ def title_of(item: pytest.Function) -> str:
 
 
 def check_result(item: pytest.Function, call: pytest.CallInfo[None], run: DeviceRun) -> CheckResult | None:
-    """The stored row of a test that takes ``cell``; None for any other."""
-    if "cell" not in item.fixturenames:
+    """The stored row of a test that takes ``cell`` on a device; None for any other."""
+    if "cell" not in item.fixturenames or no_device(item, "cell") is not None:
         return None
     device, recipe = _cell_names(item)
     cell = item.funcargs.get("cell")
@@ -51,6 +52,13 @@ def check_result(item: pytest.Function, call: pytest.CallInfo[None], run: Device
         replay=run.replay_command(device, recipe, program) if program else "",
         divergence=error.divergence if isinstance(error, CheckFailed) else None,
     )
+
+
+def no_device(item: pytest.Function, fixture: str) -> NoDevice | None:
+    """Why no device may run this test; None when it has one."""
+    callspec = getattr(item, "callspec", None)
+    found = callspec.params.get(fixture) if callspec else None
+    return found if isinstance(found, NoDevice) else None
 
 
 def describe_failure(item: pytest.Function, call: pytest.CallInfo[None], run: DeviceRun) -> str:
@@ -79,6 +87,8 @@ def _cell_names(item: pytest.Function) -> tuple[str, str]:
 def _outcome(error: BaseException | None) -> Outcome:
     if error is None:
         return "passed"
+    if isinstance(error, pytest.skip.Exception):
+        return "not_run"
     return "infrastructure" if is_infrastructure(error) else "failed"
 
 

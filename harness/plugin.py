@@ -26,7 +26,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add = group.addoption
     add(
         "--devices",
-        help="run on these: host, farm (all of farm.toml), virtual:N (phones started here), or NAME,NAME",
+        help="run on these: host, farm (all of farm.toml), adb (phones that adb knows), virtual:N (phones "
+        "started here), NAME,NAME, or a condition: 'abi==arm64-v8a and ram>=8GiB'",
     )
     add("--model", type=Path, help="Hugging Face checkpoint folder to check and measure")
     add("--recipes", default=DEFAULT_RECIPES, help="recipes to check and measure (default: %(default)s)")
@@ -62,6 +63,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "hybrid_only: a check that means something only for hybrid cache plans"
+    )
+    config.addinivalue_line(
+        "markers",
+        "device(condition): run this test only on devices that satisfy it: 'abi==arm64-v8a and ram>=8GiB'",
     )
     if config.getoption("devices") is None:
         return

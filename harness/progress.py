@@ -26,7 +26,7 @@ class Progress:
         self._total = self._done = 0
         self._started = time.monotonic()
         self._drawn = 0.0
-        self._current = ""
+        self._current = "devices"
         self._reporter: Any = None
         self._lines: list[str] = []
 
@@ -58,6 +58,7 @@ class Progress:
         if self._reporter is None:
             return
         word = "ok" if report.passed else "ERROR" if report.when == "setup" else "FAILED"
+        word = "skip" if report.skipped else word
         detail = ""
         if result is not None and result.programs:
             detail = f"{result.programs} programs, worst {result.worst_error:.1e}"

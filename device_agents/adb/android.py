@@ -118,6 +118,12 @@ class AndroidDevice:
             os=facts.os,
             build=facts.fingerprint or probed.build,
             ram_bytes=facts.ram_bytes or probed.ram_bytes,
+            serial=facts.serial,
+            api_level=facts.api,
+            abis=facts.abis,
+            clusters=facts.clusters,
+            thermal_sensors=tuple(dict.fromkeys((*facts.thermal_sensors, *facts.thermal_zones))),
+            battery=facts.battery,
         )
 
     def claim(self, deadline: Deadline) -> dict[str, str]:
