@@ -20,6 +20,20 @@ def is_infrastructure(error: BaseException) -> bool:
     return isinstance(error, InfrastructureError)
 
 
+def device_of(item: pytest.Function) -> str:
+    """The device that a test of a cell or a leg is for."""
+    params = cast("dict[str, tuple[str, ...]]", item.callspec.params)
+    return params["cell" if "cell" in params else "leg"][0]
+
+
+_RETRIES = pytest.StashKey[list[str]]()
+
+
+def retries_of(item: pytest.Item) -> list[str]:
+    """Why this check was tried again, one entry each time."""
+    return item.stash.setdefault(_RETRIES, [])
+
+
 def title_of(item: pytest.Function) -> str:
     """The first line of the test's docstring: the property in words."""
     text = inspect.getdoc(item.function) or item.originalname.removeprefix("test_").replace("_", " ")
@@ -51,6 +65,7 @@ def check_result(item: pytest.Function, call: pytest.CallInfo[None], run: Device
         program=program,
         replay=run.replay_command(device, recipe, program) if program else "",
         divergence=error.divergence if isinstance(error, CheckFailed) else None,
+        retries=tuple(retries_of(item)),
     )
 
 
@@ -66,7 +81,9 @@ def describe_failure(item: pytest.Function, call: pytest.CallInfo[None], run: De
     assert call.excinfo is not None
     error = call.excinfo.value
     if isinstance(error, InfrastructureError):
-        return f"{title_of(item)}: infrastructure error, not a test failure\n{type(error).__name__}: {error}"
+        tried = [f"tried again after {reason}" for reason in retries_of(item)]
+        said = f"{title_of(item)}: infrastructure error, not a test failure"
+        return "\n".join([said, *tried, f"{type(error).__name__}: {error}"])
     if not isinstance(error, CheckFailed):
         return ""
     device, recipe = _cell_names(item)

@@ -51,6 +51,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="also measure energy for each token: minutes a leg, and phones must be unplugged",
     )
     add(
+        "--retries",
+        type=int,
+        default=2,
+        help="further tries of what infrastructure stopped (default: %(default)s)",
+    )
+    add(
+        "--recover-within",
+        type=float,
+        default=180.0,
+        metavar="SECONDS",
+        help="a device that answers no more for so long is quarantined (default: %(default)g)",
+    )
+    add(
         "--measure",
         action="append",
         default=[],
@@ -90,6 +103,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _options(config: pytest.Config) -> RunOptions:
+    from harness.recovery import RecoveryPolicy
     from harness.run import RunOptions
     from harness.store import DEFAULT_STORE
 
@@ -112,6 +126,7 @@ def _options(config: pytest.Config) -> RunOptions:
         prompt=get("prompt"),
         new_tokens=get("new_tokens"),
         repeats=get("repeats"),
+        recovery=RecoveryPolicy(get("retries"), get("recover_within")),
         measure=tuple(_measure(text) for text in get("measure")),
         energy=get("energy"),
         command=(Path(sys.argv[0]).name, *config.invocation_params.args),
@@ -149,7 +164,6 @@ def device_run(request: pytest.FixtureRequest) -> DeviceRun:
 def cell(request: pytest.FixtureRequest, device_run: DeviceRun) -> Iterator[Any]:
     """One device with one recipe (harness.checking.Cell)."""
     device, recipe = request.param
-    device_run.identity(device)
     yield device_run.cell(device, recipe)
     device_run.leave(device, recipe)
 

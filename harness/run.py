@@ -7,7 +7,7 @@ import dataclasses
 import secrets
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from harness.energy import energy_of
 from harness.farm import DeviceSession, Farm
 from harness.provenance import now, provenance
 from harness.recipes import Recipe, parse_recipes, settings
+from harness.recovery import Recovery, RecoveryPolicy
 from harness.reference import Reference, start_reference
 from harness.reference.rounded import is_exact, rounded_checkpoint
 from harness.store import open_store
@@ -63,6 +64,7 @@ class RunOptions:
     repeats: int = 3
     measure: tuple[tuple[Path, str], ...] = ()  # further (checkpoint, recipes) to measure, not to check
     energy: bool = False  # also measure energy for each token: minutes a leg
+    recovery: RecoveryPolicy = field(default_factory=RecoveryPolicy)
     command: tuple[str, ...] = ()
 
 
@@ -78,6 +80,7 @@ class DeviceRun:
         options: RunOptions,
         on_step: Callable[[str, int, int], None],
         on_program: Callable[[Tally], None],
+        on_retry: Callable[[str, str], None] = lambda device, reason: None,
     ) -> None:
         self.options = options
         self._on_step = on_step
@@ -98,6 +101,7 @@ class DeviceRun:
         self._identities: dict[str, DeviceIdentity] = {}
         self._stored: set[str] = set()  # devices
         self._farm: Farm | None = None
+        self.recovery = Recovery(self._answers, options.recovery, self._set_aside, on_retry)
         self._provenance = provenance()
         selection = choosing.read(options.devices, inventory.load(options.farm))
         self.inventory, self.devices = selection.inventory, selection.names
@@ -148,7 +152,18 @@ class DeviceRun:
             self._sessions.pop(key).close()
 
     def measure(self, device: str, model: Path, recipe: Recipe) -> LegResult:
-        """One leg in a fresh process, stored before it is returned."""
+        """One leg in a fresh process, stored before it is returned; what infrastructure stops is begun anew.
+
+        Raises:
+            InfrastructureError: also for a device in quarantine; see Recovery.attempt.
+        """
+        retries: list[str] = []
+        leg = self.recovery.attempt(device, lambda: self._measure(device, model, recipe), retries)
+        leg = dataclasses.replace(leg, retries=tuple(retries))
+        self.store.add_leg(self.run_id, leg)
+        return leg
+
+    def _measure(self, device: str, model: Path, recipe: Recipe) -> LegResult:
         artifact = self.artifact(model, recipe)
         options = self.options
         workload = measuring.workload_for(
@@ -168,7 +183,7 @@ class DeviceRun:
             session.close()
         after = self.farm.vitals(device)
         validity, reasons = measuring.judge(measurement, before, after, during)
-        leg = LegResult(
+        return LegResult(
             device=device,
             recipe=recipe.name,
             model=model.name,
@@ -197,12 +212,14 @@ class DeviceRun:
             during=during,
             energy=energy,
         )
-        self.store.add_leg(self.run_id, leg)
-        return leg
 
     def keep(self, check: CheckResult) -> None:
         """Store a check's result; durable when this returns."""
         self.store.add_check(self.run_id, check)
+
+    def keep_lost_leg(self, device: str, what: str, error: InfrastructureError) -> None:
+        """Store why a measurement gave no result."""
+        self.store.add_infrastructure(self.run_id, f"{device}: {what}: {type(error).__name__}: {error}")
 
     def replay_command(self, device: str, recipe_name: str, program_json: str) -> str:
         words = ["kvfarm", "replay", program_json, "--devices", device, "--model", str(self.options.model)]
@@ -266,6 +283,19 @@ class DeviceRun:
             raise
         self.devices, self.passed_over = choice.names, choice.passed_over
         self._identities = {s.name: s.identity for s in statuses if s.identity is not None}
+
+    def _answers(self, device: str) -> None:
+        self.farm.vitals(device)
+
+    def _set_aside(self, device: str, evidence: str) -> None:
+        """A device in quarantine: the store says so, and nothing of it is kept open."""
+        self.store.add_infrastructure(self.run_id, f"{device} was quarantined: {evidence}")
+        if device in self._identities:
+            info = decode(DeviceInfo, encode(self._identities[device]))
+            self.store.add_device(self.run_id, dataclasses.replace(info, quarantined=evidence))
+            self._stored.add(device)
+        for key in [key for key in self._sessions if key[0] == device]:
+            self._sessions.pop(key)  # to close it would mean to wait for the device
 
     def header(self) -> RunResults:
         """The run without its results."""

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from device_agents.errors import InfrastructureError
+from harness.checking import Cell
 from harness.errors import InventoryError
 from harness.marks import MARKER, DeviceMarks, NoDevice
-from harness.outcomes import check_result, describe_failure, is_infrastructure, no_device, title_of
-from harness.progress import Progress
+from harness.outcomes import (
+    check_result,
+    describe_failure,
+    device_of,
+    is_infrastructure,
+    no_device,
+    retries_of,
+    title_of,
+)
+from harness.progress import Progress, label
 from harness.run import DeviceRun, RunOptions
 
 
@@ -18,7 +28,8 @@ class RunPlugin:
 
     def __init__(self, config: pytest.Config, options: RunOptions) -> None:
         self.progress = Progress(config)
-        self.run = DeviceRun(options, on_step=self.progress.step, on_program=self.progress.program)
+        progress = self.progress
+        self.run = DeviceRun(options, progress.step, progress.program, progress.retried)
         self._marks = DeviceMarks(self.run)
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
@@ -79,6 +90,25 @@ class RunPlugin:
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         self.progress.test_started(item)
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> bool | None:
+        """A test of a cell that infrastructure stops is run again; see harness.recovery.
+
+        One that measures as well is not: its legs, tried again for themselves, are in the store by then.
+        """
+        if "cell" not in pyfuncitem.fixturenames or "leg" in pyfuncitem.fixturenames:
+            return None
+        arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+        device, cell = device_of(pyfuncitem), cast("Cell", pyfuncitem.funcargs["cell"])
+
+        def work() -> None:
+            cell.take_tally()
+            self.run.identity(device)
+            pyfuncitem.obj(**arguments)
+
+        self.run.recovery.attempt(device, work, retries_of(pyfuncitem))
+        return True
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
         report: pytest.TestReport = yield
@@ -93,6 +123,9 @@ class RunPlugin:
         result = check_result(item, call, self.run)
         if result is not None:
             self.run.keep(result)
+        error = call.excinfo.value if call.excinfo else None
+        if "leg" in item.fixturenames and isinstance(error, InfrastructureError):
+            self.run.keep_lost_leg(device_of(item), label(item), error)
         self.progress.test_finished(item, report, result)
         return report
 

@@ -45,6 +45,7 @@ def device_view(info: DeviceInfo) -> DeviceView:
         ("Providers", ", ".join(info.providers)),
         ("Runtime", runtime),
         ("Simulated", info.simulated or "no, real hardware"),
+        ("Quarantined", info.quarantined),
     )
     return DeviceView(info.name, info.simulated, info.model, tuple((k, v) for k, v in facts if v))
 

@@ -41,6 +41,7 @@ class DeviceInfo:
     clusters: tuple[ClusterInfo, ...] = ()
     thermal_sensors: tuple[str, ...] = ()
     battery: bool | None = None
+    quarantined: str = ""  # the evidence, where the device was set aside during the run
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class CheckResult:
     replay: str = ""  # one-line command
     divergence: Divergence | None = None
     stderr_tail: str = ""
+    retries: tuple[str, ...] = ()  # infrastructure failures after each of which it was tried again
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,7 @@ class LegResult:
     notes: tuple[str, ...] = ()
     during: DuringInfo | None = None
     energy: EnergyInfo = EnergyInfo()
+    retries: tuple[str, ...] = ()  # as in CheckResult
 
 
 @dataclass(frozen=True)

@@ -201,6 +201,7 @@ class AndroidDevice:
             transport = self._attach(deadline)
             if transport is not self._transport:
                 self._transport = transport
+                self._bundle_folder = ""  # it may be another phone, or the same one emptied
                 self._store = PhoneStore(transport, self._root, self._limit)
             return transport
 
