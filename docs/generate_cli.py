@@ -13,6 +13,8 @@ COMMANDS = (
     "memory",
     "generate",
     "devices",
+    "connect",
+    "pair",
     "run",
     "report",
     "replay",
