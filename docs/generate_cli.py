@@ -12,6 +12,7 @@ COMMANDS = (
     "export",
     "memory",
     "generate",
+    "doctor",
     "devices",
     "connect",
     "pair",

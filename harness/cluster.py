@@ -24,7 +24,7 @@ OBJECT_STORE_BYTES = 256 << 20
 # Ray puts Unix sockets some 60 characters below its temporary folder; the kernel allows 107 in all.
 _LONGEST_FOLDER = 40
 CONNECT_S = 5.0
-_PREFIX = "kvfarm-ray-"
+FOLDER_PREFIX = "kvfarm-ray-"  # then the PID of who started it
 
 
 class RayConnection:
@@ -133,15 +133,20 @@ def _start() -> RayConnection:
     return connection
 
 
+def owner_of(folder: str) -> str:
+    """The PID in the name of such a folder."""
+    return folder.removeprefix(FOLDER_PREFIX).partition("-")[0]
+
+
 def _folder() -> Path:
     """A new temporary folder for Ray; those of processes that were killed are removed on the way."""
     base = tempfile.gettempdir()
     base = base if len(base) <= _LONGEST_FOLDER else "/tmp"
-    for folder in Path(base).glob(f"{_PREFIX}*"):
-        owner = folder.name.removeprefix(_PREFIX).partition("-")[0]
+    for folder in Path(base).glob(f"{FOLDER_PREFIX}*"):
+        owner = owner_of(folder.name)
         if owner.isdigit() and not Path("/proc", owner).exists():
             shutil.rmtree(folder, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=base))
+    return Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-", dir=base))
 
 
 @contextmanager

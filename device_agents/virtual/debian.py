@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,20 +45,39 @@ def unpack_packages(
         VirtualPhoneUnavailable: no apt here, no such package, or the archive does not answer.
         DeadlineExceeded.
     """
+    require_tools()
+    with _apt_offering(names, backported, deadline) as apt:
+        files = apt.download(names)
+        for file in files:
+            apt.run("dpkg-deb", "-x", str(file), str(folder))
+        return tuple(sorted(file.name for file in files))
+
+
+def require_tools() -> None:
+    """Raises VirtualPhoneUnavailable: no apt here."""
     missing = [tool for tool in ("apt-get", "apt-config", "dpkg-deb") if shutil.which(tool) is None]
     if missing:
         raise VirtualPhoneUnavailable(
             f"virtual phones are made of Debian packages; sought {', '.join(missing)}, found none; "
             "use a Debian or Ubuntu machine"
         )
+
+
+def require_offered(names: Sequence[str], backported: str, deadline: Deadline) -> None:
+    """As ``unpack_packages``, but nothing is fetched except the archive's lists."""
+    with _apt_offering(names, backported, deadline) as apt:
+        if not apt.offers(names):
+            raise VirtualPhoneUnavailable(f"this machine's archive lacks one of {', '.join(names)}")
+
+
+@contextmanager
+def _apt_offering(names: Sequence[str], backported: str, deadline: Deadline) -> Iterator[_Apt]:
+    """With backports only where the release itself does not have all of ``names``."""
     with tempfile.TemporaryDirectory(prefix="kvfarm-apt-") as work:
         apt = _Apt(Path(work), deadline)
         if not apt.offers(names):
             apt.add_backports(backported)
-        files = apt.download(names)
-        for file in files:
-            apt.run("dpkg-deb", "-x", str(file), str(folder))
-        return tuple(sorted(file.name for file in files))
+        yield apt
 
 
 class _Apt:
