@@ -41,11 +41,18 @@ class Program:
 def diagnose_adb(server: AdbServer, deadline: Deadline) -> tuple[Finding, ...]:
     """Programs, their versions, and the server; none is started."""
     found = [_asked(path, deadline) for path in _paths()]
-    return (_program(found), *_versions(found), _server(server, found, deadline))
+    chosen = _chosen(found)
+    return (_program(found, chosen), *_versions(found), _server(server, chosen, deadline))
+
+
+def _chosen(found: list[Program]) -> Program | None:
+    """The one that kvfarm uses, as adbutils.adb_path chooses: what is named, else the first that runs."""
+    named = os.environ.get(_VARIABLE)
+    return next((p for p in found if p.protocol is not None and named in (None, "", p.path)), None)
 
 
 def _paths() -> Iterator[str]:
-    """In the order in which one is chosen: adbutils.adb_path."""
+    """In the order in which one is sought."""
     candidates = [os.environ.get(_VARIABLE)]
     candidates += [shutil.which("adb", path=folder) for folder in os.get_exec_path()]
     candidates.append(str(Path(adbutils.__file__).parent / "binaries" / "adb"))
@@ -71,13 +78,12 @@ def _asked(path: str, deadline: Deadline) -> Program:
     return Program(path, int(protocol[1]), version[1] if version else f"1.0.{protocol[1]}")
 
 
-def _program(found: list[Program]) -> Finding:
+def _program(found: list[Program], chosen: Program | None) -> Finding:
+    if chosen is not None:
+        return Finding("program", "ok", f"{chosen.path}, {chosen.version}")
     if not found:
         return Finding("program", "fix", f"no adb in ${_VARIABLE}, on PATH or in adbutils", _GET)
-    first = found[0]
-    if first.protocol is None:
-        return Finding("program", "fix", f"{first.path} does not run: {first.failure}", _GET)
-    return Finding("program", "ok", f"{first.path}, {first.version}")
+    return Finding("program", "fix", f"{found[0].path} does not run: {found[0].failure}", _GET)
 
 
 def _versions(found: list[Program]) -> Iterator[Finding]:
@@ -92,7 +98,7 @@ def _versions(found: list[Program]) -> Iterator[Finding]:
         yield Finding("versions", "fix", text, do)
 
 
-def _server(server: AdbServer, found: list[Program], deadline: Deadline) -> Finding:
+def _server(server: AdbServer, chosen: Program | None, deadline: Deadline) -> Finding:
     asking = AdbServer(server.port, start=False)
     try:
         version = asking.query("host:version", Deadline(min(deadline.remaining, _ASK_S)))
@@ -101,12 +107,11 @@ def _server(server: AdbServer, found: list[Program], deadline: Deadline) -> Find
             return Finding("server", "ok", f"none at port {server.port}; started when a phone is asked for")
         return Finding("server", "fix", str(error), f"stop it: adb -P {server.port} kill-server")
     protocol = int(version, 16) if re.fullmatch(r"[0-9a-fA-F]{1,8}", version) else None
-    ours = found[0].protocol if found else None
-    if ours is not None and protocol != ours:
+    if chosen is not None and protocol != chosen.protocol:
         return Finding(
             "server",
             "fix",
-            f"at port {server.port} speaks protocol {protocol}, {found[0].path} speaks {ours}",
+            f"at port {server.port} speaks protocol {protocol}, {chosen.path} speaks {chosen.protocol}",
             "stop the server and start it again with that program: its next use would kill it anyway",
         )
     return Finding("server", "ok", f"at port {server.port}, protocol {protocol}")

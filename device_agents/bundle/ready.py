@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import tempfile
 from pathlib import Path
 
 from device_agents.api import Finding
+from device_agents.apt import missing_tools
 from device_agents.bundle import debian
 from device_agents.bundle.builder import built, lacking_debs
 from device_agents.bundle.lock import PLATFORMS, Abi
@@ -25,10 +25,9 @@ def ready(abi: Abi, cache: Path, ask_archive: bool) -> Finding:
         if bundle is not None:
             size = bundle.manifest.size / _MIB
             return Finding(what, "ok", f"made: {bundle.id[:16]}, {len(bundle.files)} files, {size:,.0f} MiB")
-        missing = [tool for tool in ("apt-get", "dpkg-deb") if shutil.which(tool) is None]
-        missing += [] if importlib.util.find_spec("pip") else ["pip (python -m ensurepip)"]
-        if missing:
-            found = f"not made; to make it there is no {', '.join(missing)} here"
+        pip = "" if importlib.util.find_spec("pip") else "pip (python -m ensurepip)"
+        if missing := ", ".join(filter(None, (missing_tools(), pip))):
+            found = f"not made; to make it there is no {missing} here"
             return Finding(what, "fix", found, "install them, or copy .kvfarm/bundles from another machine")
         if not ask_archive:
             return Finding(what, "note", "not made yet", f"the first run that needs it makes it, or {make}")

@@ -62,8 +62,9 @@ def test_without_any_program_one_is_told_to_get_one() -> None:
     assert "platform-tools" in found["program"].do
 
 
-def test_adbutils_own_program_counts(install: Install) -> None:
+def test_adbutils_own_program_counts(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     install("adbutils/binaries", 41, "36.0.0")
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
     assert look()["program"].state == "ok"
 
 
@@ -78,6 +79,12 @@ def test_a_program_that_fails_is_told(install: Install) -> None:
     install("a", 41, "34.0.5").write_text("#!/bin/sh\necho lib missing >&2; exit 127\n")
     assert look()["program"].state == "fix"
     assert "gave 127: lib missing" in look()["program"].found
+
+
+def test_one_that_fails_is_passed_over_for_one_that_runs(install: Install) -> None:
+    good = install("good", 41, "34.0.5")
+    install("bad", 41, "34.0.5").write_text("#!/bin/sh\nexit 127\n")
+    assert look()["program"] == Finding("program", "ok", f"{good}, 34.0.5")
 
 
 @pytest.mark.parametrize(("protocol", "state"), [(41, "ok"), (39, "fix")])

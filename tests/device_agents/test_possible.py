@@ -35,7 +35,8 @@ def test_a_look_at_namespaces_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatc
 
 def test_parts_that_are_kept_need_no_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert possible.parts(ABI, tmp_path, True, Deadline(5)).state == "fix"  # no apt
+    for ask in (True, False):
+        assert possible.parts(ABI, tmp_path, ask, Deadline(5)).state == "fix"  # no apt
     rootfs._place(ABI, tmp_path).mkdir(parents=True)
     assert possible.parts(ABI, tmp_path, True, Deadline(5)).state == "ok"
 
@@ -72,7 +73,7 @@ def test_a_bundle_that_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_without_the_tools_no_bundle_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     found = ready.ready("arm64-v8a", tmp_path, ask_archive=False)
-    assert (found.state, "no apt-get, dpkg-deb here" in found.found) == ("fix", True)
+    assert (found.state, "no apt-get, apt-config, dpkg-deb here" in found.found) == ("fix", True)
 
 
 def _mirror(monkeypatch: pytest.MonkeyPatch, newer: str) -> None:
