@@ -21,7 +21,6 @@ from device_agents.bundle.lock import ABIS
 from device_agents.deadline import Deadline
 from device_agents.errors import DeviceUnreachable, InfrastructureError, Unauthorized, UnsupportedDevice
 from device_agents.recording.answers import QUESTIONS, parse_gauge, parse_vitals
-from device_agents.virtual.errors import VirtualPhoneUnavailable
 
 NEEDED_BYTES = 1 << 30  # a bundle, and a 1B model's artifact in int4
 LOW_BATTERY = 20.0  # percent; many phones save power below
@@ -69,8 +68,6 @@ def _unreachable(error: InfrastructureError) -> Finding:
         return Finding("authorized", "fix", "no: it does not trust this lab host", do)
     if isinstance(error, UnsupportedDevice):
         return Finding("shell v2", "fix", str(error), "take a device with Android 7 or newer")
-    if isinstance(error, VirtualPhoneUnavailable):
-        return Finding("reachable", "fix", str(error), "see the rows of virtual phones")
     # Our errors say what was found; what to do.
     found, _, do = str(error).partition("; ")
     if isinstance(error, DeviceUnreachable):

@@ -17,10 +17,14 @@ from device_agents.virtual.profile import Abi
 # A process of its own, for it cannot leave them again; without threads, which unshare(2) does not allow.
 # Ubuntu's AppArmor lets everybody make a user namespace, and then mount nothing in it.
 _PROGRAM = """
+import sys
 from device_agents.virtual.launcher import enter_namespaces
 from device_agents.virtual.namespaces import isolate_mounts
-as_root = enter_namespaces()
-isolate_mounts()
+try:
+    as_root = enter_namespaces()
+    isolate_mounts()
+except OSError as error:
+    sys.exit(error.strerror)
 print("as root" if as_root else "in a user namespace")
 """
 

@@ -17,14 +17,17 @@ from tests.device_agents.adb_fixtures import make_bundle
 ABI = rootfs.native_abi()
 
 
-def test_namespaces_that_are_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    # As enter_namespaces does where neither root nor a user namespace may.
-    monkeypatch.setattr(
-        possible, "_PROGRAM", "raise PermissionError(1, 'a new user namespace: Operation not permitted')"
-    )
+@pytest.mark.parametrize("call", ["unshare", "mount"])
+def test_namespaces_that_are_not_allowed(monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    refuse = f"""
+import device_agents.virtual.namespaces as ns
+def refuse(*words):
+    raise PermissionError(1, "{call}: Operation not permitted")
+ns.{call} = refuse
+"""
+    monkeypatch.setattr(possible, "_PROGRAM", refuse + possible._PROGRAM)
     found = possible.namespaces(Deadline(20))
-    assert found.state == "fix"
-    assert "a new user namespace: Operation not permitted" in found.found
+    assert (found.state, found.found) == ("fix", f"not allowed: {call}: Operation not permitted")
     assert "kernel.unprivileged_userns_clone" in found.do
 
 
