@@ -18,13 +18,11 @@ import ray
 from ray._private import ray_constants
 
 from device_agents.errors import InfrastructureError
+from harness.machine import OBJECT_STORE_BYTES, RAY_FOLDER, owner_of
 
-# What crosses it: 8 MiB pieces of artifacts and the logits of one program at a time. More spills to disk.
-OBJECT_STORE_BYTES = 256 << 20
 # Ray puts Unix sockets some 60 characters below its temporary folder; the kernel allows 107 in all.
 _LONGEST_FOLDER = 40
 CONNECT_S = 5.0
-FOLDER_PREFIX = "kvfarm-ray-"  # then the PID of who started it
 
 
 class RayConnection:
@@ -133,20 +131,15 @@ def _start() -> RayConnection:
     return connection
 
 
-def owner_of(folder: str) -> str:
-    """The PID in the name of such a folder."""
-    return folder.removeprefix(FOLDER_PREFIX).partition("-")[0]
-
-
 def _folder() -> Path:
     """A new temporary folder for Ray; those of processes that were killed are removed on the way."""
     base = tempfile.gettempdir()
     base = base if len(base) <= _LONGEST_FOLDER else "/tmp"
-    for folder in Path(base).glob(f"{FOLDER_PREFIX}*"):
+    for folder in Path(base).glob(f"{RAY_FOLDER}*"):
         owner = owner_of(folder.name)
         if owner.isdigit() and not Path("/proc", owner).exists():
             shutil.rmtree(folder, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-", dir=base))
+    return Path(tempfile.mkdtemp(prefix=f"{RAY_FOLDER}{os.getpid()}-", dir=base))
 
 
 @contextmanager

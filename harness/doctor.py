@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,8 +60,8 @@ class Patients:
     @property
     def virtual(self) -> set[Abi]:
         """ABIs of the virtual phones among them."""
-        entries = [entry for entry in self.devices.values() if _is_virtual(entry)]
-        return {parse_abi(e.options["abi"]) if "abi" in e.options else native_abi() for e in entries}
+        found = {_abi(entry) for entry in self.devices.values() if _is_virtual(entry)}
+        return {abi for abi in found if abi is not None}
 
 
 def find_patients(selection: str | None, farm_file: Path | None) -> Patients:
@@ -151,7 +151,7 @@ def _parts_look(abi: Abi, cache: Path, needed: bool) -> Look:
 def _looked(look: Look, needed: bool) -> list[Finding]:
     try:
         found = list(look(Deadline(_LOOK_S)))
-    except InfrastructureError as error:
+    except (InfrastructureError, OSError) as error:
         found = [Finding("answer", "fix", str(error))]
     return found if needed else [_not_needed(finding) for finding in found]
 
@@ -202,3 +202,10 @@ def _asked_here(name: str, entry: DeviceEntry, store: BlobStore) -> Iterable[Fin
 
 def _is_virtual(entry: DeviceEntry) -> bool:
     return entry.options.get("virtual") == "true"
+
+
+def _abi(entry: DeviceEntry) -> Abi | None:
+    """Of a virtual phone; None where the phone itself will say what is wrong with it."""
+    with suppress(InfrastructureError):
+        return parse_abi(entry.options["abi"]) if "abi" in entry.options else native_abi()
+    return None

@@ -27,6 +27,10 @@ GIB = 1 << 30
 NEEDED_BYTES, AMPLE_BYTES = 2 * GIB, 10 * GIB  # a 1B model: 4 GB as float32, its artifacts 1 to 4 GB each
 NEEDED_MEMORY = 2 * GIB
 RAY_S, REFERENCE_S = 60.0, 120.0
+# What harness.cluster gives Ray; here, because this has to work where Ray is not installed.
+RAY_FOLDER = "kvfarm-ray-"  # then the PID of who started it
+# What crosses it: 8 MiB pieces of artifacts and the logits of one program at a time. More spills to disk.
+OBJECT_STORE_BYTES = 256 << 20
 _INSTALL = "pip install 'kvfarm[all]' (a lab host alone: kvfarm[agent])"
 
 
@@ -39,12 +43,13 @@ def host(cache: Path) -> tuple[Finding, ...]:
 
 def ray_starts(address: str | None, deadline: Deadline) -> tuple[Finding, ...]:
     """Whether Ray starts, or the cluster at ``address`` can be joined; what killed runs left of it."""
+    # Before it is tried, for the next Ray removes the folders; and what ends by itself is no trouble.
+    left, folders = orphans(), abandoned_folders()
     began = time.monotonic()
     tried = _try("starts", ["ray", *([address] if address else [])], min(deadline.remaining, RAY_S))
-    if tried.state != "ok":
-        return (tried,)
-    took = replace(tried, found=f"{tried.found}, {time.monotonic() - began:.1f} s")
-    return (took, *_shared_memory(), *leftovers())
+    if tried.state == "ok":
+        tried = replace(tried, found=f"{tried.found}, {time.monotonic() - began:.1f} s")
+    return (tried, *_shared_memory(), _leftovers(left & orphans(), folders))
 
 
 def reference(deadline: Deadline) -> tuple[Finding, ...]:
@@ -52,29 +57,39 @@ def reference(deadline: Deadline) -> tuple[Finding, ...]:
     return (_try("imports", ["reference"], min(deadline.remaining, REFERENCE_S)),)
 
 
-def leftovers(proc: Path = Path("/proc"), temporary: Path | None = None) -> Iterator[Finding]:
-    """Ray's processes and folders of kvfarm processes that are gone. Needs Ray to be installed."""
-    from harness.cluster import FOLDER_PREFIX, owner_of
-
-    orphans = []
+def orphans(proc: Path = Path("/proc")) -> set[int]:
+    """Processes of Ray whose kvfarm process is gone."""
+    found = set()
     for entry in proc.iterdir():
         with suppress(OSError):
             if entry.name.isdigit():
                 command = (entry / "cmdline").read_bytes().decode(errors="replace")
-                _, named, rest = command.partition(FOLDER_PREFIX)
+                _, named, rest = command.partition(RAY_FOLDER)
                 owner = owner_of(named + rest)
                 if owner.isdigit() and not (proc / owner).exists():
-                    orphans.append(int(entry.name))
-    base = temporary or Path(tempfile.gettempdir())
-    folders = [path for path in base.glob(f"{FOLDER_PREFIX}*") if not (proc / owner_of(path.name)).exists()]
-    if orphans:
-        numbers = " ".join(map(str, sorted(orphans)))
-        yield Finding("leftovers", "fix", f"processes of killed runs: {numbers}", f"kill {numbers}")
-    elif folders:
-        text = f"{len(folders)} folders of killed runs in {base}"
-        yield Finding("leftovers", "note", text, "the next run removes them")
-    else:
-        yield Finding("leftovers", "ok", "none of killed runs")
+                    found.add(int(entry.name))
+    return found
+
+
+def abandoned_folders(proc: Path = Path("/proc"), base: Path | None = None) -> list[Path]:
+    """Folders of Ray whose kvfarm process is gone."""
+    found = (base or Path(tempfile.gettempdir())).glob(f"{RAY_FOLDER}*")
+    return [path for path in found if not (proc / owner_of(path.name)).exists()]
+
+
+def _leftovers(pids: set[int], folders: list[Path]) -> Finding:
+    if pids:
+        numbers = " ".join(map(str, sorted(pids)))
+        return Finding("leftovers", "fix", f"processes of killed runs: {numbers}", f"kill {numbers}")
+    if folders:
+        text = f"{len(folders)} folders of killed runs in {folders[0].parent}"
+        return Finding("leftovers", "note", text, "the next run removes them")
+    return Finding("leftovers", "ok", "none of killed runs")
+
+
+def owner_of(folder: str) -> str:
+    """The PID in the name of a folder of Ray's."""
+    return folder.removeprefix(RAY_FOLDER).partition("-")[0]
 
 
 def _try(what: str, arguments: list[str], seconds: float) -> Finding:
@@ -132,8 +147,6 @@ def _agent(root: Path) -> Finding:
 
 def _shared_memory(folder: Path = Path("/dev/shm")) -> Iterator[Finding]:
     """Docker gives 64 MiB by default; Ray then keeps its objects on the disk."""
-    from harness.cluster import OBJECT_STORE_BYTES
-
     with suppress(OSError):
         free = shutil.disk_usage(folder).free
         if free < OBJECT_STORE_BYTES:

@@ -49,7 +49,7 @@ def parts(abi: Abi, cache: Path, ask_archive: bool, deadline: Deadline) -> Findi
     try:
         place = rootfs.prepared(abi, cache)
         if place is not None:
-            return Finding(what, "ok", f"adbd, mksh, toybox in {place}")
+            return Finding(what, "ok", f"{', '.join(rootfs.packages(abi))} in {place}")
         debian.require_tools()
         if not ask_archive:
             return Finding(what, "note", "not fetched yet", later)

@@ -12,6 +12,7 @@ from device_agents.adb import programs
 from device_agents.adb.connection import AdbServer
 from device_agents.api import Finding
 from device_agents.deadline import Deadline
+from device_agents.errors import AdbFailure
 from tests.device_agents.fake_adb import FakeAdb
 
 Install = Callable[[str, int, str], Path]
@@ -121,3 +122,9 @@ def test_a_server_that_hangs_is_told(
     found = look(server.port)["server"]
     server.frozen.clear()
     assert (found.state, found.do) == ("fix", f"stop it: adb -P {server.port} kill-server")
+
+
+def test_a_port_that_is_none_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", "tcp:5037")
+    with pytest.raises(AdbFailure, match="found 'tcp:5037'; correct or unset it"):
+        AdbServer.default()

@@ -150,6 +150,12 @@ def test_a_device_elsewhere_needs_the_cluster(tmp_path: Path) -> None:
     assert (finding.state, "--farm-address" in finding.do) == ("fix", True)
 
 
+@pytest.mark.usefixtures("all_well")
+def test_a_virtual_phone_of_no_abi_is_left_to_say_so(tmp_path: Path) -> None:
+    entry = DeviceEntry("android", options={"virtual": "true", "abi": "mips"})
+    assert Patients({"p": entry}, Inventory()).virtual == set()
+
+
 def test_of_options_that_make_no_sense_the_device_itself_tells(tmp_path: Path) -> None:
     entry = DeviceEntry("android", options={"virtual": "maybe"})
     store = BlobStore(tmp_path)
@@ -201,13 +207,23 @@ def test_what_killed_runs_left_is_told(tmp_path: Path) -> None:
     fake_process(proc, 10, "pytest --devices=farm")
     fake_process(proc, 11, "raylet --dir=/tmp/kvfarm-ray-10-abc/session")
     (temporary / "kvfarm-ray-10-abc").mkdir(parents=True)
-    assert [f.state for f in machine.leftovers(proc, temporary)] == ["ok"]
-    (temporary / "kvfarm-ray-99-abc").mkdir()
-    assert [f.state for f in machine.leftovers(proc, temporary)] == ["note"]
+    assert machine.orphans(proc) == set()
+    assert machine.abandoned_folders(proc, temporary) == []
     fake_process(proc, 12, "raylet --dir=/tmp/kvfarm-ray-99-abc/session")
     fake_process(proc, 13, "gcs_server --dir=/tmp/kvfarm-ray-99-abc/session")
-    (found,) = machine.leftovers(proc, temporary)
-    assert (found.state, found.do) == ("fix", "kill 12 13")
+    abandoned = temporary / "kvfarm-ray-99-abc"
+    abandoned.mkdir()
+    assert machine.orphans(proc) == {12, 13}
+    assert machine.abandoned_folders(proc, temporary) == [abandoned]
+    assert machine._leftovers({13, 12}, [abandoned]).do == "kill 12 13"
+    assert [machine._leftovers(set(), folders).state for folders in ([abandoned], [])] == ["note", "ok"]
+
+
+def test_what_ends_meanwhile_was_not_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([{1, 2}, {2, 3}])
+    monkeypatch.setattr(machine, "orphans", lambda: next(answers))
+    monkeypatch.setattr(machine, "_try", lambda *_: WELL)
+    assert by_what(machine.ray_starts(None, Deadline(5)))["leftovers"].do == "kill 2"
 
 
 def test_too_little_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,14 +263,14 @@ def test_a_library_that_is_missing_broken_or_hangs(
     do: str,
 ) -> None:
     instead(code)
-    (finding,) = look(Deadline(1.5 if "sleep" in code else 20))
+    finding, *_ = look(Deadline(1.5 if "sleep" in code else 20))
     assert finding.state == "fix"
     assert found in finding.found
     assert do in finding.do
 
 
 def test_a_cluster_that_does_not_answer() -> None:
-    (finding,) = machine.ray_starts("127.0.0.1:1", Deadline(60))
+    finding, *_ = machine.ray_starts("127.0.0.1:1", Deadline(60))
     assert finding.state == "fix"
     assert finding.found.startswith("could not join the Ray cluster at 127.0.0.1:1: nothing answers there")
 
