@@ -18,7 +18,7 @@ import ray
 from ray._private import ray_constants
 
 from device_agents.errors import InfrastructureError
-from harness.machine import OBJECT_STORE_BYTES, RAY_FOLDER, owner_of
+from harness.this_machine import OBJECT_STORE_BYTES, RAY_FOLDER, owner_of
 
 # Ray puts Unix sockets some 60 characters below its temporary folder; the kernel allows 107 in all.
 _LONGEST_FOLDER = 40

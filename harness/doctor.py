@@ -24,7 +24,7 @@ from device_agents.errors import InfrastructureError
 from device_agents.lab_agent import AgentBudgets, make_device
 from device_agents.virtual import possible
 from device_agents.virtual.rootfs import native_abi
-from harness import choosing, discovery, inventory, machine
+from harness import choosing, discovery, inventory, this_machine
 from harness.discovery import PassedOver
 from harness.errors import HarnessError
 from harness.inventory import LOCAL_LAB, DeviceEntry, Inventory
@@ -87,8 +87,13 @@ def diagnose(patients: Patients, address: str | None, cache: Path, report: Repor
     address: of the Ray cluster, without which only devices at this machine can be asked. cache: where
     kvfarm keeps its things here.
     """
-    with _examiner(patients, address) as ask:
-        looks = [*_machine_looks(patients, address, cache)]
+    joined: tuple[Finding, ...] = ()
+    if address is not None:  # first, for whoever joins what is no cluster waits for minutes
+        report("joining the Ray cluster", 0, 1)
+        joined = this_machine.ray_starts(address, Deadline(_LOOK_S))
+        report("joining the Ray cluster", 1, 1)
+    with _examiner(patients, address, joined) as ask:
+        looks = [*_machine_looks(patients, joined, cache)]
         looks += [(name, True, ask(name, entry)) for name, entry in patients.devices.items()]
         rows: dict[int, list[Row]] = {}
         with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
@@ -125,11 +130,13 @@ def _unready(passed: Iterable[PassedOver], known: Inventory) -> Iterator[Row]:
             yield Row(each.name, Finding("adb state", "fix", state, do))
 
 
-def _machine_looks(patients: Patients, address: str | None, cache: Path) -> Iterator[tuple[str, bool, Look]]:
-    """Where, whether these devices need it, and the question."""
-    yield "this host", True, lambda within: machine.host(cache)
-    yield "Ray", True, lambda within: machine.ray_starts(address, within)
-    yield "reference", True, machine.reference
+def _machine_looks(
+    patients: Patients, joined: tuple[Finding, ...], cache: Path
+) -> Iterator[tuple[str, bool, Look]]:
+    """Where, whether these devices need it, and the question. joined: what is known of Ray, if anything."""
+    yield "this host", True, lambda within: this_machine.host(cache)
+    yield "Ray", True, lambda within: joined or this_machine.ray_starts(None, within)
+    yield "reference", True, this_machine.reference
     yield "adb", patients.phones, lambda within: diagnose_adb(AdbServer.default(), within)
     virtual = patients.virtual
     bundles = virtual | ({"arm64-v8a"} if patients.phones else set())
@@ -163,13 +170,18 @@ def _not_needed(finding: Finding) -> Finding:
 
 
 @contextmanager
-def _examiner(patients: Patients, address: str | None) -> Iterator[Callable[[str, DeviceEntry], Look]]:
+def _examiner(
+    patients: Patients, address: str | None, joined: tuple[Finding, ...]
+) -> Iterator[Callable[[str, DeviceEntry], Look]]:
     """How to ask a device: through the lab agents of a cluster, else here, without Ray."""
     with ExitStack() as stack:
         if address is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="kvfarm-doctor-"))
             store = BlobStore(Path(folder) / "lab")
             yield lambda name, entry: lambda within: _asked_here(name, entry, store)
+        elif joined[0].state == "fix":
+            reason = Finding("lab host", "fix", f"not asked: no Ray at {address}", "see the rows of Ray")
+            yield lambda name, entry: lambda within: [reason]
         else:
             labs = {entry.lab for entry in patients.devices.values()}
             agents = {lab: _agent(lab, patients, address, stack) for lab in sorted(labs)}

@@ -14,7 +14,7 @@ import pytest
 
 from device_agents.errors import InfrastructureError
 from harness import cluster
-from harness.machine import RAY_FOLDER
+from harness.this_machine import RAY_FOLDER
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from device_agents.api import Finding
 from device_agents.blobs import BlobStore
 from device_agents.deadline import Deadline
 from device_agents.errors import AdbFailure
-from harness import cli, doctor, machine
+from harness import cli, doctor, this_machine
 from harness.doctor import Patients, diagnose, find_patients
 from harness.inventory import DEFAULT, DeviceEntry, Inventory
 from tests.device_agents.fake_adb import SERIAL, FakeAdb
@@ -45,9 +45,9 @@ def in_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def all_well(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is asked; every part of this machine is well."""
-    monkeypatch.setattr(machine, "host", lambda cache: (WELL,))
-    monkeypatch.setattr(machine, "ray_starts", lambda address, within: (WELL,))
-    monkeypatch.setattr(machine, "reference", lambda within: (WELL,))
+    monkeypatch.setattr(this_machine, "host", lambda cache: (WELL,))
+    monkeypatch.setattr(this_machine, "ray_starts", lambda address, within: (WELL,))
+    monkeypatch.setattr(this_machine, "reference", lambda within: (WELL,))
     monkeypatch.setattr(doctor, "diagnose_adb", lambda server, within: (WELL,))
     monkeypatch.setattr(doctor, "ready", lambda abi, cache, ask: WELL)
     monkeypatch.setattr("device_agents.virtual.possible.namespaces", lambda within: WELL)
@@ -151,6 +151,20 @@ def test_a_device_elsewhere_needs_the_cluster(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("all_well")
+def test_what_is_no_cluster_is_not_joined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(
+        this_machine, "ray_starts", lambda address, within: (Finding("starts", "fix", f"hangs at {address}"),)
+    )
+    monkeypatch.setattr("harness.farm.Farm.__enter__", lambda self: pytest.fail("it was joined"))
+    patients = Patients({"p": DeviceEntry("android", lab="rack1")}, Inventory())
+    rows = diagnose(patients, "192.0.2.1:1", tmp_path, quiet)
+    assert {row.where: row.finding.found for row in rows if row.finding.state == "fix"} == {
+        "Ray": "hangs at 192.0.2.1:1",
+        "p": "not asked: no Ray at 192.0.2.1:1",
+    }
+
+
+@pytest.mark.usefixtures("all_well")
 def test_a_virtual_phone_of_no_abi_is_left_to_say_so(tmp_path: Path) -> None:
     entry = DeviceEntry("android", options={"virtual": "true", "abi": "mips"})
     assert Patients({"p": entry}, Inventory()).virtual == set()
@@ -171,7 +185,7 @@ def by_what(findings: Iterable[Finding]) -> dict[str, Finding]:
 
 
 def test_this_machine_has_room(tmp_path: Path) -> None:
-    found = by_what(machine.host(tmp_path / ".kvfarm"))
+    found = by_what(this_machine.host(tmp_path / ".kvfarm"))
     assert {what: f.state for what, f in found.items()}.keys() == {"versions", "space", "memory", "lease"}
     assert found["lease"].state == "ok"
 
@@ -180,12 +194,12 @@ def test_this_machine_has_room(tmp_path: Path) -> None:
 def test_too_little_room(free: int, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = SimpleNamespace(free=free)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    assert by_what(machine.host(tmp_path))["space"].state == state
+    assert by_what(this_machine.host(tmp_path))["space"].state == state
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    found = by_what(machine.host(tmp_path / "file" / ".kvfarm"))["space"]
+    found = by_what(this_machine.host(tmp_path / "file" / ".kvfarm"))["space"]
     assert (found.state, "Not a directory" in found.found) == ("fix", True)
 
 
@@ -193,8 +207,8 @@ def test_a_run_that_has_the_devices_of_this_folder_is_told(tmp_path: Path) -> No
     (tmp_path / "lab").mkdir()
     with (tmp_path / "lab" / "agent.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert by_what(machine.host(tmp_path))["lease"].state == "note"
-    assert by_what(machine.host(tmp_path))["lease"].state == "ok"
+        assert by_what(this_machine.host(tmp_path))["lease"].state == "note"
+    assert by_what(this_machine.host(tmp_path))["lease"].state == "ok"
 
 
 def fake_process(proc: Path, pid: int, command: str) -> None:
@@ -207,30 +221,30 @@ def test_what_killed_runs_left_is_told(tmp_path: Path) -> None:
     fake_process(proc, 10, "pytest --devices=farm")
     fake_process(proc, 11, "raylet --dir=/tmp/kvfarm-ray-10-abc/session")
     (temporary / "kvfarm-ray-10-abc").mkdir(parents=True)
-    assert machine.orphans(proc) == set()
-    assert machine.abandoned_folders(proc, temporary) == []
+    assert this_machine.orphans(proc) == set()
+    assert this_machine.abandoned_folders(proc, temporary) == []
     fake_process(proc, 12, "raylet --dir=/tmp/kvfarm-ray-99-abc/session")
     fake_process(proc, 13, "gcs_server --dir=/tmp/kvfarm-ray-99-abc/session")
     abandoned = temporary / "kvfarm-ray-99-abc"
     abandoned.mkdir()
-    assert machine.orphans(proc) == {12, 13}
-    assert machine.abandoned_folders(proc, temporary) == [abandoned]
-    assert machine._leftovers({13, 12}, [abandoned]).do == "kill 12 13"
-    assert [machine._leftovers(set(), folders).state for folders in ([abandoned], [])] == ["note", "ok"]
+    assert this_machine.orphans(proc) == {12, 13}
+    assert this_machine.abandoned_folders(proc, temporary) == [abandoned]
+    assert this_machine._leftovers({13, 12}, [abandoned]).do == "kill 12 13"
+    assert [this_machine._leftovers(set(), folders).state for folders in ([abandoned], [])] == ["note", "ok"]
 
 
 def test_what_ends_meanwhile_was_not_left(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([{1, 2}, {2, 3}])
-    monkeypatch.setattr(machine, "orphans", lambda: next(answers))
-    monkeypatch.setattr(machine, "_try", lambda *_: WELL)
-    assert by_what(machine.ray_starts(None, Deadline(5)))["leftovers"].do == "kill 2"
+    monkeypatch.setattr(this_machine, "orphans", lambda: next(answers))
+    monkeypatch.setattr(this_machine, "_try", lambda *_: WELL)
+    assert by_what(this_machine.ray_starts(None, Deadline(5)))["leftovers"].do == "kill 2"
 
 
 def test_too_little_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=64 << 20))
-    assert [f.state for f in machine._shared_memory()] == ["note"]
+    assert [f.state for f in this_machine._shared_memory()] == ["note"]
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1 << 30))
-    assert list(machine._shared_memory()) == []
+    assert list(this_machine._shared_memory()) == []
 
 
 @pytest.fixture
@@ -245,7 +259,9 @@ def instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
     return put
 
 
-@pytest.mark.parametrize("look", [machine.reference, lambda within: machine.ray_starts(None, within)])
+@pytest.mark.parametrize(
+    "look", [this_machine.reference, lambda within: this_machine.ray_starts(None, within)]
+)
 @pytest.mark.parametrize(
     ("code", "found", "do"),
     [
@@ -270,7 +286,7 @@ def test_a_library_that_is_missing_broken_or_hangs(
 
 
 def test_a_cluster_that_does_not_answer() -> None:
-    finding, *_ = machine.ray_starts("127.0.0.1:1", Deadline(60))
+    finding, *_ = this_machine.ray_starts("127.0.0.1:1", Deadline(60))
     assert finding.state == "fix"
     assert finding.found.startswith("could not join the Ray cluster at 127.0.0.1:1: nothing answers there")
 
@@ -297,7 +313,7 @@ def test_something_to_fix_is_exit_code_1_and_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ill = Finding("thing", "fix", "sought [bold]a[/bold] at [::1]:5", "heal it by " + "q" * 200)
-    monkeypatch.setattr(machine, "reference", lambda within: (ill,))
+    monkeypatch.setattr(this_machine, "reference", lambda within: (ill,))
     assert cli.run(["doctor"]) == 1
     said = capsys.readouterr().out
     assert "sought [bold]a[/bold] at [::1]:5" in said
@@ -309,7 +325,9 @@ def test_something_to_fix_is_exit_code_1_and_says_what_to_do(
 
 @pytest.mark.usefixtures("all_well")
 def test_a_note_is_no_failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(machine, "reference", lambda within: (Finding("thing", "note", "odd", "know it"),))
+    monkeypatch.setattr(
+        this_machine, "reference", lambda within: (Finding("thing", "note", "odd", "know it"),)
+    )
     assert cli.run(["doctor"]) == 0
     assert capsys.readouterr().out.endswith("nothing to fix; 1 to know\n")
 

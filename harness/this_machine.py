@@ -94,7 +94,7 @@ def owner_of(folder: str) -> str:
 
 def _try(what: str, arguments: list[str], seconds: float) -> Finding:
     """``main`` with ``arguments``, in a process of its own."""
-    argv = [sys.executable, "-P", "-m", "harness.machine", *arguments]
+    argv = [sys.executable, "-P", "-m", "harness.this_machine", *arguments]
     try:
         done = LocalTransport().run(argv, Deadline(seconds))
     except DeadlineExceeded:
