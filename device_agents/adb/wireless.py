@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from device_agents.adb.connection import AdbServer
+from device_agents.adb.connection import AdbServer, AdbSocket, adb_errors
 from device_agents.adb.transport import AdbTransport
 from device_agents.deadline import Deadline
 from device_agents.errors import AdbFailure, DeadlineExceeded, DeviceUnreachable
@@ -69,7 +69,7 @@ def pair(server: AdbServer, address: str, code: str, deadline: Deadline) -> str:
     # Not `query`, which names its request in errors.
     with server.open(f"pairing with {target}", deadline) as connection:
         connection.command(f"host:pair:{code}:{target}", deadline)
-        said = connection.block(deadline).strip()
+        said = _outcome(connection, deadline).strip()
     if not said.startswith("Successfully paired"):
         raise AdbFailure(
             f"{target} was not paired: {said or 'adb said nothing'}; the phone's pairing dialog must be open "
@@ -77,6 +77,18 @@ def pair(server: AdbServer, address: str, code: str, deadline: Deadline) -> str:
         )
     guid = _GUID.search(said)
     return guid[1] if guid else target
+
+
+def _outcome(connection: AdbSocket, deadline: Deadline) -> str:
+    """What a pairing came to. Older servers send a string alone (AOSP services.cpp, pair_service: "Failed"
+    or "Successfully" is its first word); 36 was seen to send FAIL before it, after the OKAY of the request.
+    """
+    head = connection.receive(4, deadline)
+    if head in (b"OKAY", b"FAIL"):
+        return connection.block(deadline)
+    with adb_errors(connection.what, deadline):
+        size = int(head, 16)
+    return connection.receive(size, deadline).decode(errors="replace")
 
 
 def _address(text: str, port: int | None) -> str:

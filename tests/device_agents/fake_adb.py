@@ -2,7 +2,7 @@
 
 What a test may break: ``state`` ("device", "offline", "unauthorized", "absent"), ``features``,
 ``cut_after`` (bytes to the client, then the line is cut), ``frozen`` (nothing moves while it is set),
-``pairing_code`` (that it accepts),
+``pairing_code`` (that it accepts), ``version`` (of the server's program),
 ``flip`` (so many pushes by sync get their first bit flipped), ``sync_failure`` (what a push is answered).
 """
 
@@ -43,6 +43,7 @@ class FakeAdb:
         self.sync_failure = ""
         self.connect_answer = f"connected to {ADDRESS}"
         self.pairing_code = "123456"
+        self.version = 34
         self.on_connect: Callable[[], None] = lambda: None
         self.services: list[str] = []
         self.requests: list[str] = []
@@ -109,9 +110,11 @@ class FakeAdb:
         elif request.startswith("host:pair:"):
             code, _, address = request.removeprefix("host:pair:").partition(":")
             paired = f"Successfully paired to {address} [guid=adb-{SERIAL}]"
-            client.okay(
-                paired if code == self.pairing_code else "Failed: Wrong password or connection was dropped."
-            )
+            wrong = "Failed: Wrong password or connection was dropped."
+            right = code == self.pairing_code
+            # 36 tells the outcome by a second status.
+            client.send(b"OKAY" if self.version >= 36 else b"")
+            (client.okay if right or self.version < 36 else client.fail)(paired if right else wrong)
         elif request.startswith("host:tport:serial:") or request.endswith(":features"):
             serial = request.removeprefix("host:tport:serial:").removeprefix("host-serial:")
             if refusal := self._refusal(serial.removesuffix(":features")):
