@@ -81,7 +81,7 @@ def pair(server: AdbServer, address: str, code: str, deadline: Deadline) -> str:
 
 def _outcome(connection: AdbSocket, deadline: Deadline) -> str:
     """What a pairing came to. Older servers send a string alone (AOSP services.cpp, pair_service: "Failed"
-    or "Successfully" is its first word); 36 was seen to send FAIL before it, after the OKAY of the request.
+    or "Successfully" is its first word); 34 and 36 were seen to send FAIL before it, after the request's OKAY.
     """
     head = connection.receive(4, deadline)
     if head in (b"OKAY", b"FAIL"):

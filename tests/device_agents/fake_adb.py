@@ -112,9 +112,9 @@ class FakeAdb:
             paired = f"Successfully paired to {address} [guid=adb-{SERIAL}]"
             wrong = "Failed: Wrong password or connection was dropped."
             right = code == self.pairing_code
-            # 36 tells the outcome by a second status.
-            client.send(b"OKAY" if self.version >= 36 else b"")
-            (client.okay if right or self.version < 36 else client.fail)(paired if right else wrong)
+            # 34 tells the outcome by a second status.
+            client.send(b"OKAY" if self.version >= 34 else b"")
+            (client.okay if right or self.version < 34 else client.fail)(paired if right else wrong)
         elif request.startswith("host:tport:serial:") or request.endswith(":features"):
             serial = request.removeprefix("host:tport:serial:").removeprefix("host-serial:")
             if refusal := self._refusal(serial.removesuffix(":features")):
