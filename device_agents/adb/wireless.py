@@ -80,8 +80,10 @@ def pair(server: AdbServer, address: str, code: str, deadline: Deadline) -> str:
 
 
 def _outcome(connection: AdbSocket, deadline: Deadline) -> str:
-    """What a pairing came to. Older servers send a string alone (AOSP services.cpp, pair_service: "Failed"
-    or "Successfully" is its first word); 34 and 36 were seen to send FAIL before it, after the request's OKAY.
+    """What a pairing came to.
+
+    After the request's OKAY older servers send a string alone, whose first word says it (AOSP services.cpp,
+    pair_service); 34 and 36 were seen to send FAIL before it.
     """
     head = connection.receive(4, deadline)
     if head in (b"OKAY", b"FAIL"):

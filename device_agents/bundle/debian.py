@@ -65,13 +65,17 @@ def download(architecture: str, packages: tuple[Package, ...], folder: Path, scr
     raise BundleError(_unreachable(architecture, apt, complaints))
 
 
-def newest(architecture: str, names: tuple[str, ...], scratch: Path) -> tuple[Package, ...]:
+def newest(
+    architecture: str, names: tuple[str, ...], scratch: Path, deadline: Deadline | None = None
+) -> tuple[Package, ...]:
     """The versions that the mirrors have now, with the sha256 of Debian's signed lists.
+
+    deadline: default what a slow network needs.
 
     Raises:
         BundleError: no Debian mirror, none that answers, a package that it lacks.
     """
-    apt = _apt(architecture, scratch)
+    apt = _apt(architecture, scratch, deadline)
     found = _candidates(apt, list(names))
     missing = sorted(set(names) - {package.name for package in found})
     if missing:
@@ -128,7 +132,7 @@ def debian_sources(known: Iterable[Source], mirror: str | None = None) -> list[S
     return list(found.values())
 
 
-def _apt(architecture: str, scratch: Path) -> _Apt:
+def _apt(architecture: str, scratch: Path, deadline: Deadline | None = None) -> _Apt:
     if missing := missing_tools():
         raise BundleError(
             f"sought the programs {missing}, found none; bundles are made on Debian and what derives from it"
@@ -136,7 +140,7 @@ def _apt(architecture: str, scratch: Path) -> _Apt:
     try:
         sources = debian_sources(machine_sources(), os.environ.get(MIRROR_VARIABLE))
         private = PrivateApt(scratch / f"apt-{architecture}", architecture)
-        return _Apt(private, said(private.use(sources, Deadline(_UPDATE_S))))
+        return _Apt(private, said(private.use(sources, deadline or Deadline(_UPDATE_S))))
     except BundleError:
         raise
     except InfrastructureError as error:

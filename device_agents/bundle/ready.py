@@ -11,12 +11,13 @@ from device_agents.apt import missing_tools
 from device_agents.bundle import debian
 from device_agents.bundle.builder import built, lacking_debs
 from device_agents.bundle.lock import PLATFORMS, Abi
+from device_agents.deadline import Deadline
 from device_agents.errors import BundleError
 
 _MIB = 1 << 20
 
 
-def ready(abi: Abi, cache: Path, ask_archive: bool) -> Finding:
+def ready(abi: Abi, cache: Path, ask_archive: bool, deadline: Deadline) -> Finding:
     """cache: as for ``build``. ask_archive: whether to see, over the network, that the locked packages of
     a bundle that is not there can still be had."""
     what, make = f"for {abi}", f"kvfarm bundle --abi {abi}"
@@ -31,7 +32,7 @@ def ready(abi: Abi, cache: Path, ask_archive: bool) -> Finding:
             return Finding(what, "fix", found, "install them, or copy .kvfarm/bundles from another machine")
         if not ask_archive:
             return Finding(what, "note", "not made yet", f"the first run that needs it makes it, or {make}")
-        gone = _gone(abi, cache)
+        gone = _gone(abi, cache, deadline)
     except BundleError as error:
         return Finding(what, "fix", str(error), "see that `apt-get update` works on this machine")
     if gone:
@@ -40,12 +41,13 @@ def ready(abi: Abi, cache: Path, ask_archive: bool) -> Finding:
     return Finding(what, "ok", f"not made yet, its packages can be had; the first run makes it, or {make}")
 
 
-def _gone(abi: Abi, cache: Path) -> list[str]:
+def _gone(abi: Abi, cache: Path, deadline: Deadline) -> list[str]:
     """Those pinned that are not kept here and of which the mirrors have another version."""
     lacking = lacking_debs(abi, cache)
     if not lacking:
         return []
     with tempfile.TemporaryDirectory(prefix="kvfarm-apt-") as scratch:
         names = tuple(package.name for package in lacking)
-        there = {p.name: p.version for p in debian.newest(PLATFORMS[abi].debian, names, Path(scratch))}
+        known = debian.newest(PLATFORMS[abi].debian, names, Path(scratch), deadline)
+        there = {package.name: package.version for package in known}
     return [f"{p.name} {p.version} (now {there[p.name]})" for p in lacking if there[p.name] != p.version]

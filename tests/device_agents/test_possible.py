@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -69,20 +70,20 @@ def test_a_bundle_that_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     marker.parent.mkdir(parents=True)
     marker.write_text("some")
     monkeypatch.setenv("PATH", str(tmp_path))  # nor is apt needed
-    found = ready.ready("x86_64", tmp_path, ask_archive=True)
+    found = ready.ready("x86_64", tmp_path, ask_archive=True, deadline=Deadline(20))
     assert (found.state, made.id[:16] in found.found) == ("ok", True)
 
 
 def test_without_the_tools_no_bundle_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = ready.ready("arm64-v8a", tmp_path, ask_archive=False)
+    found = ready.ready("arm64-v8a", tmp_path, ask_archive=False, deadline=Deadline(20))
     assert (found.state, "no apt-get, apt-config, dpkg-deb here" in found.found) == ("fix", True)
 
 
 def _mirror(monkeypatch: pytest.MonkeyPatch, newer: str) -> None:
     """It has all that is pinned, and of one package another version."""
 
-    def newest(architecture: str, names: tuple[str, ...], scratch: Path) -> tuple[Package, ...]:
+    def newest(architecture: str, names: tuple[str, ...], *_: object) -> tuple[Package, ...]:
         debs = {deb.name: deb for deb in load_lock().packages("arm64-v8a").debs}
         return tuple(
             Package(name, "99" if name == newer else debs[name].version, "a" * 64, 1) for name in names
@@ -93,21 +94,21 @@ def _mirror(monkeypatch: pytest.MonkeyPatch, newer: str) -> None:
 
 def test_a_bundle_whose_packages_can_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _mirror(monkeypatch, newer="")
-    assert ready.ready("arm64-v8a", tmp_path, ask_archive=True).state == "ok"
+    assert ready.ready("arm64-v8a", tmp_path, ask_archive=True, deadline=Deadline(20)).state == "ok"
 
 
 def test_a_pinned_version_that_is_gone_matters_unless_it_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _mirror(monkeypatch, newer="libc6")
-    found = ready.ready("arm64-v8a", tmp_path, ask_archive=True)
+    found = ready.ready("arm64-v8a", tmp_path, ask_archive=True, deadline=Deadline(20))
     assert found.state == "fix"
     assert "libc6" in found.found
     assert "--relock" in found.do
     (libc6,) = (deb for deb in load_lock().packages("arm64-v8a").debs if deb.name == "libc6")
     (tmp_path / "downloads").mkdir()
     (tmp_path / "downloads" / libc6.sha256).touch()
-    assert ready.ready("arm64-v8a", tmp_path, ask_archive=True).state == "ok"
+    assert ready.ready("arm64-v8a", tmp_path, ask_archive=True, deadline=Deadline(20)).state == "ok"
 
 
 def test_a_mirror_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,5 +116,16 @@ def test_a_mirror_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.Monke
         raise BundleError("this machine's Debian mirrors did not give the packages")
 
     monkeypatch.setattr(debian, "newest", newest)
-    assert ready.ready("arm64-v8a", tmp_path, ask_archive=True).state == "fix"
-    assert ready.ready("arm64-v8a", tmp_path, ask_archive=False).state == "note"
+    assert ready.ready("arm64-v8a", tmp_path, ask_archive=True, deadline=Deadline(20)).state == "fix"
+    assert ready.ready("arm64-v8a", tmp_path, ask_archive=False, deadline=Deadline(20)).state == "note"
+
+
+def test_a_mirror_that_stalls_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "bin" / "apt-get"
+    program.parent.mkdir()
+    targets = "Repo-URI: http://mirror.example/debian/\\nRelease: bookworm\\n"
+    program.write_text(f'#!/bin/sh\n[ "$1" = indextargets ] && printf "{targets}" || exec sleep 60\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    found = ready.ready("arm64-v8a", tmp_path, True, Deadline(2))
+    assert (found.state, "killed after 2 s" in found.found) == ("fix", True)

@@ -49,7 +49,7 @@ def all_well(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(this_machine, "ray_starts", lambda address, within: (WELL,))
     monkeypatch.setattr(this_machine, "reference", lambda within: (WELL,))
     monkeypatch.setattr(doctor, "diagnose_adb", lambda server, within: (WELL,))
-    monkeypatch.setattr(doctor, "ready", lambda abi, cache, ask: WELL)
+    monkeypatch.setattr(doctor, "ready", lambda abi, cache, ask, within: WELL)
     monkeypatch.setattr("device_agents.virtual.possible.namespaces", lambda within: WELL)
     monkeypatch.setattr("device_agents.virtual.possible.parts", lambda abi, cache, ask, within: WELL)
     monkeypatch.setattr(doctor, "_asked_here", lambda name, entry, store: [WELL])
@@ -119,7 +119,7 @@ def test_only_what_the_devices_need_has_to_be_fixed(
         return Finding(what, "fix", "is ill", "heal it")
 
     monkeypatch.setattr(doctor, "diagnose_adb", lambda server, within: (ill("adb"),))
-    monkeypatch.setattr(doctor, "ready", lambda abi, cache, ask: ill(f"bundle {abi}"))
+    monkeypatch.setattr(doctor, "ready", lambda abi, cache, ask, within: ill(f"bundle {abi}"))
     monkeypatch.setattr("device_agents.virtual.possible.namespaces", lambda within: ill("virtual phones"))
     monkeypatch.setattr(
         "device_agents.virtual.possible.parts", lambda abi, cache, ask, within: ill(f"parts {abi}")
