@@ -1,4 +1,4 @@
-"""What is wrong with an Android device, and what to do about it; nothing on it is changed.
+"""What is wrong with an Android device, and what to do about it; nothing is left on it but our folder, empty.
 
 One row a function: answers in, a Finding out. Sources: AOSP BatteryService.java ("UPDATES STOPPED" after
 `dumpsys battery unplug`; `reset` ends it), ThermalManagerService.java ("IsStatusOverride" after
