@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,23 @@ def past_names(layer: int) -> tuple[str, str]:
 
 def present_names(layer: int) -> tuple[str, str]:
     return f"present.{layer}.key", f"present.{layer}.value"
+
+
+class Cache(Protocol):
+    """What a Decoder asks of its cache."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def bind(self, binding: ort.IOBinding) -> None: ...
+
+    def collect(self, binding: ort.IOBinding) -> None: ...
+
+    def reset(self) -> None: ...
+
+    def poison(self, total: int) -> None: ...
+
+    def arrays(self) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]: ...
 
 
 class StaticCache:
@@ -126,6 +143,56 @@ class GrowingCache:
     def arrays(self) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
         for key, value in self._values:
             yield key.numpy(), value.numpy()
+
+
+class ArrayCache:
+    """K and V as numpy arrays of the host: what one step returned is what the next is fed.
+
+    For decoding without IO binding. A growing plan begins with 0 rows.
+    """
+
+    def __init__(self, spec: ModelSpec, plan: CachePlan, capacity: int, batch: int) -> None:
+        self._layers, self._plan, self._capacity, self._batch = spec.layers, plan, capacity, batch
+        self.reset()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for pair in self._pairs for array in pair)
+
+    def bind(self, binding: ort.IOBinding) -> None:
+        """Nothing to do: ``feeds`` and ``take`` carry the arrays."""
+
+    def collect(self, binding: ort.IOBinding) -> None:
+        """Nothing to do, see ``bind``."""
+
+    def feeds(self) -> dict[str, npt.NDArray[Any]]:
+        """The past of every layer, by the name of its input."""
+        named = zip(map(past_names, range(len(self._pairs))), self._pairs, strict=True)
+        return {name: array for names, pair in named for name, array in zip(names, pair, strict=True)}
+
+    def take(self, presents: Sequence[npt.NDArray[Any]]) -> None:
+        """K and V of each layer in turn, as the step returned them."""
+        self._pairs = list(zip(presents[::2], presents[1::2], strict=True))
+
+    def reset(self) -> None:
+        growing = self._plan.kind == "growing"
+        shapes = [
+            _shape(self._plan, layer, 0 if growing else self._capacity, self._batch) for layer in self._layers
+        ]
+        dtype = STORAGE[self._plan.dtype]
+        self._pairs = [(np.zeros(shape, dtype), np.zeros(shape, dtype)) for shape in shapes]
+
+    def poison(self, total: int) -> None:
+        """See StaticCache.poison; a growing cache has no dead rows."""
+        if self._plan.kind == "growing":
+            return
+        for layer, pair in zip(self._layers, self._pairs, strict=True):
+            alive = self._plan.resident(layer, self._capacity, total)
+            for array in pair:
+                array[:, :, alive:, :] = _poison_of(array.dtype)
+
+    def arrays(self) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+        yield from self._pairs
 
 
 def _shape(plan: CachePlan, layer: LayerSpec, capacity: int, batch: int) -> tuple[int, int, int, int]:

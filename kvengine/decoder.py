@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from kvengine.buffers import Buffer
-from kvengine.cache import GrowingCache, StaticCache
+from kvengine.cache import Cache, GrowingCache, StaticCache
 from kvengine.errors import (
     ContextOverflow,
     EmptyPrompt,
@@ -55,8 +55,7 @@ class Decoder:
         self.position = 0  # tokens in the cache, the same for every row
         self.plan = model.plan if slack is None else dataclasses.replace(model.plan, slack=slack)
         self._failed = False
-        cache_type = GrowingCache if self.plan.kind == "growing" else StaticCache
-        self.cache = cache_type(model.spec, self.plan, capacity, batch, model.recipe)
+        self.cache = self._make_cache()
         self._lengths = Buffer((batch,), np.int32)  # seqlens_k: total tokens - 1
         self._total = Buffer((1,), np.int32)
         self._new = Buffer((batch,), np.int32)  # query_seqlens
@@ -220,6 +219,10 @@ class Decoder:
             raise EngineFailure(f"onnxruntime failed at position {self.position}: {error}") from error
         self.position = total
         self.cache.collect(binding)
+
+    def _make_cache(self) -> Cache:
+        cache_type = GrowingCache if self.plan.kind == "growing" else StaticCache
+        return cache_type(self.model.spec, self.plan, self.capacity, self.batch, self.model.recipe)
 
     @property
     def _device(self) -> tuple[str, int]:

@@ -20,12 +20,13 @@ from kvengine.model import Model
 from kvengine.program import Measurement, Observation, OperationError, Program, Sample, Workload
 from kvengine.recipe import SessionRecipe
 from kvengine.session import SessionInfo
+from kvengine.unbound import decoder_for
 
 
 class LocalEngine:
     """The engine behind every check: in a test it runs here, on a device inside the runner."""
 
-    decoder_type: type[Decoder] = Decoder  # where tests inject a broken one
+    decoder_type: type[Decoder] | None = None  # where tests inject a broken one
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -59,7 +60,7 @@ class LocalEngine:
         Raises:
             InvalidRequest: the program's capacity or slack cannot be had.
         """
-        decoder = self.decoder_type(self.model, program.capacity, slack=program.slack)
+        decoder = self._make_decoder(program.capacity, program.slack)
         return tuple(self._observe(decoder, operation) for operation in program.operations)
 
     def run_workload(self, workload: Workload) -> Measurement:
@@ -71,7 +72,7 @@ class LocalEngine:
         if workload.new_tokens < 1 or workload.repeats < 1 or workload.warmup < 0:
             raise InvalidRequest("sought new_tokens >= 1, repeats >= 1 and warmup >= 0")
         capacity = workload.capacity or len(workload.prompt) + workload.new_tokens
-        decoder = Decoder(self.model, capacity)
+        decoder = self._make_decoder(capacity)
         samples = []
         began_s = _since_boot()
         for repeat in range(workload.warmup + workload.repeats):
@@ -93,6 +94,10 @@ class LocalEngine:
     def close(self) -> None:
         """Free the session; further calls fail."""
         del self.model
+
+    def _make_decoder(self, capacity: int, slack: int | None = None) -> Decoder:
+        decoder_type = self.decoder_type or decoder_for(self.model.recipe)
+        return decoder_type(self.model, capacity, slack=slack)
 
     def _observe(self, decoder: Decoder, operation: ops.Operation) -> Observation:
         rows: npt.NDArray[np.float32] = np.empty((0, self.model.spec.vocab_size), np.float32)
