@@ -22,6 +22,9 @@ from kvengine.recipe import SessionRecipe
 from kvengine.session import SessionInfo
 from kvengine.unbound import decoder_for
 
+# A context comes in pieces: with full logits, 4,096 tokens in one shot would take 4 GB for their rows.
+CONTEXT_CHUNK = 256
+
 
 class LocalEngine:
     """The engine behind every check: in a test it runs here, on a device inside the runner."""
@@ -71,12 +74,14 @@ class LocalEngine:
         """
         if workload.new_tokens < 1 or workload.repeats < 1 or workload.warmup < 0:
             raise InvalidRequest("sought new_tokens >= 1, repeats >= 1 and warmup >= 0")
-        capacity = workload.capacity or len(workload.prompt) + workload.new_tokens
+        capacity = workload.capacity or len(workload.context) + len(workload.prompt) + workload.new_tokens
         decoder = self._make_decoder(capacity)
         samples = []
         began_s = _since_boot()
         for repeat in range(workload.warmup + workload.repeats):
             decoder.reset()
+            if workload.context:
+                decoder.prefill(workload.context, chunk=CONTEXT_CHUNK)
             sample = _generate(decoder, workload)
             if repeat >= workload.warmup:
                 samples.append(sample)
