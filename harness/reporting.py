@@ -26,8 +26,10 @@ def write_report(results: RunResults, folder: Path) -> Path:
         OSError: ``folder`` cannot be made or written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "results.json", json.dumps(_finite(encode(results)), indent=1, allow_nan=False) + "\n")
-    _replace(folder / "junit.xml", junit(results))
+    write_whole(
+        folder / "results.json", json.dumps(finite(encode(results)), indent=1, allow_nan=False) + "\n"
+    )
+    write_whole(folder / "junit.xml", junit(results))
     return render(results, folder)
 
 
@@ -102,16 +104,16 @@ def _clean(text: str) -> str:
     return _NOT_XML.sub("�", text)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has no NaN and no infinity; they become null."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _replace(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """A reader never sees half a file."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")

@@ -30,6 +30,7 @@ from kvengine.codec import decode, encode
 from kvengine.plan import CachePlan, PlanKind
 from kvengine.recipe import ExportRecipe
 from kvengine.session import EngineSession
+from reports.ablation_results import AblationInfo
 from reports.results import (
     CheckResult,
     DeviceInfo,
@@ -89,6 +90,7 @@ class DeviceRun:
         self.started_at = now()
         self.planned_checks = self.planned_legs = 0
         self.not_run: tuple[NotRun, ...] = ()
+        self.ablation: AblationInfo | None = None  # what the legs are for, where they are an ablation's
         self._sessions: dict[tuple[str, str, str], DeviceSession] = {}
         self._references: dict[Path, Reference] = {}
         self._artifacts: dict[tuple[Path, ExportRecipe], Artifact] = {}
@@ -146,36 +148,40 @@ class DeviceRun:
             self._sessions.pop(key).close()
 
     def measure(
-        self, device: str, model: Path, recipe: Recipe, shape: Shape | None = None, weigh: bool = True
+        self,
+        device: str,
+        model: Path,
+        recipe: Recipe,
+        shape: Shape | None = None,
+        *,
+        weigh: bool = True,
+        energy: bool | None = None,
     ) -> LegResult:
         """One leg in a fresh process, stored before it is returned; what infrastructure stops is begun anew.
 
-        shape: of the workload; None: the options' first. weigh: see LegPlan.
+        shape: of the workload; None: the options' first. weigh: see LegPlan. energy: None: see options.
 
         Raises:
             InfrastructureError: also for a device in quarantine; see Recovery.attempt.
         """
-        retries: list[str] = []
-        leg = self.recovery.attempt(
-            device, lambda: self._measure(device, model, recipe, shape, weigh), retries
-        )
-        leg = dataclasses.replace(leg, retries=tuple(retries))
-        self.store.add_leg(self.run_id, leg)
-        return leg
-
-    def _measure(
-        self, device: str, model: Path, recipe: Recipe, shape: Shape | None, weigh: bool
-    ) -> LegResult:
         options = self.options
-        identity = self.identity(device)
-        subject = Subject(model.name, recipe, self.artifact(model, recipe))
+        energy = options.energy if energy is None else energy
         plan = LegPlan(
             shape=shape or options.shapes[0],
             repeats=options.repeats,
             seed=self.seed,
             weigh=weigh,
-            calibrations=options.cache / "calibrations" if options.energy else None,
+            calibrations=options.cache / "calibrations" if energy else None,
         )
+        retries: list[str] = []
+        leg = self.recovery.attempt(device, lambda: self._measure(device, model, recipe, plan), retries)
+        leg = dataclasses.replace(leg, retries=tuple(retries))
+        self.store.add_leg(self.run_id, leg)
+        return leg
+
+    def _measure(self, device: str, model: Path, recipe: Recipe, plan: LegPlan) -> LegResult:
+        identity = self.identity(device)
+        subject = Subject(model.name, recipe, self.artifact(model, recipe))
         return measure_leg(self.farm, identity, subject, plan, self._provenance["commit"], self._on_step)
 
     def keep(self, check: CheckResult) -> None:
@@ -281,6 +287,7 @@ class DeviceRun:
             planned_checks=self.planned_checks,
             planned_legs=self.planned_legs,
             not_run=self.not_run,
+            ablation=self.ablation,
         )
 
     def _selected(self) -> dict[str, str]:

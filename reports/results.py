@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from reports.ablation_results import AblationInfo
+
 Outcome = Literal["passed", "failed", "infrastructure", "not_run"]
 
 
@@ -240,4 +242,5 @@ class RunResults:
     planned_legs: int
     infrastructure: tuple[str, ...] = ()  # errors that belong to no single check
     not_run: tuple[NotRun, ...] = ()  # planned, and no device to run on; they are among planned_*
+    ablation: AblationInfo | None = None
     format: Literal["kvfarm-results/1"] = "kvfarm-results/1"
