@@ -14,7 +14,7 @@ from typing import Literal
 
 from reports import stats, text
 from reports.ablation_results import AblationInfo, AblationStep
-from reports.results import LegResult, RunResults
+from reports.results import EnergyInfo, LegResult, RunResults
 
 Outcome = Literal["reached", "not reached", "unsupported", "not measured"]
 MIB = 1 << 20
@@ -95,7 +95,12 @@ class SeedRow:
     low: float | None
     high: float | None
     outcome: Outcome
-    why: str
+    steps: str  # which of them did it
+    limit: str  # why it was not enough, "" where it was
+
+    @property
+    def why(self) -> str:
+        return f"{self.steps} {self.limit}".strip()
 
     @property
     def seed(self) -> str:
@@ -109,13 +114,13 @@ class SeedRow:
 
 @dataclass(frozen=True)
 class DeviceAblation:
-    """All of one device. heavier: the full engine with unquantised weights; quantised: what quantising
+    """All of one device. unquantised: the full engine with unquantised weights; quantised: what quantising
     them is worth, an improvement for each of METRICS."""
 
     device: str
     simulated: str
     rows: tuple[StepRow, ...]
-    heavier: StepRow | None
+    unquantised: StepRow | None
     quantised: tuple[float | None, ...]
     seed: tuple[SeedRow, ...]
     legs: int
@@ -129,12 +134,15 @@ class DeviceAblation:
             if row.improvement is None:
                 told.append(f"{row.metric.title.lower()} {row.outcome}")
             else:
-                word = "at least" if row.outcome == "reached" else "less than"
                 told.append(
-                    f"{row.metric.title.lower()} {percent(row.improvement)} better, {word} the seed's "
-                    f"{row.metric.seed_improvement:.1%}"
+                    f"{row.metric.title.lower()} {_better(row.improvement)} (the seed: "
+                    f"{_better(row.metric.seed_improvement)})"
                 )
         return text.joined(told)
+
+
+def _better(share: float) -> str:
+    return f"{100 * abs(share):.1f} % {'better' if share >= 0 else 'worse'}"
 
 
 def percent(share: float | None) -> str:
@@ -158,7 +166,7 @@ def headline(results: RunResults, found: Sequence[DeviceAblation]) -> Headline:
     reached = sum(row.outcome == "reached" for row in rows)
     noisy, missing = sum(d.noisy for d in found), results.planned_legs - len(results.legs)
     remarks = [
-        f"{device.device}: {row.metric.title.lower()} is {row.outcome}. {row.why}"
+        f"{device.device}: {row.metric.title.lower()} is {row.outcome}. {row.limit}"
         for device in found
         for row in device.seed
         if row.outcome != "reached"
@@ -199,13 +207,15 @@ def _of_device(name: str, simulated: str, legs: list[LegResult], info: AblationI
     rows: list[StepRow] = []
     for step in info.steps:
         rows.append(_row(step, _legs(legs, step), naive, rows[-1] if rows else None))
-    heavier = _row(info.heavier, _legs(legs, info.heavier), naive, None) if info.heavier else None
+    unquantised = (
+        _row(info.unquantised, _legs(legs, info.unquantised), naive, None) if info.unquantised else None
+    )
     return DeviceAblation(
         device=name,
         simulated=simulated,
         rows=tuple(rows),
-        heavier=heavier,
-        quantised=_gains(heavier, rows[-1].figures),
+        unquantised=unquantised,
+        quantised=_gains(unquantised, rows[-1].figures),
         seed=tuple(_seed_row(index, metric, rows, legs, info) for index, metric in enumerate(METRICS)),
         legs=len(legs),
         noisy=sum(leg.validity != "VALID" for leg in legs),
@@ -263,10 +273,9 @@ def _seed_row(
     rounds = [metric.improvement(b, a) for b, a in pairs if b]
     if improvement is None:
         supported = metric.key != "energy"
-        reason = text.joined(list(dict.fromkeys(leg.energy.reason for leg in legs if leg.energy.reason)))
         outcome: Outcome = "not measured" if supported else "unsupported"
-        why = "no leg of the naive or of the full step has it" if supported else reason
-        return SeedRow(metric, before.middle, after.middle, None, None, None, outcome, why)
+        why = "No leg of the naive or of the full step has it." if supported else _unsupported(legs)
+        return SeedRow(metric, before.middle, after.middle, None, None, None, outcome, "", why)
     reached = improvement >= metric.seed_improvement
     return SeedRow(
         metric,
@@ -276,19 +285,25 @@ def _seed_row(
         min(rounds, default=None),
         max(rounds, default=None),
         "reached" if reached else "not reached",
-        _why(index, metric, rows, info, reached),
+        _steps(index, rows),
+        "" if reached else _limit(metric, rows, info),
     )
 
 
-def _why(index: int, metric: Metric, rows: Sequence[StepRow], info: AblationInfo, reached: bool) -> str:
-    """Which steps did it; where it was not enough, what no step can touch."""
+def _unsupported(legs: Sequence[LegResult]) -> str:
+    """Why the energy ladder gave nothing; that some legs were not asked is no reason where others were."""
+    reasons = dict.fromkeys(leg.energy.reason for leg in legs if leg.energy.reason)
+    asked = [reason for reason in reasons if reason != EnergyInfo().reason]
+    return text.joined(asked or list(reasons))
+
+
+def _steps(index: int, rows: Sequence[StepRow]) -> str:
+    """The steps that gained and cost most."""
     steps = [(row.gains[index] or 0.0, row.step.title) for row in rows[1:]]
     best = [f"{title} {percent(gain)}" for gain, title in sorted(steps, reverse=True)[:3] if gain > 0.01]
     worst = [f"{title} {percent(gain)}" for gain, title in sorted(steps)[:2] if gain < -0.01]
     told = f"Most from {text.joined(best)}." if best else "No step helped."
-    if worst:
-        told += f" {text.joined(worst)} cost."
-    return told if reached else f"{told} {_limit(metric, rows, info)}"
+    return f"{told} Lost by {text.joined(worst)}." if worst else told
 
 
 def _limit(metric: Metric, rows: Sequence[StepRow], info: AblationInfo) -> str:

@@ -86,7 +86,7 @@ def _waterfall(metric: Metric, index: int, device: DeviceAblation, key: str) -> 
         sort=order,
         axis=alt.Axis(title=None, labelLimit=150, ticks=False, domain=False, labelPadding=8),
     )
-    scale = alt.Scale(domain=[0, most * 1.3], nice=False)
+    scale = alt.Scale(domain=[0, most * 1.6], nice=False)
     axis = alt.Axis(tickCount=5)
     colour = alt.Color(
         "change:N", scale=alt.Scale(domain=list(COLOURS), range=list(COLOURS.values())), legend=None

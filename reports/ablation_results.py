@@ -19,14 +19,14 @@ class AblationStep:
 class AblationInfo:
     """steps: from the naive baseline to the full engine, all with the same weights.
 
-    heavier: the last step with unquantised weights, None if it was left out. weights: of ``steps``.
+    unquantised: the last step with unquantised weights, None if it was left out. weights: of ``steps``.
     weights_bytes: of the matrices and tables, in the artifact of the last step.
     head_share: of the multiply-adds of one prompt token, those of the head.
     planned: legs.
     """
 
     steps: tuple[AblationStep, ...]
-    heavier: AblationStep | None
+    unquantised: AblationStep | None
     weights: str
     weights_bytes: int
     head_share: float

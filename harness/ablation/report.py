@@ -102,17 +102,17 @@ def _step_table(found: DeviceAblation) -> Table:
 
     for row in found.rows:
         add(row, row.step.title, row.gains)
-    if found.heavier is not None:
+    if found.unquantised is not None:
         table.add_section()
-        add(found.heavier, "Full engine, unquantised", (None,) * len(METRICS))
-        add(found.rows[-1], found.heavier.step.title, found.quantised)
+        add(found.unquantised, "Full engine, unquantised", (None,) * len(METRICS))
+        add(found.rows[-1], found.unquantised.step.title, found.quantised)
     return table
 
 
 def _device(found: DeviceAblation) -> dict[str, Any]:
     steps = [_step(row, row.gains) for row in found.rows]
-    if found.heavier is not None:
-        steps.append(_step(found.heavier, (None,) * len(METRICS)))
+    if found.unquantised is not None:
+        steps.append(_step(found.unquantised, (None,) * len(METRICS)))
     return {
         "device": found.device,
         "simulated": found.simulated,

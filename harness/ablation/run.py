@@ -35,7 +35,7 @@ class AblationOptions:
     farm_address: str | None = None
     cache: Path = Path(".kvfarm")
     weights: Weights = "int4"
-    heavier: bool = True
+    unquantised: bool = True
     shape: Shape = SEED_SHAPE
     rounds: int = 4
     repeats: int = 1
@@ -53,7 +53,7 @@ def ablate(options: AblationOptions, on_step: Step, on_leg: Step) -> RunResults:
         HarnessError, KvEngineError: a device, a recipe or the workload cannot be had.
         InfrastructureError: no farm. A single lost leg is in the results' infrastructure instead.
     """
-    steps = ladder(options.weights, options.heavier)
+    steps = ladder(options.weights, options.unquantised)
     run = DeviceRun(
         RunOptions(
             devices=options.devices,
@@ -103,7 +103,7 @@ def _info(run: DeviceRun, steps: Ladder, options: AblationOptions, planned: int)
     full = artifacts[len(steps.rungs) - 1].manifest
     return AblationInfo(
         steps=steps.rungs,
-        heavier=steps.heavier,
+        unquantised=steps.unquantised,
         weights=options.weights,
         weights_bytes=sum(blob.size for blob in full.blobs),
         head_share=head_share(full.spec),

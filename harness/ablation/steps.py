@@ -14,19 +14,19 @@ UNQUANTISED: Weights = "float32"
 class Ladder:
     """rungs: from the naive baseline to the full engine, all with the same weights.
 
-    heavier: the full engine with unquantised weights, to show what quantising them is worth; None where
+    unquantised: the full engine with unquantised weights, to show what quantising them is worth; None where
     the rungs have those already.
     """
 
     rungs: tuple[AblationStep, ...]
-    heavier: AblationStep | None
+    unquantised: AblationStep | None
 
     @property
     def all(self) -> tuple[AblationStep, ...]:
-        return (*self.rungs, self.heavier) if self.heavier else self.rungs
+        return (*self.rungs, self.unquantised) if self.unquantised else self.rungs
 
 
-def ladder(weights: Weights, with_heavier: bool = True) -> Ladder:
+def ladder(weights: Weights, with_unquantised: bool = True) -> Ladder:
     """Every rung keeps what the rung before it turned on."""
 
     def rung(key: str, title: str, what: str, recipe: str, choices: str = "") -> AblationStep:
@@ -62,7 +62,7 @@ def ladder(weights: Weights, with_heavier: bool = True) -> Ladder:
         rung("int8", "int8 cache", "a quarter of them, calibrated scales", "hybrid-int8kv", late),
         rung("threads", "Threads", "as many as fast cores this process may use", "hybrid-int8kv"),
     )
-    if not with_heavier or weights == UNQUANTISED:
+    if not with_unquantised or weights == UNQUANTISED:
         return Ladder(rungs, None)
     return Ladder(
         rungs,

@@ -30,14 +30,18 @@ def register(app: typer.Typer) -> None:
 
 
 def ablate(
-    model: Annotated[Path, typer.Argument(help="Hugging Face checkpoint folder, see `kvfarm synth`.")],
+    model: Annotated[
+        Path | None, typer.Argument(help="Hugging Face checkpoint folder, see `kvfarm synth`.")
+    ] = None,
     devices: Annotated[
         str, typer.Option(help="host, farm (all), or names of devices and pools: NAME,NAME.")
     ] = "host",
     weights: Annotated[
         Weights, typer.Option(help="Storage of the weight matrices, the same before and after.")
     ] = "int4",
-    heavier: Annotated[bool, typer.Option(help="Also measure the full engine with float32 weights.")] = True,
+    unquantised: Annotated[
+        bool, typer.Option(help="Also measure the full engine with float32 weights.")
+    ] = True,
     prompt: Annotated[int, typer.Option(help="Prompt length, tokens.", min=1)] = 960,
     new_tokens: Annotated[int, typer.Option(help="Tokens to generate.", min=2)] = 64,
     depth: Annotated[int, typer.Option(help="Tokens in the cache before the prompt.", min=0)] = 0,
@@ -73,22 +77,29 @@ def ablate(
     from harness.measuring import Shape
     from harness.store import DEFAULT_STORE
 
-    options = AblationOptions(
-        devices=devices,
-        model=model.resolve(),
-        store=store or str(DEFAULT_STORE),
-        farm=farm_file,
-        farm_address=farm_address,
-        weights=weights,
-        heavier=heavier,
-        shape=Shape(prompt, new_tokens, depth),
-        rounds=rounds,
-        repeats=repeats,
-        energy=energy,
-        seed=seed,
-        command=("kvfarm", *sys.argv[1:]),
-    )
-    results = _measured(options) if again is None else _stored(options.store, again)
+    where = store or str(DEFAULT_STORE)
+    if again is not None:
+        results = _stored(where, again)
+    elif model is None:
+        raise typer.BadParameter("sought a checkpoint folder to measure, or --again RUN; found neither")
+    else:
+        results = _measured(
+            AblationOptions(
+                devices=devices,
+                model=model.resolve(),
+                store=where,
+                farm=farm_file,
+                farm_address=farm_address,
+                weights=weights,
+                unquantised=unquantised,
+                shape=Shape(prompt, new_tokens, depth),
+                rounds=rounds,
+                repeats=repeats,
+                energy=energy,
+                seed=seed,
+                command=("kvfarm", *sys.argv[1:]),
+            )
+        )
     page = write(results, output)
     data: dict[str, Any] = {"report": str(page), "run_id": results.run_id, **summary(results)}
     show(as_json, data, tables(results, page))
