@@ -36,7 +36,6 @@ def test_the_floors_are_those_of_mlperf_loadgen() -> None:
     assert [samples_needed(q) for q in (0.9, 0.95, 0.99)] == [64, 130, 662]
 
 
-
 def test_no_sample_has_no_quantile() -> None:
     found = latency([])
     assert (found.low, found.median, found.p95, found.p99, found.high) == (None,) * 5
