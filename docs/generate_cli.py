@@ -15,6 +15,7 @@ COMMANDS = (
     "devices",
     "run",
     "report",
+    "ablate",
     "replay",
     "bundle",
     "phones up",
