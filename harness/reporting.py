@@ -26,10 +26,10 @@ def write_report(results: RunResults, folder: Path) -> Path:
         OSError: ``folder`` cannot be made or written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(
+    replace_file(
         folder / "results.json", json.dumps(finite(encode(results)), indent=1, allow_nan=False) + "\n"
     )
-    write_whole(folder / "junit.xml", junit(results))
+    replace_file(folder / "junit.xml", junit(results))
     return render(results, folder)
 
 
@@ -113,7 +113,7 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_whole(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
     """A reader never sees half a file."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")

@@ -72,7 +72,7 @@ def policy(scripts: Iterable[str]) -> str:
 
 @cache
 def environment() -> Environment:
-    """The templates; what they print is escaped."""
+    """Jinja over our templates, everything escaped."""
     return Environment(
         loader=PackageLoader("reports", _TEMPLATES),
         autoescape=True,

@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from harness.reporting import finite, write_whole
+from harness.reporting import finite, replace_file
 from kvengine.codec import encode
 from reports import text
 from reports.ablation import METRICS, DeviceAblation, SeedRow, StepRow, ablations, percent
@@ -28,7 +28,7 @@ def write(results: RunResults, folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     whole = {"format": "kvfarm-ablation/1", **summary(results), "results": encode(results)}
-    write_whole(folder / "ablation.json", json.dumps(finite(whole), indent=1, allow_nan=False) + "\n")
+    replace_file(folder / "ablation.json", json.dumps(finite(whole), indent=1, allow_nan=False) + "\n")
     return render(results, folder)
 
 
