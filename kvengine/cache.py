@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
 from kvengine.buffers import Buffer
-from kvengine.plan import CacheDtype, CachePlan
+from kvengine.codes import STORAGE
+from kvengine.plan import CachePlan
 from kvengine.recipe import SessionRecipe
 from kvengine.spec import LayerSpec, ModelSpec
 
-STORAGE: dict[CacheDtype, type] = {
-    "float32": np.float32,
-    "float16": np.float16,
-    "int8": np.int8,
-    "int4": np.uint8,  # two codes a byte
-}
+Stored = npt.NDArray[Any]
 
 
 def past_names(layer: int) -> tuple[str, str]:
@@ -28,23 +24,6 @@ def past_names(layer: int) -> tuple[str, str]:
 
 def present_names(layer: int) -> tuple[str, str]:
     return f"present.{layer}.key", f"present.{layer}.value"
-
-
-class Cache(Protocol):
-    """What a Decoder asks of its cache."""
-
-    @property
-    def nbytes(self) -> int: ...
-
-    def bind(self, binding: ort.IOBinding) -> None: ...
-
-    def collect(self, binding: ort.IOBinding) -> None: ...
-
-    def reset(self) -> None: ...
-
-    def poison(self, total: int) -> None: ...
-
-    def arrays(self) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]: ...
 
 
 class StaticCache:
@@ -62,7 +41,7 @@ class StaticCache:
         dtype = STORAGE[plan.dtype]
         self._buffers = [
             tuple(
-                Buffer(_shape(plan, layer, capacity, batch), dtype, recipe.device_type, recipe.device_id)
+                Buffer(shape_of(plan, layer, capacity, batch), dtype, recipe.device_type, recipe.device_id)
                 for _ in "KV"
             )
             for layer in spec.layers
@@ -84,19 +63,38 @@ class StaticCache:
     def reset(self) -> None:
         """Nothing to do: which rows are alive follows from the position alone."""
 
-    def poison(self, total: int) -> None:
-        """Overwrite every row that holds none of the newest tokens; ``total`` tokens were appended so far."""
-        for layer, pair in zip(self._layers, self._buffers, strict=True):
-            alive = self._plan.resident(layer, self._capacity, total)
-            for buffer in pair:
-                contents = buffer.read()
-                contents[:, :, alive:, :] = _poison_of(contents.dtype)
-                buffer.write(contents)
+    def poison(self, held: Sequence[int]) -> None:
+        """Overwrite every row that holds none of the newest tokens; ``held`` tokens are in each batch row."""
+        for index, layer in enumerate(self._layers):
+            key, value = self.read(index)
+            for row, total in enumerate(held):
+                alive = self._plan.resident(layer, self._capacity, total)
+                key[row, :, alive:] = value[row, :, alive:] = _poison_of(key.dtype)
+            self.write(index, key, value)
 
-    def arrays(self) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+    def read(self, layer: int) -> tuple[Stored, Stored]:
+        """K and V of a layer as stored, [batch, kv_heads, rows, width]; on the CPU the live arrays."""
+        key, value = self._buffers[layer]
+        return key.read(), value.read()
+
+    def write(self, layer: int, key: Stored, value: Stored) -> None:
+        """Replace K and V of a layer."""
+        for buffer, contents in zip(self._buffers[layer], (key, value), strict=True):
+            buffer.write(contents)
+
+    def put(self, layer: int, key: Stored, value: Stored) -> None:
+        """Overwrite the first rows of K and V of a layer; what is behind them is dead."""
+        whole = self.read(layer)
+        for mine, theirs in zip(whole, (key, value), strict=True):
+            mine[:, :, : theirs.shape[2]] = theirs
+        self.write(layer, *whole)
+
+    def trim(self, rows: int) -> None:
+        """Nothing to do: the buffers keep their size."""
+
+    def arrays(self) -> Iterator[tuple[Stored, Stored]]:
         """(K, V) of each layer, as stored."""
-        for key, value in self._buffers:
-            yield key.read(), value.read()
+        return (self.read(layer) for layer in range(len(self._layers)))
 
 
 class GrowingCache:
@@ -108,6 +106,8 @@ class GrowingCache:
         self._plan = plan
         self._spec = spec
         self._batch = batch
+        # An idle row counts as one token, so the op wants a row for it (see Decoder._advance).
+        self._least = 0 if batch == 1 else 1
         self._device = (recipe.device_type, recipe.device_id)
         self.reset()
 
@@ -119,7 +119,10 @@ class GrowingCache:
     def reset(self) -> None:
         dtype = STORAGE[self._plan.dtype]
         self._values = [
-            tuple(Buffer(_shape(self._plan, layer, 0, self._batch), dtype, *self._device).value for _ in "KV")
+            tuple(
+                Buffer(shape_of(self._plan, layer, self._least, self._batch), dtype, *self._device).value
+                for _ in "KV"
+            )
             for layer in self._spec.layers
         ]
 
@@ -137,65 +140,52 @@ class GrowingCache:
         presents = binding.get_outputs()[1:]
         self._values = list(zip(presents[::2], presents[1::2], strict=True))
 
-    def poison(self, total: int) -> None:
+    def poison(self, held: Sequence[int]) -> None:
         """Nothing to do: a growing cache has no dead rows."""
 
-    def arrays(self) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
-        for key, value in self._values:
-            yield key.numpy(), value.numpy()
+    def read(self, layer: int) -> tuple[Stored, Stored]:
+        """Copies of K and V of a layer, [batch, kv_heads, rows, width]."""
+        key, value = self._values[layer]
+        return key.numpy(), value.numpy()
+
+    def write(self, layer: int, key: Stored, value: Stored) -> None:
+        """Replace K and V of a layer; of any number of rows."""
+        self._values[layer] = (self._value(key), self._value(value))
+
+    def put(self, layer: int, key: Stored, value: Stored) -> None:
+        """Replace K and V of a layer, padded to as many rows as there must be."""
+        missing = max(0, self._least - key.shape[2])
+        padding = ((0, 0), (0, 0), (0, missing), (0, 0))
+        self.write(layer, np.pad(key, padding), np.pad(value, padding))
+
+    def trim(self, rows: int) -> None:
+        """Forget what is behind the first ``rows`` rows."""
+        rows = max(rows, self._least)
+        for index, (key, value) in enumerate(self.arrays()):
+            if key.shape[2] > rows:
+                self.write(index, key[:, :, :rows], value[:, :, :rows])
+
+    def arrays(self) -> Iterator[tuple[Stored, Stored]]:
+        return (self.read(layer) for layer in range(len(self._spec.layers)))
+
+    def _value(self, contents: Stored) -> ort.OrtValue:
+        value = ort.OrtValue.ortvalue_from_shape_and_type(list(contents.shape), contents.dtype, *self._device)
+        if contents.size:
+            value.update_inplace(np.ascontiguousarray(contents))
+        return value
 
 
-class ArrayCache:
-    """K and V as numpy arrays of the host: what one step returned is what the next is fed.
-
-    For decoding without IO binding. A growing plan begins with 0 rows.
-    """
-
-    def __init__(self, spec: ModelSpec, plan: CachePlan, capacity: int, batch: int) -> None:
-        self._layers, self._plan, self._capacity, self._batch = spec.layers, plan, capacity, batch
-        self.reset()
-
-    @property
-    def nbytes(self) -> int:
-        return sum(array.nbytes for pair in self._pairs for array in pair)
-
-    def bind(self, binding: ort.IOBinding) -> None:
-        """Nothing to do: ``feeds`` and ``take`` carry the arrays."""
-
-    def collect(self, binding: ort.IOBinding) -> None:
-        """Nothing to do, see ``bind``."""
-
-    def feeds(self) -> dict[str, npt.NDArray[Any]]:
-        """The past of every layer, by the name of its input."""
-        named = zip(map(past_names, range(len(self._pairs))), self._pairs, strict=True)
-        return {name: array for names, pair in named for name, array in zip(names, pair, strict=True)}
-
-    def take(self, presents: Sequence[npt.NDArray[Any]]) -> None:
-        """K and V of each layer in turn, as the step returned them."""
-        self._pairs = list(zip(presents[::2], presents[1::2], strict=True))
-
-    def reset(self) -> None:
-        growing = self._plan.kind == "growing"
-        shapes = [
-            _shape(self._plan, layer, 0 if growing else self._capacity, self._batch) for layer in self._layers
-        ]
-        dtype = STORAGE[self._plan.dtype]
-        self._pairs = [(np.zeros(shape, dtype), np.zeros(shape, dtype)) for shape in shapes]
-
-    def poison(self, total: int) -> None:
-        """See StaticCache.poison; a growing cache has no dead rows."""
-        if self._plan.kind == "growing":
-            return
-        for layer, pair in zip(self._layers, self._pairs, strict=True):
-            alive = self._plan.resident(layer, self._capacity, total)
-            for array in pair:
-                array[:, :, alive:, :] = _poison_of(array.dtype)
-
-    def arrays(self) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
-        yield from self._pairs
+Cache = StaticCache | GrowingCache
 
 
-def _shape(plan: CachePlan, layer: LayerSpec, capacity: int, batch: int) -> tuple[int, int, int, int]:
+def take_rows(cache: Cache, layers: int, order: Sequence[int]) -> None:
+    """Batch row i becomes what row ``order[i]`` was."""
+    for layer in range(layers):
+        key, value = cache.read(layer)
+        cache.write(layer, key[list(order)], value[list(order)])
+
+
+def shape_of(plan: CachePlan, layer: LayerSpec, capacity: int, batch: int) -> tuple[int, int, int, int]:
     width = layer.head_dim // 2 if plan.dtype == "int4" else layer.head_dim
     return batch, layer.kv_heads, plan.rows(layer, capacity), width
 

@@ -6,11 +6,14 @@ Legitimate modes that people ship, and the baseline that the engine's own way is
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
 
-from kvengine.cache import ArrayCache, Cache, present_names
+import numpy as np
+import onnxruntime as ort
+
+from kvengine.arrays import GrowingArrays, StaticArrays
+from kvengine.cache import Cache, present_names
 from kvengine.decoder import Decoder, Float32Array, Int64Array
-from kvengine.errors import EngineFailure
 from kvengine.model import Model
 from kvengine.recipe import SessionRecipe
 
@@ -25,24 +28,27 @@ def decoder_for(recipe: SessionRecipe) -> type[Decoder]:
 class _HostFedDecoder(Decoder):
     """The greedy token makes a round trip through the host at every step."""
 
-    def step(self) -> Int64Array:
-        self._check_room(1)
-        token = self.newest_token().reshape(self.batch, 1)
-        self._run(token, np.arange(self.batch, dtype=np.int64), keep_token=True)
+    def step(self, rows: Sequence[bool] | None = None) -> Int64Array:
+        new = None if rows is None else np.asarray(rows, bool).astype(np.int64)
+        self._check_room(1, new)
+        tokens = self.newest_token().reshape(self.batch, 1)
+        self._run(tokens, np.arange(self.batch, dtype=np.int64), keep_token=True, new=new)
         return self.newest_token()
 
     def _keep(self, tokens: Int64Array) -> Float32Array:
-        """``tokens`` [batch] are the newest greedy ones; returns no rows."""
+        """``tokens``, one for each row, are the newest greedy ones; returns no rows."""
         self._newest = 0
-        self._tokens[0].write(tokens.reshape(self.batch, 1))
+        self.newest_buffers[0].write(tokens.reshape(self.batch, 1))
         return np.empty((0, self.model.spec.vocab_size), np.float32)
 
 
 class FullLogitsDecoder(_HostFedDecoder):
     """The head runs on every new token and all its rows come back; the host takes what it needs."""
 
-    def _run(self, ids: Int64Array, rows: Int64Array, keep_token: bool = False) -> Float32Array:
-        every: Float32Array = super()._run(ids, np.arange(ids.size, dtype=np.int64))
+    def _run(
+        self, ids: Int64Array, rows: Int64Array, keep_token: bool = False, new: Int64Array | None = None
+    ) -> Float32Array:
+        every: Float32Array = super()._run(ids, np.arange(ids.size, dtype=np.int64), new=new)
         asked = every[rows]
         return self._keep(np.argmax(asked, axis=-1)) if keep_token else asked
 
@@ -55,30 +61,31 @@ class UnboundDecoder(_HostFedDecoder):
         self._presents = [name for i in range(len(model.spec.layers)) for name in present_names(i)]
         self._constants = {name: buffer.read() for name, buffer in self._tables}
 
-    def _make_cache(self) -> Cache:
-        self._arrays = ArrayCache(self.model.spec, self.plan, self.capacity, self.batch)
-        return self._arrays
+    def _run(
+        self, ids: Int64Array, rows: Int64Array, keep_token: bool = False, new: Int64Array | None = None
+    ) -> Float32Array:
+        self._asked, self._wanted = rows, "next_token" if keep_token else "logits"
+        self._advance(self._general, ids, new)
+        return self._keep(self._answer) if keep_token else self._answer
 
-    def _run(self, ids: Int64Array, rows: Int64Array, keep_token: bool = False) -> Float32Array:
-        total = self.position + ids.shape[1]
+    def _execute(self, binding: ort.IOBinding, ids: Int64Array) -> None:
         feeds = {
             "input_ids": ids,
-            "logits_index": rows,
-            "seqlens_k": np.full(self.batch, total - 1, np.int32),
-            "total_sequence_length": np.array([total], np.int32),
-            "query_seqlens": np.full(self.batch, ids.shape[1], np.int32),
+            "logits_index": self._asked,
+            "seqlens_k": self._lengths.read(),
+            "total_sequence_length": self._total.read(),
+            "query_seqlens": self._new.read(),
             **self._constants,
             **self._arrays.feeds(),
         }
-        wanted = ["next_token" if keep_token else "logits", *self._presents]
-        try:
-            answer, *presents = self.model.session.run(wanted, feeds, self.model.run_options)
-        except Exception as error:  # onnxruntime raises a dozen unrelated classes
-            self._failed = True
-            raise EngineFailure(f"onnxruntime failed at position {self.position}: {error}") from error
-        self.position = total
-        self._arrays.take(presents)
-        return self._keep(answer) if keep_token else answer
+        names = [self._wanted, *self._presents]
+        self._answer, *presents = self.model.session.run(names, feeds, self.model.run_options)
+        self._arrays.take(presents, np.flatnonzero(self._new.read() == 0).tolist())
+
+    def _make_cache(self) -> Cache:
+        arrays = GrowingArrays if self.plan.kind == "growing" else StaticArrays
+        self._arrays = arrays(self.model.spec, self.plan, self.capacity, self.batch)
+        return self._arrays
 
 
 class UnboundFullLogitsDecoder(FullLogitsDecoder, UnboundDecoder):
