@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnxruntime as ort
 
-from kvengine.cache import GrowingCache, StaticCache, Stored, past_names, shape_of
+from kvengine.cache import GrowingCache, StaticCache, Stored, _shape, past_names
 from kvengine.codes import STORAGE
 from kvengine.plan import CachePlan
 from kvengine.spec import ModelSpec
@@ -30,8 +30,8 @@ class _Arrays:
         named = zip(map(past_names, range(len(self._pairs))), self._pairs, strict=True)
         return {name: array for names, pair in named for name, array in zip(names, pair, strict=True)}
 
-    def take(self, presents: Sequence[Stored], idle: Sequence[int]) -> None:
-        """K and V of each layer in turn, as the step returned them; ``idle`` batch rows had no token."""
+    def take(self, presents: Sequence[Stored]) -> None:
+        """K and V of each layer in turn, as the step returned them."""
         self._pairs = list(zip(presents[::2], presents[1::2], strict=True))
 
     def bind(self, binding: ort.IOBinding) -> None:
@@ -54,15 +54,10 @@ class StaticArrays(_Arrays, StaticCache):
 
     def __init__(self, spec: ModelSpec, plan: CachePlan, capacity: int, batch: int) -> None:
         self._plan, self._layers, self._capacity = plan, spec.layers, capacity
-        self._pairs = [_zeros(shape_of(plan, layer, capacity, batch), plan) for layer in spec.layers]
-
-    def take(self, presents: Sequence[Stored], idle: Sequence[int]) -> None:
-        """Idle rows stay as they were: the op, told that they hold one token, copied only that."""
-        before = self._pairs
-        super().take(presents, idle)
-        for old, new in zip(before, self._pairs, strict=True):
-            for past, present in zip(old, new, strict=True):
-                present[list(idle)] = past[list(idle)]
+        self._pairs = [
+            _zeros(_shape(plan, layer, plan.rows(layer, capacity, batch), batch), plan)
+            for layer in spec.layers
+        ]
 
 
 class GrowingArrays(_Arrays, GrowingCache):
@@ -74,7 +69,7 @@ class GrowingArrays(_Arrays, GrowingCache):
         self.reset()
 
     def reset(self) -> None:
-        shapes = (shape_of(self._plan, layer, self._least, self._batch) for layer in self._spec.layers)
+        shapes = (_shape(self._plan, layer, self._least, self._batch) for layer in self._spec.layers)
         self._pairs = [_zeros(shape, self._plan) for shape in shapes]
 
 

@@ -41,7 +41,12 @@ class StaticCache:
         dtype = STORAGE[plan.dtype]
         self._buffers = [
             tuple(
-                Buffer(shape_of(plan, layer, capacity, batch), dtype, recipe.device_type, recipe.device_id)
+                Buffer(
+                    _shape(plan, layer, plan.rows(layer, capacity, batch), batch),
+                    dtype,
+                    recipe.device_type,
+                    recipe.device_id,
+                )
                 for _ in "KV"
             )
             for layer in spec.layers
@@ -120,7 +125,7 @@ class GrowingCache:
         dtype = STORAGE[self._plan.dtype]
         self._values = [
             tuple(
-                Buffer(shape_of(self._plan, layer, self._least, self._batch), dtype, *self._device).value
+                Buffer(_shape(self._plan, layer, self._least, self._batch), dtype, *self._device).value
                 for _ in "KV"
             )
             for layer in self._spec.layers
@@ -185,9 +190,9 @@ def take_rows(cache: Cache, layers: int, order: Sequence[int]) -> None:
         cache.write(layer, key[list(order)], value[list(order)])
 
 
-def shape_of(plan: CachePlan, layer: LayerSpec, capacity: int, batch: int) -> tuple[int, int, int, int]:
+def _shape(plan: CachePlan, layer: LayerSpec, rows: int, batch: int) -> tuple[int, int, int, int]:
     width = layer.head_dim // 2 if plan.dtype == "int4" else layer.head_dim
-    return batch, layer.kv_heads, plan.rows(layer, capacity), width
+    return batch, layer.kv_heads, rows, width
 
 
 def _poison_of(dtype: np.dtype[Any]) -> float | int:

@@ -23,6 +23,7 @@ from kvengine.errors import (
     failure_of,
 )
 from kvengine.model import Model
+from kvengine.plan import PADDING_ROWS
 from kvengine.program import CacheRows
 from kvengine.rope import rope_tables
 from kvengine.rows import Rows
@@ -55,8 +56,6 @@ class Decoder:
             )
         if batch < 1 or (slack is not None and slack < 0):
             raise InvalidRequest(f"sought batch >= 1 and slack >= 0, found batch {batch} and slack {slack}")
-        if batch > 1 and capacity < 2:
-            raise InvalidRequest(f"sought a capacity of at least 2 tokens for {batch} rows, found {capacity}")
         self.model = model
         self.capacity = capacity
         self.batch = batch
@@ -367,8 +366,7 @@ class Decoder:
             raise InvalidRequest(f"sought a chunk of 0 (one shot) or more tokens, found {chunk}")
         if self.batch == 1:
             return equal_steps(np.stack(parts), chunk)
-        room = None if self.plan.kind == "growing" else self.capacity
-        return ragged_steps(parts, self.rows.held, chunk, room)
+        return ragged_steps(parts, self.rows.held, chunk, self.capacity + PADDING_ROWS)
 
     def _run(
         self, ids: Int64Array, rows: Int64Array, keep_token: bool = False, new: Int64Array | None = None
@@ -401,15 +399,10 @@ class Decoder:
         held, count = self.rows.held, ids.shape[1]
         counts = [count] * self.batch if new is None else new.tolist()
         totals = [before + added for before, added in zip(held, counts, strict=True)]
-        lengths, bound = totals, max(totals)
+        lengths = totals if new is None else [max(total, 1) for total in totals]  # the op knows no empty row
+        bound = max(lengths)
         if new is not None and self.plan.kind == "growing":
-            lengths = [max(total, 1) for total in totals]  # the op knows no empty row
             bound = max(*held, 1) + count  # the length of the present, which must hold the padding too
-        elif new is not None:
-            # The op wants room for the padded chunk in idle rows as well; one that says it holds a
-            # single token has it, and is not touched either.
-            lengths = [total if added else 1 for total, added in zip(totals, counts, strict=True)]
-            bound = max(lengths)
         self._lengths.read()[:] = [length - 1 for length in lengths]
         self._total.read()[:] = bound
         self._new.read()[:] = counts
@@ -438,9 +431,8 @@ class Decoder:
         """cos_cache.r and sin_cache.r, each [rows, head_dim // 2] in the graph's activation dtype."""
         spec, activations = self.model.spec, self.model.artifact.manifest.recipe.activations
         # The op wants a row for every row of the longest cache, also where the window exceeds the capacity.
-        rows = max(self.capacity, *(self.plan.rows(layer, self.capacity) for layer in spec.layers))
-        if self.batch > 1 and self.plan.kind == "growing":
-            rows *= 2  # and for the padding of a ragged batch
+        rows = max(self.plan.rows(layer, self.capacity, self.batch) for layer in spec.layers)
+        rows = max(rows, self.capacity + (PADDING_ROWS if self.batch > 1 else 0))
         tables = []
         for index, rope in enumerate(spec.ropes):
             head_dim = next(layer.head_dim for layer in spec.layers if layer.rope == index)

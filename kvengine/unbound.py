@@ -80,7 +80,7 @@ class UnboundDecoder(_HostFedDecoder):
         }
         names = [self._wanted, *self._presents]
         self._answer, *presents = self.model.session.run(names, feeds, self.model.run_options)
-        self._arrays.take(presents, np.flatnonzero(self._new.read() == 0).tolist())
+        self._arrays.take(presents)
 
     def _make_cache(self) -> Cache:
         arrays = GrowingArrays if self.plan.kind == "growing" else StaticArrays

@@ -143,8 +143,8 @@ def test_the_naive_baseline_really_is_naive(export_tiny: ExportTiny, monkeypatch
     grown: list[int] = []
     take = GrowingArrays.take
 
-    def spy(self: GrowingArrays, presents: list[npt.NDArray[np.float32]], idle: list[int]) -> None:
-        take(self, presents, idle)
+    def spy(self: GrowingArrays, presents: list[npt.NDArray[np.float32]]) -> None:
+        take(self, presents)
         grown.append(presents[0].shape[2])
 
     engine = LocalEngine.open(export_tiny(ExportRecipe(cache=CachePlan("growing"))).folder, MODES[2])
