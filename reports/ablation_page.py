@@ -86,7 +86,7 @@ def _waterfall(metric: Metric, index: int, device: DeviceAblation, key: str) -> 
         sort=order,
         axis=alt.Axis(title=None, labelLimit=150, ticks=False, domain=False, labelPadding=8),
     )
-    scale = alt.Scale(domain=[0, most * 1.6], nice=False)
+    scale = alt.Scale(domain=[0, most * 2], nice=False)
     axis = alt.Axis(tickCount=5)
     colour = alt.Color(
         "change:N", scale=alt.Scale(domain=list(COLOURS), range=list(COLOURS.values())), legend=None
@@ -128,7 +128,7 @@ def _bars(metric: Metric, index: int, rows: Sequence[StepRow]) -> list[dict[str,
     last = rows[-1].figures[index]
     whole = metric.improvement(rows[0].figures[index].middle or math.nan, last.middle or math.nan)
     bars.append(
-        _bar("Full engine", 0.0, before, WHOLE, f"{metric.show(before)}  {percent(whole)}", last.values)
+        _bar("Full engine", 0.0, before, WHOLE, f"{text.number(before)}  {percent(whole)}", last.values)
     )
     return bars
 
