@@ -87,7 +87,7 @@ def _waterfall(metric: Metric, index: int, device: DeviceAblation, key: str) -> 
         axis=alt.Axis(title=None, labelLimit=150, ticks=False, domain=False, labelPadding=8),
     )
     scale = alt.Scale(domain=[0, most * 2], nice=False)
-    axis = alt.Axis(tickCount=5)
+    axis = alt.Axis(tickCount=4)
     colour = alt.Color(
         "change:N", scale=alt.Scale(domain=list(COLOURS), range=list(COLOURS.values())), legend=None
     )

@@ -76,8 +76,9 @@ def ablate(options: AblationOptions, on_step: Step, on_leg: Step) -> RunResults:
         plan = list(_plan(run, steps, options.rounds))
         run.ablation = _info(run, steps, options, len(plan))
         run.begin(planned_checks=0, planned_legs=len(plan))
+        titles = {step.recipe: step.title for step in steps.all}
         for done, (device, recipe_name, first) in enumerate(plan):
-            on_leg(f"{device} · {recipe_name}", done, len(plan))
+            on_leg(f"{device} · {titles[recipe_name]}", done, len(plan))
             try:
                 # A device that has no battery says at once that its energy is unsupported, and why.
                 energy = first and (options.energy or run.identity(device).kind != "android")

@@ -130,8 +130,9 @@ def _measured(options: AblationOptions) -> RunResults:
             bar.update(legs, description=what, completed=done, total=total)
 
         def on_step(stage: str, done: int, total: int) -> None:
-            share = f" {100 * done // total} %" if total else ""
-            bar.update(legs, description=f"{current[0]}, {stage}{share}")
+            share = f"{stage} {100 * done // total} %" if total else stage
+            # What follows a stage that is done is the measuring itself, which tells no steps.
+            bar.update(legs, description=current[0] if total and done >= total else f"{current[0]}, {share}")
 
         return measure(options, on_step, on_leg)
 
