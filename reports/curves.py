@@ -140,7 +140,7 @@ def _sustained(key: str, legs: Sequence[LegResult], order: list[str], device: st
     yield _over_time(
         f"{key}-sustained",
         "Sustained decode speed",
-        "Generations back to back until the speed settled.",
+        "Generations back to back until the speed settled or time was up.",
         ("tokens/s", speed),
         order,
         device,
