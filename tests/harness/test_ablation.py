@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from harness import cli
-from harness.ablation.run import SEED_SHAPE, head_share
+from harness.ablation.run import SEED_SHAPE, _plan, head_share
 from harness.ablation.steps import ladder, order
 from harness.recipes import Recipe, parse_recipe, parse_recipes
+from harness.run import DeviceRun
 from harness.store import open_store
 from harness.synth import PRESETS
 from kvengine.export import load_spec
@@ -81,6 +83,16 @@ def test_over_two_rounds_every_step_has_the_same_mean_place(count: int) -> None:
         one, two = order(count, turn), order(count, turn + 1)
         assert sorted(one) == sorted(two) == list(range(count))
         assert {one.index(step) + two.index(step) for step in range(count)} == {count - 1}
+
+
+def test_unquantised_weights_are_measured_in_one_pair_of_rounds() -> None:
+    run = cast(DeviceRun, SimpleNamespace(devices=("one", "two")))
+    steps = ladder("int4")
+    legs = list(_plan(run, steps, rounds=4))
+    assert steps.unquantised is not None
+    assert len(legs) == 2 * (2 * 9 + 2 * 8)
+    assert [leg[1] for leg in legs].count(steps.unquantised.recipe) == 2 * 2
+    assert [weighed for _, _, weighed in legs] == [True] * 18 + [False] * 50
 
 
 def test_pairs_of_rounds_begin_elsewhere() -> None:
