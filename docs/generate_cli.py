@@ -18,6 +18,7 @@ COMMANDS = (
     "pair",
     "run",
     "report",
+    "ablate",
     "replay",
     "bundle",
     "phones up",

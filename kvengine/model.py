@@ -16,7 +16,7 @@ from kvengine.errors import failure_of
 from kvengine.plan import CachePlan
 from kvengine.recipe import SessionRecipe
 from kvengine.spec import ModelSpec
-from kvengine.threads import choose_threads
+from kvengine.threads import choose_threads, count_threads
 
 _OPTIMIZATION = {
     "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -38,10 +38,11 @@ class Model:
     def __init__(self, artifact: Artifact, recipe: SessionRecipe) -> None:
         self.artifact = artifact
         self.recipe = recipe
-        self.threads = recipe.threads or choose_threads()
+        self.threads = choose_threads() if recipe.threads is None else recipe.threads
         self.notes = providers.notes(recipe)
         chosen = providers.session_providers(recipe)
         os.environ.update(recipe.environment)
+        others = count_threads()
         started = time.perf_counter()
         try:
             self.session = ort.InferenceSession(
@@ -50,6 +51,9 @@ class Model:
         except Exception as error:  # onnxruntime raises a dozen unrelated classes
             raise failure_of(error, f"onnxruntime could not load {artifact.model_path}") from error
         self.load_ms = (time.perf_counter() - started) * 1e3
+        if not self.threads:
+            # onnxruntime does not tell how many it took: its pool, and the thread that calls it.
+            self.threads = count_threads() - others + 1
         self.run_options = ort.RunOptions()
         self.run_options.log_severity_level = 4
         if recipe.arena_shrinkage:

@@ -111,11 +111,11 @@ def test_nan_is_the_worst_error() -> None:
 
 
 def test_p99_of_few_gaps_is_only_too_small() -> None:
-    few = leg(samples=samples(700, 25, new_tokens=34, repeats=3))  # 99 gaps
+    few = leg(samples=samples(700, 25, new_tokens=221, repeats=3))  # 660 gaps
     (group,) = build_view(run(legs=(few,))).measures
-    assert metric(group, AFTER, "ITL p99") == ("n too small", "n 99, needs 100", "")
+    assert metric(group, AFTER, "ITL p99") == ("n too small", "n 660, needs 662", "")
     assert metric(group, AFTER, "ITL p95")[0].endswith(" ms")
-    enough = leg(samples=samples(700, 25, new_tokens=35, repeats=3))  # 102 gaps
+    enough = leg(samples=samples(700, 25, new_tokens=222, repeats=3))  # 663 gaps
     (group,) = build_view(run(legs=(enough,))).measures
     assert metric(group, AFTER, "ITL p99")[0].endswith(" ms")
 
@@ -133,8 +133,8 @@ def test_the_measurement_row() -> None:
         "Load": ("1,800 ms", ""),
         "TTFT": ("710 ms", "700–720, n 2"),
         "ITL p50": ("25.0 ms", "n 4"),
-        "ITL p95": ("n too small", "n 4, needs 20"),
-        "ITL p99": ("n too small", "n 4, needs 100"),
+        "ITL p95": ("n too small", "n 4, needs 130"),
+        "ITL p99": ("n too small", "n 4, needs 662"),
         "Decode": ("40.0 tok/s", ""),
         "Peak RSS": ("1.46 GiB", ""),
         "KV cache": ("26 MiB", ""),
