@@ -135,17 +135,16 @@ def layer_layout(architecture: Architecture, prefix: str) -> dict[str, Matrix]:
     for i, layer in enumerate(spec.layers):
         at = f"{prefix}layers.{i}."
         queries, keys = spec.num_heads * layer.head_dim, layer.kv_heads * layer.head_dim
-        widths = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
+        qkv = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
+        gate_up = {"gate_proj": spec.intermediate_size, "up_proj": spec.intermediate_size}
+        if architecture.family.fused:
+            qkv, gate_up = {"qkv_proj": sum(qkv.values())}, {"gate_up_proj": sum(gate_up.values())}
         layout[f"layers.{i}.qkv"] = Matrix(
-            tuple(Part(f"{at}self_attn.{name}.weight", rows) for name, rows in widths.items()),
-            spec.hidden_size,
+            tuple(Part(f"{at}self_attn.{name}.weight", rows) for name, rows in qkv.items()), spec.hidden_size
         )
         layout[f"layers.{i}.out"] = Matrix((Part(f"{at}self_attn.o_proj.weight", spec.hidden_size),), queries)
         layout[f"layers.{i}.gate_up"] = Matrix(
-            tuple(
-                Part(f"{at}mlp.{name}.weight", spec.intermediate_size) for name in ("gate_proj", "up_proj")
-            ),
-            spec.hidden_size,
+            tuple(Part(f"{at}mlp.{name}.weight", rows) for name, rows in gate_up.items()), spec.hidden_size
         )
         layout[f"layers.{i}.down"] = Matrix(
             (Part(f"{at}mlp.down_proj.weight", spec.hidden_size),), spec.intermediate_size
