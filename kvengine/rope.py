@@ -37,7 +37,8 @@ def inverse_frequencies(rope: RopeSpec, head_dim: int) -> Float32Array:
             frequencies = _yarn(periods, rope.scaling, rope.theta, width)
         case Llama3Scaling():
             frequencies = _llama3(np.float32(1.0) / periods, rope.scaling)
-    return frequencies / np.float32(rope.factor)
+    scaled: Float32Array = frequencies / np.float32(rope.factor)
+    return scaled
 
 
 def _llama3(frequencies: Float32Array, scaling: Llama3Scaling) -> Float32Array:
@@ -64,4 +65,5 @@ def _yarn(periods: Float32Array, scaling: YarnScaling, theta: float, width: int)
     ramp = (np.arange(width // 2, dtype=np.float32) - np.float32(first)) / np.float32(last - first)
     kept = 1 - np.clip(ramp, 0, 1)
     stretched = np.float32(1.0) / (np.float32(scaling.factor) * periods)
-    return (stretched * (1 - kept) + np.float32(1.0) / periods * kept).astype(np.float32)
+    blended: Float32Array = stretched * (1 - kept) + np.float32(1.0) / periods * kept
+    return blended

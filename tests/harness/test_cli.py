@@ -180,7 +180,7 @@ def _cache_bytes(artifact: Path, context: int) -> int:
             "9",
         ),
         (("generate", "{artifact}"), "UsageError", "--tokens"),
-        (("memory", "gemma-4"), "CheckpointError", "presets are tiny-gemma3, gemma-3-1b"),
+        (("memory", "gemma-4"), "CheckpointError", "presets are tiny-gemma3, tiny-llama"),
         (("memory", "gemma-3-1b", "--context", "0"), "UsageError", "--context"),
         (("synth", "gemma-4", "-o", "x"), "SynthError", "gemma-3-1b"),
         (("export", "nowhere", "-o", "x"), "CheckpointError", "nowhere"),

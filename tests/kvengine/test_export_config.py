@@ -53,7 +53,7 @@ def test_the_geometry_is_read() -> None:
     assert spec.attention_scale == pytest.approx(24**-0.5)
     assert [layer.window for layer in spec.layers] == [5, 5, None, 5, 5, None]
     assert {(layer.kv_heads, layer.head_dim) for layer in spec.layers} == {(2, 32)}
-    assert [spec.ropes[layer.rope] for layer in spec.layers[1:3]] == [
+    assert [spec.ropes[layer.rope or 0] for layer in spec.layers[1:3]] == [
         RopeSpec(100.0),
         RopeSpec(10_000.0, factor=8.0),
     ]
@@ -77,6 +77,7 @@ def test_transformers_reads_the_same(config: dict[str, Any]) -> None:
     for layer, kind in zip(spec.layers, theirs.layer_types, strict=True):
         rope = theirs.rope_parameters[kind]
         assert layer.window == (theirs.sliding_window if kind == LOCAL else None)
+        assert layer.rope is not None
         assert spec.ropes[layer.rope] == RopeSpec(rope["rope_theta"], rope.get("factor", 1.0))
         assert layer.head_dim == theirs.head_dim
 
