@@ -25,6 +25,7 @@ import numpy as np
 
 from harness.errors import HarnessError
 from harness.presets import PRESETS, Preset, tensors
+from harness.synth_tokenizer import write_tokenizer
 
 Progress = Callable[[int, int], None]
 """Called with bytes of weights written and bytes in all, from the thread that called ``synth``."""
@@ -61,6 +62,7 @@ def synth(name: str, folder: Path, *, seed: int = 0, progress: Progress | None =
         partial.chmod(0o755)  # mkdtemp makes it private to this user
         _write_json(partial / "config.json", preset.config)
         _write_json(partial / "generation_config.json", _generation_config(preset))
+        write_tokenizer(partial, preset.config["vocab_size"])
         _write_weights(partial / WEIGHTS, preset, seed, progress)
         try:
             partial.rename(folder)
@@ -163,6 +165,7 @@ def _already_there(folder: Path, preset: Preset, seed: int) -> bool:
     try:
         with weights.open("rb") as file:
             same = file.read(len(header)) == header and weights.stat().st_size == size
+        same = same and (folder / "tokenizer.json").is_file()
         if same and json.loads((folder / "config.json").read_text()) == preset.config:
             return True
     except (OSError, ValueError):

@@ -47,10 +47,17 @@ def build_graph(
     architecture: Architecture, recipe: ExportRecipe, weights: StoredModel, scales: CacheScales | None
 ) -> onnx.ModelProto:
     """The graph of one step; ``scales`` are needed for int8 and int4 caches only."""
-    return _Builder(architecture, recipe, weights, scales).build()
+    return GraphBuilder(architecture, recipe, weights, scales).build()
 
 
-class _Builder:
+class GraphBuilder:
+    """Builds the graph whose signature this module's docstring gives.
+
+    What another signature changes is in the methods that a subclass (kvengine.export.genai) overrides:
+    ``_lengths``, ``_rotary``, ``_new_tokens``, ``_asked_rows``, ``_product``, ``_outcome``, ``_inputs``
+    and ``_outputs``.
+    """
+
     def __init__(
         self,
         architecture: Architecture,
@@ -70,6 +77,7 @@ class _Builder:
         self._nodes: list[onnx.NodeProto] = []
         self._tensors: dict[str, onnx.TensorProto] = {}
         self._numbers = itertools.count()
+        self._made: set[str] = set()  # values that several layers share
         self._scope = ""  # prefix of node names, so that a profile tells the layer
 
     def build(self) -> onnx.ModelProto:
@@ -153,11 +161,11 @@ class _Builder:
             key = self._head_norm(key, f"layers.{i}.k_norm", layer.head_dim)
             inputs = [query, key, value]
         inputs += [f"past_key_values.{i}.key", f"past_key_values.{i}.value"]
-        inputs += ["seqlens_k", "total_sequence_length"]
-        inputs += ["", ""] if layer.rope is None else [f"cos_cache.{layer.rope}", f"sin_cache.{layer.rope}"]
+        inputs += self._lengths()
+        inputs += ["", ""] if layer.rope is None else self._rotary(layer.rope)
         inputs += ["", "", ""]  # position_ids, attention_bias, head_sink
         inputs += self._cache_scales(i)
-        inputs += ["", "", "query_seqlens"]  # q_norm_weight, k_norm_weight
+        inputs += ["", "", self._new_tokens()]  # q_norm_weight, k_norm_weight
         output = f"layers.{i}.attention"
         self._nodes.append(
             helper.make_node(
@@ -214,12 +222,18 @@ class _Builder:
         if head.bits:
             logits = self._linear(hidden, "head")
         else:
-            # Gemm reads the table as it lies, [vocab, hidden]: the embedding and a tied head share it.
             table = self._tensor(head.tensors[0])
-            table = self._cast(table, head.tensors[0].data_type, self._float_type)
-            logits = self._op("Gemm", [hidden, table], transB=1)
+            logits = self._product(hidden, self._cast(table, head.tensors[0].data_type, self._float_type))
         if self._architecture.logit_softcap:
             logits = self._softcapped(logits, self._architecture.logit_softcap)
+        self._outcome(logits)
+
+    def _product(self, hidden: str, table: str) -> str:
+        """Logits by a table [vocab, hidden] as it lies: the embedding and a tied head share it."""
+        return self._op("Gemm", [hidden, table], transB=1)
+
+    def _outcome(self, logits: str) -> None:
+        """From the head's logits to the graph's outputs."""
         if self._float == np.float32:
             self._nodes[-1].output[0] = "logits"
         else:
@@ -341,6 +355,17 @@ class _Builder:
         return self._constant(name, np.array(value, self._float))
 
     # The graph's signature.
+
+    def _lengths(self) -> list[str]:
+        """GroupQueryAttention's seqlens_k and total_sequence_length."""
+        return ["seqlens_k", "total_sequence_length"]
+
+    def _rotary(self, rope: int) -> list[str]:
+        """cos and sin of the rotary table ``rope``."""
+        return [f"cos_cache.{rope}", f"sin_cache.{rope}"]
+
+    def _new_tokens(self) -> str:
+        return "query_seqlens"
 
     def _inputs(self) -> list[onnx.ValueInfoProto]:
         info = helper.make_tensor_value_info
