@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
-from kvengine.errors import UnsupportedModel
+from kvengine.errors import CheckpointError, UnsupportedModel
 from kvengine.export.families import ACTIVATIONS, COMPOSITES, FAMILIES, FULL, SLIDING, Family
 from kvengine.export.rope_config import original_context, read_rope
 from kvengine.export.settings import Settings, read_json, shown
+from kvengine.export.unknown import unknown_family
+from kvengine.export.weights import Checkpoint
 from kvengine.spec import LayerSpec, ModelSpec
 
 Config = Mapping[str, Any]
@@ -61,7 +63,10 @@ def read_architecture(checkpoint: Path) -> Architecture:
         CheckpointError: no readable ``config.json``.
         UnsupportedModel: as ``load_spec``.
     """
-    architecture = load_architecture(read_json(checkpoint / "config.json"))
+    config = read_json(checkpoint / "config.json")
+    if not _is_known(config.get("model_type")):
+        raise UnsupportedModel(unknown_family(config, _tensor_names(checkpoint)))
+    architecture = load_architecture(config)
     generation = checkpoint / "generation_config.json"
     if generation.is_file():
         settings = Settings(read_json(generation), "generation_config")
@@ -118,6 +123,19 @@ def load_architecture(config: Config) -> Architecture:
     return Architecture(spec, family, _activation(text), *caps)
 
 
+def _is_known(model_type: object) -> TypeGuard[str]:
+    return isinstance(model_type, str) and model_type in {*FAMILIES, *COMPOSITES}
+
+
+def _tensor_names(checkpoint: Path) -> list[str]:
+    """None of a checkpoint that cannot be read: its config is refused anyway."""
+    try:
+        with Checkpoint(checkpoint) as tensors:
+            return tensors.names()
+    except CheckpointError:
+        return []
+
+
 def _text_config(config: Config) -> tuple[str, Family, Settings]:
     """model_type and settings of the language model, with the family's defaults filled in."""
     outer: Config = config
@@ -132,9 +150,8 @@ def _text_config(config: Config) -> tuple[str, Family, Settings]:
             raise UnsupportedModel(
                 f"{outer['model_type']} around {shown(config['model_type'])}; supported: {model_type}"
             )
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        supported = ", ".join(sorted([*FAMILIES, *COMPOSITES]))
-        raise UnsupportedModel(f"model_type {shown(model_type)} is not supported; supported: {supported}")
+    if not _is_known(model_type):
+        raise UnsupportedModel(unknown_family(config))
     family = FAMILIES[model_type]
     text = {**family.defaults, **config}
     if outer is not config:
