@@ -10,7 +10,7 @@ import onnxruntime as ort
 
 from kvengine import providers
 from kvengine.artifact import Artifact
-from kvengine.errors import EngineFailure
+from kvengine.errors import failure_of
 from kvengine.plan import CachePlan
 from kvengine.recipe import SessionRecipe
 from kvengine.sanity import check_signature
@@ -31,7 +31,7 @@ class Model:
 
     Raises:
         RecipeError, ProviderUnavailable: the recipe asks for what there is not.
-        EngineFailure: onnxruntime could not load the graph.
+        EngineFailure: onnxruntime could not load the graph. MemoryError: for want of memory.
         ArtifactError: the graph is not the one that the manifest describes.
     """
 
@@ -48,7 +48,7 @@ class Model:
                 str(artifact.model_path), self._options(recipe), providers=chosen
             )
         except Exception as error:  # onnxruntime raises a dozen unrelated classes
-            raise EngineFailure(f"onnxruntime could not load {artifact.model_path}: {error}") from error
+            raise failure_of(error, f"onnxruntime could not load {artifact.model_path}") from error
         if getattr(artifact.manifest, "contract", None) is None:  # a foreign graph has a signature of its own
             check_signature(self.session, artifact.manifest)
         self.load_ms = (time.perf_counter() - started) * 1e3
