@@ -13,7 +13,7 @@ from kvengine.artifact import Artifact
 from kvengine.errors import failure_of
 from kvengine.plan import CachePlan
 from kvengine.recipe import SessionRecipe
-from kvengine.sanity import check_signature
+from kvengine.sanity import check_identity
 from kvengine.spec import ModelSpec
 from kvengine.threads import choose_threads
 
@@ -32,7 +32,7 @@ class Model:
     Raises:
         RecipeError, ProviderUnavailable: the recipe asks for what there is not.
         EngineFailure: onnxruntime could not load the graph. MemoryError: for want of memory.
-        ArtifactError: the graph is not the one that the manifest describes.
+        ArtifactError: the graph was not built from the spec and recipe of the manifest.
     """
 
     def __init__(self, artifact: Artifact, recipe: SessionRecipe) -> None:
@@ -49,8 +49,8 @@ class Model:
             )
         except Exception as error:  # onnxruntime raises a dozen unrelated classes
             raise failure_of(error, f"onnxruntime could not load {artifact.model_path}") from error
-        if getattr(artifact.manifest, "contract", None) is None:  # a foreign graph has a signature of its own
-            check_signature(self.session, artifact.manifest)
+        if getattr(artifact.manifest, "contract", None) is None:  # a foreign graph is not of our making
+            check_identity(self.session, artifact.manifest)
         self.load_ms = (time.perf_counter() - started) * 1e3
         self.run_options = ort.RunOptions()
         self.run_options.log_severity_level = 4
