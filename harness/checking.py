@@ -16,6 +16,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from device_agents.errors import InfrastructureError
 from harness import compare, shrinking
+from harness.errors import ReferenceFailed
 from harness.machine import ProgramMachine
 from harness.programs import Limits
 from harness.recipes import Recipe
@@ -122,7 +123,7 @@ class Cell:
                 program, observations, self.reference, self.spec, plan, self.tolerance
             )
         except InfrastructureError as error:
-            raise InfrastructureStop(error) from error
+            raise InfrastructureStop(ReferenceFailed(str(error))) from error
         tally = self.tally
         tally.saw(agreement.error, self.tolerance.logits)
         tally.rows += agreement.rows

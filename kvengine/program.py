@@ -281,6 +281,7 @@ class Workload:
     """What a leg measures: one prompt of ``prompt`` tokens, then ``new_tokens`` greedy tokens, repeated.
 
     capacity: tokens of context to allocate; None is just enough.
+    context: tokens that are in the cache before the prompt comes; to put them there is not timed.
     """
 
     prompt: tuple[int, ...]
@@ -289,6 +290,7 @@ class Workload:
     warmup: int = 1
     chunk: int = 0
     capacity: int | None = None
+    context: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
