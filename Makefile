@@ -52,6 +52,7 @@ docs: $(STAMP)
 
 soak: $(TINY)
 	$(BIN)/pytest --devices=farm --model $(TINY) --examples 1000 --report out/soak
+	KVFARM_FUZZ=10000 $(BIN)/pytest tests/kvengine/test_fuzz.py
 
 mutants: $(STAMP)
 	$(BIN)/kvfarm mutants --programs 10000

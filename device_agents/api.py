@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from device_agents.deadline import Deadline
 from kvengine.recipe import SessionRecipe
@@ -13,8 +13,20 @@ from kvengine.session import EngineSession
 
 
 @dataclass(frozen=True)
+class Cluster:
+    """Cores with the same highest clock."""
+
+    max_khz: int | None  # None: not told
+    cores: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class DeviceIdentity:
-    """Who a device is. ``simulated`` is "" for real hardware, else what is simulated ("virtual phone")."""
+    """Who a device is. ``simulated`` is "" for real hardware, else what is simulated ("virtual phone").
+
+    What is not told is "", None or empty, never a guess: a host has no serial and no API level, and a
+    kernel without cpufreq tells no clusters.
+    """
 
     name: str
     kind: str  # host, android
@@ -28,6 +40,12 @@ class DeviceIdentity:
     providers: tuple[str, ...]  # onnxruntime's names, as probed on the device
     runtime: dict[str, str]  # python, numpy, onnxruntime versions on the device
     simulated: str = ""
+    serial: str = ""
+    api_level: int | None = None  # Android's
+    abis: tuple[str, ...] = ()  # all that it runs, the best first
+    clusters: tuple[Cluster, ...] = ()  # slowest first
+    thermal_sensors: tuple[str, ...] = ()  # names that temperatures come under
+    battery: bool | None = None  # whether there is one
 
 
 @dataclass(frozen=True)
@@ -43,6 +61,20 @@ class Vitals:
     thermal_status: int | None = None  # Android's 0..6
     battery_percent: float | None = None
     battery_charging: bool | None = None
+
+
+State = Literal["ok", "note", "fix"]
+"""note: it works, but know this. fix: something needs doing."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. do: what to do about it, "" for nothing."""
+
+    what: str
+    state: State
+    found: str
+    do: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,6 +136,10 @@ class Device(Protocol):
         ...
 
     def vitals(self, deadline: Deadline) -> Vitals: ...
+
+    def diagnose(self, deadline: Deadline) -> tuple[Finding, ...]:
+        """What is wrong with it, and what to do; one that cannot be reached says just that. Never raises."""
+        ...
 
     def deploy(self, folder: Path, deadline: Deadline) -> str:
         """Bring the artifact in ``folder`` (on the lab host) to the device; only blobs it lacks move.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -202,22 +203,33 @@ def beams(draw: st.DrawFn, limits: Limits) -> Program:
 
 
 @st.composite
-def drafted(draw: st.DrawFn, limits: Limits) -> Program:
-    """The same greedy run twice from a repetitive past: token by token, and by prompt lookup."""
+def drafted(draw: st.DrawFn, limits: Limits) -> tuple[Program, int]:
+    """(the same greedy run twice from a repetitive past, token by token and by prompt lookup; a number)"""
     few = st.sampled_from(draw(token_lists(limits, 3)))
     length = draw(st.integers(1, limits.longest - 2))
     past = tuple(draw(st.lists(few, min_size=length, max_size=length)))
-    token = past[-1]
-    count = draw(st.integers(1, limits.longest - len(past)))
-    slack, draft, ngram = draw(slacks(limits)), draw(st.integers(1, 5)), draw(st.integers(1, 2))
+    token, count = past[-1], draw(st.integers(1, limits.longest - len(past)))
     operations = (
         Prefill(past, 0, "last"),
         Fork("by lookup"),
         Generate(token, count),
         Switch("by lookup"),
-        Speculate(token, count, draft, ngram),
+        Speculate(token, count, draw(st.integers(1, 5)), draw(st.integers(1, 2))),
     )
-    return Program(limits.longest, operations, slack)
+    return Program(limits.longest, operations, draw(slacks(limits))), draw(st.integers(0, count))
+
+
+def hinted(program: Program, found: tuple[int, ...], spoilt: int, limits: Limits) -> Program:
+    """The lookup run of a ``drafted`` program with what it found as a hint, but for token ``spoilt``.
+
+    Random weights hardly ever say what was said before: only so are drafts accepted.
+    """
+    past, *_, lookup = program.operations
+    assert isinstance(past, Prefill)
+    assert isinstance(lookup, Speculate)
+    text = [*found[:spoilt], (sum(found) + 1) % limits.vocab_size, *found[spoilt + 1 :]]
+    hint = (*past.tokens[len(past.tokens) + 1 - lookup.ngram :], lookup.token, *text[: len(found)])
+    return Program(program.capacity, (past, dataclasses.replace(lookup, hint=hint)), program.slack)
 
 
 @st.composite

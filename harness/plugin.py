@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from harness.measuring import Shape
     from harness.run import DeviceRun, RunOptions
     from harness.run_plugin import RunPlugin
 
@@ -26,7 +27,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add = group.addoption
     add(
         "--devices",
-        help="run on these: host, farm (all of farm.toml), virtual:N (phones started here), or NAME,NAME",
+        help="run on these: host, farm (all of farm.toml), adb (phones that adb knows), virtual:N (phones "
+        "started here), NAME,NAME, or a condition: 'abi==arm64-v8a and ram>=8GiB'",
     )
     add("--model", type=Path, help="Hugging Face checkpoint folder to check and measure")
     add("--recipes", default=DEFAULT_RECIPES, help="recipes to check and measure (default: %(default)s)")
@@ -41,13 +43,50 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help="seed of all programs (default: a new one, in the report)",
     )
-    add("--prompt", type=int, default=128, help="prompt length to measure, tokens (default: %(default)s)")
-    add("--new-tokens", type=int, default=64, help="tokens to generate when measuring (default: %(default)s)")
+    add(
+        "--prompt",
+        default="128",
+        metavar="N,N",
+        help="prompt lengths to measure, tokens (default: %(default)s)",
+    )
+    add(
+        "--new-tokens",
+        default="64",
+        metavar="N,N",
+        help="tokens to generate when measuring (default: %(default)s)",
+    )
+    add(
+        "--depth",
+        default="0",
+        metavar="N,N",
+        help="tokens already in the cache when the prompt comes; their time is not measured (default: "
+        "%(default)s)",
+    )
+    add(
+        "--sustained",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="also measure back to back until the speed settles, at most so long (default: not)",
+    )
     add("--repeats", type=int, default=5, help="recorded repeats a leg (default: %(default)s)")
     add(
         "--energy",
         action="store_true",
         help="also measure energy for each token: minutes a leg, and phones must be unplugged",
+    )
+    add(
+        "--retries",
+        type=int,
+        default=2,
+        help="further tries of what infrastructure stopped (default: %(default)s)",
+    )
+    add(
+        "--recover-within",
+        type=float,
+        default=180.0,
+        metavar="SECONDS",
+        help="a device that answers no more for so long is quarantined (default: %(default)g)",
     )
     add(
         "--measure",
@@ -63,6 +102,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for marker in (
         "hybrid_only: a check that means something only for hybrid cache plans",
         "quantized_cache_only: a check that means something only for int8 and int4 caches",
+        "device(condition): run this test only on devices that satisfy it: 'abi==arm64-v8a and ram>=8GiB'",
     ):
         config.addinivalue_line("markers", marker)
     if config.getoption("devices") is None:
@@ -87,6 +127,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _options(config: pytest.Config) -> RunOptions:
+    from harness.recovery import RecoveryPolicy
     from harness.run import RunOptions
     from harness.store import DEFAULT_STORE
 
@@ -106,13 +147,28 @@ def _options(config: pytest.Config) -> RunOptions:
         farm_address=get("farm_address"),
         examples=get("examples"),
         seed=get("kvfarm_seed"),
-        prompt=get("prompt"),
-        new_tokens=get("new_tokens"),
+        shapes=_shapes(config),
         repeats=get("repeats"),
+        recovery=RecoveryPolicy(get("retries"), get("recover_within")),
         measure=tuple(_measure(text) for text in get("measure")),
         energy=get("energy"),
         command=(Path(sys.argv[0]).name, *config.invocation_params.args),
     )
+
+
+def _shapes(config: pytest.Config) -> tuple[Shape, ...]:
+    from harness.measuring import lengths, shapes
+
+    def given(option: str, least: int = 1) -> tuple[int, ...]:
+        try:
+            return lengths(config.getoption(option), least)
+        except ValueError as error:
+            raise pytest.UsageError(f"{option}: {error}") from error
+
+    sustained: float = config.getoption("sustained")
+    if sustained < 0:
+        raise pytest.UsageError(f"--sustained: sought 0 or more seconds, found {sustained:g}")
+    return shapes(given("--prompt"), given("--new-tokens"), given("--depth", 0), sustained)
 
 
 def _measure(text: str) -> tuple[Path, str]:
@@ -146,7 +202,6 @@ def device_run(request: pytest.FixtureRequest) -> DeviceRun:
 def cell(request: pytest.FixtureRequest, device_run: DeviceRun) -> Iterator[Any]:
     """One device with one recipe (harness.checking.Cell)."""
     device, recipe = request.param
-    device_run.identity(device)
     yield device_run.cell(device, recipe)
     device_run.leave(device, recipe)
 

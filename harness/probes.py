@@ -16,7 +16,8 @@ from harness.tolerances import Tolerance
 from kvengine.plan import BITS, CachePlan
 from kvengine.program import CacheRows, Decode, Observation, Operation, Prefill, Program, ReadCache
 from kvengine.recipe import ExportRecipe
-from kvengine.spec import LayerSpec, ModelSpec, RopeSpec
+from kvengine.rope import inverse_frequencies
+from kvengine.spec import LayerSpec, ModelSpec
 
 Float32Array = npt.NDArray[np.float32]
 # Float noise of K and V in layer 0, by the same sums in another order: measured 3e-6 where they reach 6.
@@ -217,32 +218,51 @@ def check_repeated(
         off = np.abs(cache.value - cache.value[:, :1]) > value_room[:, None]
         if (off & ~clipped).any() or np.isnan(cache.value).any():
             raise CheckFailed(f"layer {index}: V of one repeated token depends on its position", program)
-        turns = (cache.positions - cache.positions[0])[:, None] * frequencies(
-            spec.ropes[layer.rope], layer.head_dim
-        )
+        turns = (cache.positions - cache.positions[0])[:, None] * frequencies(spec, layer)
         sought = _rotate(cache.key[:, 0], turns)
         # Rotation mixes the rounding of a channel with that of its partner.
-        mixed = key_room + np.roll(key_room, key_room.shape[1] // 2, axis=1)
+        partner = _partner(layer.head_dim, turns.shape[1])
+        mixed = key_room + key_room[:, partner]
         clipped = _clipped(cache.key_codes)
         clipped |= clipped[:, :1]
-        clipped |= np.roll(clipped, key_room.shape[1] // 2, axis=2)
+        clipped |= clipped[:, :, partner]
         if ((np.abs(cache.key - sought) > mixed[:, None]) & ~clipped).any() or np.isnan(cache.key).any():
-            theta = spec.ropes[layer.rope].theta
-            raise CheckFailed(
-                f"layer {index}: K of one repeated token does not turn by theta {theta:g}", program
-            )
+            raise CheckFailed(f"layer {index}: K of one repeated token does not turn by its RoPE", program)
 
 
-def frequencies(rope: RopeSpec, head_dim: int) -> npt.NDArray[np.float64]:
-    """Radians per position of each channel pair, float64 [head_dim / 2] (arXiv 2104.09864, section 3.2.2)."""
-    return rope.theta ** (-2 * np.arange(head_dim // 2) / head_dim) / rope.factor
+def frequencies(spec: ModelSpec, layer: LayerSpec) -> npt.NDArray[np.float64]:
+    """Radians per position of each channel pair of a layer that rotates, float64 [rotary_dim / 2].
+
+    By theta (arXiv 2104.09864, section 3.2.2); scaled RoPE is kvengine's, whose own tests hold it
+    against transformers. None for a layer without RoPE.
+    """
+    if layer.rope is None:
+        return np.zeros(0)
+    rope = spec.ropes[layer.rope]
+    width = rope.rotary_dim or layer.head_dim
+    if rope.scaling is not None:
+        return inverse_frequencies(rope, layer.head_dim).astype(np.float64)
+    return rope.theta ** (-2 * np.arange(width // 2) / width) / rope.factor
 
 
 def _rotate(key: Float32Array, turns: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """[kv_heads, head_dim] turned by [rows, head_dim / 2] radians: [kv_heads, rows, head_dim]."""
-    first, second = np.split(key[:, None].astype(np.float64), 2, axis=2)
+    """[kv_heads, head_dim] turned by [rows, r] radians: [kv_heads, rows, head_dim].
+
+    Channel j < r turns with channel j + r; channels from 2 r on stay.
+    """
+    r = turns.shape[1]
+    whole = np.repeat(key[:, None].astype(np.float64), len(turns), axis=1)
+    first, second = whole[..., :r], whole[..., r : 2 * r]
     cos, sin = np.cos(turns), np.sin(turns)
-    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=2)
+    return np.concatenate(
+        [first * cos - second * sin, second * cos + first * sin, whole[..., 2 * r :]], axis=2
+    )
+
+
+def _partner(width: int, r: int) -> npt.NDArray[np.int64]:
+    """Of each of ``width`` channels the one that it turns with; itself where it does not turn."""
+    partner: npt.NDArray[np.int64] = np.r_[r : 2 * r, :r, 2 * r : width]
+    return partner
 
 
 def _room(scale: Float32Array, codes: npt.NDArray[np.generic], tolerance: Tolerance) -> Float32Array:

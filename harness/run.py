@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import secrets
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from device_agents.api import DeviceIdentity
 from device_agents.errors import InfrastructureError
-from device_agents.recording.record import Plan
-from harness import inventory, measuring
+from harness import choosing, inventory
 from harness.artifacts import artifact_for
 from harness.checking import Cell, Tally
-from harness.during import during_info
-from harness.energy import energy_of
 from harness.farm import DeviceSession, Farm
+from harness.legs import LegPlan, Subject, measure_leg
+from harness.measuring import Shape
 from harness.mutants import score
 from harness.provenance import now, provenance
 from harness.recipes import Recipe, parse_recipes, settings, with_plan
+from harness.recovery import Recovery, RecoveryPolicy
 from harness.reference import Reference, start_reference
 from harness.reference.rounded import is_exact, rounded_checkpoint
 from harness.store import open_store
@@ -29,10 +29,17 @@ from harness.store.protocol import Store
 from kvengine.artifact import Artifact
 from kvengine.codec import decode, encode
 from kvengine.plan import PlanKind
-from kvengine.program import Measurement, Workload
 from kvengine.recipe import ExportRecipe
 from kvengine.session import EngineSession
-from reports.results import CheckResult, DeviceInfo, DuringInfo, EnergyInfo, LegResult, RecipeInfo, RunResults
+from reports.ablation_results import AblationInfo
+from reports.results import (
+    CheckResult,
+    DeviceInfo,
+    LegResult,
+    NotRun,
+    RecipeInfo,
+    RunResults,
+)
 
 
 @dataclass(frozen=True)
@@ -49,11 +56,11 @@ class RunOptions:
     cache: Path = Path(".kvfarm")
     examples: int = 25
     seed: int | None = None
-    prompt: int = 128
-    new_tokens: int = 64
+    shapes: tuple[Shape, ...] = (Shape(),)  # the workloads that each recipe is measured with
     repeats: int = 3
     measure: tuple[tuple[Path, str], ...] = ()  # further (checkpoint, recipes) to measure, not to check
     energy: bool = False  # also measure energy for each token: minutes a leg
+    recovery: RecoveryPolicy = field(default_factory=RecoveryPolicy)
     command: tuple[str, ...] = ()
 
 
@@ -69,13 +76,12 @@ class DeviceRun:
         options: RunOptions,
         on_step: Callable[[str, int, int], None],
         on_program: Callable[[Tally], None],
+        on_retry: Callable[[str, str], None] = lambda device, reason: None,
     ) -> None:
         self.options = options
         self._on_step = on_step
         self._on_program = on_program
         self.begun = False
-        self.inventory = inventory.load(options.farm)
-        self.devices = inventory.select(options.devices, self.inventory)
         self.recipes = {recipe.name: recipe for recipe in parse_recipes(options.recipes)}
         self.measured = [(options.model, recipe) for recipe in self.recipes.values()] + [
             (model, recipe) for model, text in options.measure for recipe in parse_recipes(text)
@@ -84,18 +90,32 @@ class DeviceRun:
         self.run_id = f"{now().replace(':', '').replace('+0000', 'Z')}-{self.seed:08x}"
         self.started_at = now()
         self.planned_checks = self.planned_legs = 0
+        self.not_run: tuple[NotRun, ...] = ()
+        self.ablation: AblationInfo | None = None  # what the legs are for, where they are an ablation's
         self._sessions: dict[tuple[str, str, str], DeviceSession] = {}
         self._references: dict[Path, Reference] = {}
         self._artifacts: dict[tuple[Path, ExportRecipe], Artifact] = {}
         self._identities: dict[str, DeviceIdentity] = {}
+        self._stored: set[str] = set()  # devices
         self._farm: Farm | None = None
+        self.recovery = Recovery(self._answers, options.recovery, self._set_aside, on_retry)
         self._provenance = provenance()
+        selection = choosing.read(options.devices, inventory.load(options.farm))
+        self.inventory, self.devices = selection.inventory, selection.names
+        self.passed_over = selection.passed_over
+        if selection.condition is not None:
+            self._choose(selection)
 
-    def begin(self, planned_checks: int, planned_legs: int) -> None:
-        """The plan is known: from here on the store has the run."""
-        self.planned_checks, self.planned_legs = planned_checks, planned_legs
+    def begin(self, planned_checks: int, planned_legs: int, not_run: tuple[NotRun, ...] = ()) -> None:
+        """The plan is known: from here on the store has the run.
+
+        not_run: those of the planned tests that have no device to run on.
+        """
+        self.planned_checks, self.planned_legs, self.not_run = planned_checks, planned_legs, not_run
         self.store.begin_run(self.header())
         self.begun = True
+        for name in self._identities:
+            self._store_device(name)
 
     # -- what tests use ---------------------------------------------------------------------------
 
@@ -128,62 +148,50 @@ class DeviceRun:
         for key in [k for k in self._sessions if k[:2] == (device, recipe_name)]:
             self._sessions.pop(key).close()
 
-    def measure(self, device: str, model: Path, recipe: Recipe) -> LegResult:
-        """One leg in a fresh process, stored before it is returned."""
-        artifact = self.artifact(model, recipe)
+    def measure(
+        self,
+        device: str,
+        model: Path,
+        recipe: Recipe,
+        shape: Shape | None = None,
+        *,
+        weigh: bool = True,
+        energy: bool | None = None,
+    ) -> LegResult:
+        """One leg in a fresh process, stored before it is returned; what infrastructure stops is begun anew.
+
+        shape: of the workload; None: the options' first. weigh: see LegPlan. energy: None: see options.
+
+        Raises:
+            InfrastructureError: also for a device in quarantine; see Recovery.attempt.
+        """
         options = self.options
-        workload = measuring.workload_for(
-            artifact.manifest.spec, options.prompt, options.new_tokens, options.repeats, self.seed
+        energy = options.energy if energy is None else energy
+        plan = LegPlan(
+            shape=shape or options.shapes[0],
+            repeats=options.repeats,
+            seed=self.seed,
+            weigh=weigh,
+            calibrations=options.cache / "calibrations" if energy else None,
         )
-        identity = self.identity(device)
-        before = self.farm.vitals(device)
-        session = self.farm.open(device, artifact, recipe.session, self._on_step)
-        try:
-            measurement, during = _recorded(session, workload)
-            notes = session.info.notes
-            energy = EnergyInfo()
-            if options.energy:
-                folder = options.cache / "calibrations"
-                energy = energy_of(session, identity, workload, folder, self._on_step)
-        finally:
-            session.close()
-        after = self.farm.vitals(device)
-        validity, reasons = measuring.judge(measurement, before, after, during)
-        leg = LegResult(
-            device=device,
-            recipe=recipe.name,
-            model=model.name,
-            workload=f"prompt {len(workload.prompt)} + {workload.new_tokens} new",
-            prompt_tokens=len(workload.prompt),
-            new_tokens=workload.new_tokens,
-            load_ms=measurement.load_ms,
-            samples=tuple(measuring.sample_info(s) for s in measurement.samples),
-            peak_rss_bytes=measurement.peak_rss_bytes,
-            kv_bytes=measurement.kv_bytes,
-            nodes_by_provider=measurement.nodes_by_provider,
-            threads=measurement.threads,
-            validity=validity,
-            reasons=reasons,
-            vitals_before=measuring.vitals_info(before),
-            vitals_after=measuring.vitals_info(after),
-            provenance={
-                "commit": self._provenance["commit"],
-                "artifact": artifact.id,
-                "build": identity.build,
-                "settings": ", ".join(f"{k}: {v}" for k, v in self.farm.settings(device).items())
-                or "as found",
-                **identity.runtime,
-            },
-            notes=notes,
-            during=during,
-            energy=energy,
-        )
+        retries: list[str] = []
+        leg = self.recovery.attempt(device, lambda: self._measure(device, model, recipe, plan), retries)
+        leg = dataclasses.replace(leg, retries=tuple(retries))
         self.store.add_leg(self.run_id, leg)
         return leg
+
+    def _measure(self, device: str, model: Path, recipe: Recipe, plan: LegPlan) -> LegResult:
+        identity = self.identity(device)
+        subject = Subject(model.name, recipe, self.artifact(model, recipe))
+        return measure_leg(self.farm, identity, subject, plan, self._provenance["commit"], self._on_step)
 
     def keep(self, check: CheckResult) -> None:
         """Store a check's result; durable when this returns."""
         self.store.add_check(self.run_id, check)
+
+    def keep_lost_leg(self, device: str, what: str, error: InfrastructureError) -> None:
+        """Store why a measurement gave no result."""
+        self.store.add_infrastructure(self.run_id, f"{device}: {what}: {type(error).__name__}: {error}")
 
     def replay_command(self, device: str, recipe_name: str, program_json: str) -> str:
         words = ["kvfarm", "replay", program_json, "--devices", device, "--model", str(self.options.model)]
@@ -227,10 +235,39 @@ class DeviceRun:
     def identity(self, device: str) -> DeviceIdentity:
         """Who the device is; asked and stored once a run."""
         if device not in self._identities:
-            found = self.farm.identity(device)
-            self._identities[device] = found
-            self.store.add_device(self.run_id, decode(DeviceInfo, encode(found)))
+            self._identities[device] = self.farm.identity(device)
+        if self.begun:
+            self._store_device(device)
         return self._identities[device]
+
+    def _store_device(self, device: str) -> None:
+        if device not in self._stored and device in self.devices:
+            self.store.add_device(self.run_id, decode(DeviceInfo, encode(self._identities[device])))
+            self._stored.add(device)
+
+    def _choose(self, selection: choosing.Selection) -> None:
+        """Ask the farm's devices who they are; the farm stays open for those that are chosen."""
+        try:
+            statuses = self.farm.status()
+            choice = selection.choose(statuses)
+        except BaseException:
+            self.close()
+            raise
+        self.devices, self.passed_over = choice.names, choice.passed_over
+        self._identities = {s.name: s.identity for s in statuses if s.identity is not None}
+
+    def _answers(self, device: str) -> None:
+        self.farm.vitals(device)
+
+    def _set_aside(self, device: str, evidence: str) -> None:
+        """A device in quarantine: the store says so, and nothing of it is kept open."""
+        self.store.add_infrastructure(self.run_id, f"{device} was quarantined: {evidence}")
+        if device in self._identities:
+            info = decode(DeviceInfo, encode(self._identities[device]))
+            self.store.add_device(self.run_id, dataclasses.replace(info, quarantined=evidence))
+            self._stored.add(device)
+        for key in [key for key in self._sessions if key[0] == device]:
+            self._sessions.pop(key)  # to close it would mean to wait for the device
 
     def header(self) -> RunResults:
         """The run without its results."""
@@ -243,15 +280,22 @@ class DeviceRun:
             seed=self.seed,
             model=self.options.model.name,
             reference=f"transformers {self._provenance['transformers']}, float32, no cache",
-            provenance=self._provenance,
+            provenance=self._provenance | self._selected(),
             devices=(),
             recipes=tuple(RecipeInfo(name, settings(recipe)) for name, recipe in named.items()),
             checks=(),
             legs=(),
             planned_checks=self.planned_checks,
             planned_legs=self.planned_legs,
+            not_run=self.not_run,
+            ablation=self.ablation,
             mutation=score.load(self.options.cache),
         )
+
+    def _selected(self) -> dict[str, str]:
+        """Who was passed over is said where the run is signed."""
+        passed = "; ".join(f"{each.name}: {each.reason}" for each in self.passed_over)
+        return {"devices": self.options.devices} | ({"devices not chosen": passed} if passed else {})
 
     def finish(self, complete: bool) -> RunResults:
         """Stop everything; with ``complete`` the run counts as finished, else as interrupted."""
@@ -272,22 +316,3 @@ class DeviceRun:
         if self._farm is not None:
             self._farm.__exit__(None, None, None)
             self._farm = None
-
-
-def _recorded(session: DeviceSession, workload: Workload) -> tuple[Measurement, DuringInfo]:
-    """A device that cannot record still measures, and the row says so."""
-    try:
-        session.start_recording(Plan())
-    except InfrastructureError as error:
-        return session.run_workload(workload), DuringInfo(note=f"not recorded: {error}")
-    try:
-        measurement = session.run_workload(workload)
-    except BaseException:
-        with contextlib.suppress(InfrastructureError):
-            session.stop_recording()
-        raise
-    try:
-        record = session.stop_recording()
-    except InfrastructureError as error:
-        return measurement, DuringInfo(note=f"the recording is lost: {error}")
-    return measurement, during_info(record, measurement.began_s, measurement.ended_s)

@@ -8,7 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from reports.ablation_results import AblationInfo
+
 Outcome = Literal["passed", "failed", "infrastructure", "not_run"]
+
+
+@dataclass(frozen=True)
+class ClusterInfo:
+    """Cores with the same highest clock."""
+
+    max_khz: int | None  # None: not told
+    cores: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,13 @@ class DeviceInfo:
     providers: tuple[str, ...]
     runtime: dict[str, str]
     simulated: str = ""
+    serial: str = ""
+    api_level: int | None = None
+    abis: tuple[str, ...] = ()
+    clusters: tuple[ClusterInfo, ...] = ()
+    thermal_sensors: tuple[str, ...] = ()
+    battery: bool | None = None
+    quarantined: str = ""  # the evidence, where the device was set aside during the run
 
 
 @dataclass(frozen=True)
@@ -70,6 +87,7 @@ class CheckResult:
     replay: str = ""  # one-line command
     divergence: Divergence | None = None
     stderr_tail: str = ""
+    retries: tuple[str, ...] = ()  # infrastructure failures after each of which it was tried again
 
 
 @dataclass(frozen=True)
@@ -136,6 +154,26 @@ class SampleInfo:
 
 
 @dataclass(frozen=True)
+class SustainedInfo:
+    """Generations back to back until the speed has settled, or time was up.
+
+    seconds: of each point, from the start, at its end. tokens_per_s: decode speed of each point.
+    settled: the speed had stopped moving. first, last: median speed of the first and of the last points.
+    temperatures_c: (s from the start, °C) of ``sensor``, the hottest that moved.
+    clocks_mhz: (s from the start, MHz) of the fastest core then.
+    """
+
+    seconds: tuple[float, ...]
+    tokens_per_s: tuple[float, ...]
+    settled: bool
+    first: float
+    last: float
+    sensor: str = ""
+    temperatures_c: tuple[tuple[float, float], ...] = ()
+    clocks_mhz: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class LegResult:
     """One fresh-process measurement."""
 
@@ -159,6 +197,10 @@ class LegResult:
     notes: tuple[str, ...] = ()
     during: DuringInfo | None = None
     energy: EnergyInfo = EnergyInfo()
+    retries: tuple[str, ...] = ()  # as in CheckResult
+    depth: int = 0  # tokens in the cache before the prompt
+    memory_pass: bool = False  # peak_rss_bytes is of a process of its own, which did one generation
+    sustained: SustainedInfo | None = None
 
 
 @dataclass(frozen=True)
@@ -204,6 +246,17 @@ class MutationScore:
 
 
 @dataclass(frozen=True)
+class NotRun:
+    """A planned test for which no device of the run was the right one."""
+
+    check: str  # test function name
+    title: str
+    kind: Literal["check", "measurement"]
+    condition: str  # that devices had to satisfy
+    reasons: tuple[str, ...]  # one a device: "host: abi==arm64-v8a is false: x86_64"
+
+
+@dataclass(frozen=True)
 class RunResults:
     """One run, whole. ``planned_*`` against what is listed shows what did not happen."""
 
@@ -222,5 +275,7 @@ class RunResults:
     planned_checks: int
     planned_legs: int
     infrastructure: tuple[str, ...] = ()  # errors that belong to no single check
+    not_run: tuple[NotRun, ...] = ()  # planned, and no device to run on; they are among planned_*
+    ablation: AblationInfo | None = None
     mutation: MutationScore | None = None  # measured by `kvfarm mutants`, maybe at another commit
     format: Literal["kvfarm-results/1"] = "kvfarm-results/1"

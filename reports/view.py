@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 from reports import text
 from reports.correctness import CheckGrid, OverviewRow, check_grids, overview_row
+from reports.curves import CurveGroup, curve_groups
 from reports.devices import DeviceView, device_view, unique
-from reports.failures import Problem, problems
+from reports.failures import Problem, Retried, problems, retried
 from reports.measurements import MeasureGroup, measure_groups
 from reports.mutation import MutationView, mutation_view
 from reports.provenance import LegProvenance, leg_provenance
-from reports.results import RunResults
+from reports.results import NotRun, RunResults
 from reports.verdict import Counts as Counts
 from reports.verdict import Verdict as Verdict
 from reports.verdict import summary_line as summary_line
@@ -45,9 +46,12 @@ class ReportView:
     grids: tuple[CheckGrid, ...]
     mutation: MutationView | None
     measures: tuple[MeasureGroup, ...]
+    curves: tuple[CurveGroup, ...]
     failures: tuple[Problem, ...]
     infrastructure: tuple[Problem, ...]
     errors: tuple[str, ...]
+    not_run: tuple[NotRun, ...]
+    retried: tuple[Retried, ...]
     provenance: tuple[tuple[str, str], ...]
     legs: tuple[LegProvenance, ...]
 
@@ -76,9 +80,12 @@ def build_view(results: RunResults) -> ReportView:
         grids=check_grids(results, devices, recipes),
         mutation=mutation_view(results),
         measures=measure_groups(results, devices, recipes),
+        curves=curve_groups(results, devices),
         failures=tuple(p for outcome, p in found if outcome == "failed"),
         infrastructure=tuple(p for outcome, p in found if outcome == "infrastructure"),
         errors=results.infrastructure,
+        not_run=results.not_run,
+        retried=tuple(retried(results, devices)),
         provenance=tuple(results.provenance.items()),
         legs=tuple(leg_provenance(leg, devices[leg.device]) for leg in results.legs),
     )

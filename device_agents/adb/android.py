@@ -13,12 +13,13 @@ from pathlib import Path
 from device_agents import messages
 from device_agents.adb import settings
 from device_agents.adb.android_vitals import read_android_vitals
+from device_agents.adb.diagnose import diagnose
 from device_agents.adb.facts import Facts, read_facts
 from device_agents.adb.locks import holding
 from device_agents.adb.shell_v2 import ShellStream
 from device_agents.adb.store import LIMIT_BYTES, ROOT, PhoneFile, PhoneStore
 from device_agents.adb.transport import AdbTransport
-from device_agents.api import DeviceIdentity, Vitals
+from device_agents.api import DeviceIdentity, Finding, Vitals
 from device_agents.blobs import parse_manifest
 from device_agents.bundle.model import Bundle
 from device_agents.config import DeviceSettings
@@ -118,6 +119,12 @@ class AndroidDevice:
             os=facts.os,
             build=facts.fingerprint or probed.build,
             ram_bytes=facts.ram_bytes or probed.ram_bytes,
+            serial=facts.serial,
+            api_level=facts.api,
+            abis=facts.abis,
+            clusters=facts.clusters,
+            thermal_sensors=tuple(dict.fromkeys((*facts.thermal_sensors, *facts.thermal_zones))),
+            battery=facts.battery,
         )
 
     def claim(self, deadline: Deadline) -> dict[str, str]:
@@ -128,6 +135,9 @@ class AndroidDevice:
 
     def vitals(self, deadline: Deadline) -> Vitals:
         return read_android_vitals(self._reach(deadline), deadline)
+
+    def diagnose(self, deadline: Deadline) -> tuple[Finding, ...]:
+        return diagnose(self._reach, self._root, deadline)
 
     def deploy(self, folder: Path, deadline: Deadline) -> str:
         """See Device.deploy and PhoneStore.deploy."""
@@ -195,6 +205,7 @@ class AndroidDevice:
             transport = self._attach(deadline)
             if transport is not self._transport:
                 self._transport = transport
+                self._bundle_folder = ""  # it may be another phone, or the same one emptied
                 self._store = PhoneStore(transport, self._root, self._limit)
             return transport
 

@@ -100,6 +100,13 @@ class PrivateAdbServer:
         if home is not None:
             home.cleanup()
 
+    @property
+    def pid(self) -> int:
+        """Of the process that keeps the server, its only child. Raises AdbFailure when it does not run."""
+        if self._stream is None:
+            raise AdbFailure("this adb server does not run; start it first")
+        return self._stream.pid
+
     def connect(self, address: str, deadline: Deadline) -> None:
         """`adb connect` until the device answers as "device".
 
@@ -217,7 +224,8 @@ def _fetch(cache: Path, deadline: Deadline) -> tuple[str, ...]:
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as work:
-            unpack_packages(("adb",), "android-platform-tools", Path(work) / "adb", deadline)
+            # With adbd both come from backports where only those have adbd: bookworm's own adb 29 is too old.
+            unpack_packages(("adb", "adbd"), "android-platform-tools", Path(work) / "adb", deadline)
             (Path(work) / "adb").rename(folder)
     libraries = {path.parent for top in ("lib", "usr/lib") for path in (folder / top).rglob("*.so.*")}
     loader = next(

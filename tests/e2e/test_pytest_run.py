@@ -136,8 +136,25 @@ def test_a_wrong_engine_is_red_with_a_program_that_replays(run: Run) -> None:
     assert "first differing step" in found.stdout + found.stderr
 
 
-def test_a_killed_runner_is_an_infrastructure_error_and_the_run_goes_on(run: Run) -> None:
+def test_a_check_whose_runner_was_killed_is_tried_again_and_says_so(run: Run) -> None:
     process = run.start("--devices=host", "--recipes=hybrid", "--examples=40")
+    try:
+        _kill_one_runner(process.pid)
+        output, _ = process.communicate(timeout=SECONDS)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output
+    checks = run.results["checks"]
+    assert [check["outcome"] for check in checks] == ["passed"] * CHECKS_OF_HYBRID
+    (hit,) = [check for check in checks if check["retries"]]
+    assert "RunnerDied" in hit["retries"][0]
+    assert hit["programs"] >= 40  # of the try that counts, not of what was cut short before it
+    assert "tried again after RunnerDied" in output
+    assert hit["retries"][0][:40] in (run.folder / "report" / "index.html").read_text()
+
+
+def test_without_retries_a_killed_runner_is_an_infrastructure_error_and_the_run_goes_on(run: Run) -> None:
+    process = run.start("--devices=host", "--recipes=hybrid", "--examples=40", "--retries=0")
     try:
         _kill_one_runner(process.pid)
         output, _ = process.communicate(timeout=SECONDS)
@@ -208,3 +225,32 @@ def test_without_devices_the_plugin_is_silent(run: Run) -> None:
     assert code == 0, output
     assert "kvfarm-run" not in output
     assert not (run.folder / "report").exists()
+
+
+def test_a_grid_of_workloads_and_a_sustained_run(run: Run) -> None:
+    grid = ("--prompt=8,32", "--new-tokens=4", "--depth=0,16", "--sustained=3")
+    code, output = run.pytest("--devices=host", "--recipes=hybrid", "-k", "latency", *grid)
+    assert code == 0, output
+    legs = run.results["legs"]
+    assert [(leg["prompt_tokens"], leg["depth"], leg["workload"]) for leg in legs] == [
+        (8, 0, "prompt 8 + 4 new"),
+        (8, 16, "prompt 8 + 4 new at depth 16"),
+        (32, 0, "prompt 32 + 4 new"),
+        (32, 16, "prompt 32 + 4 new at depth 16"),
+        (8, 0, "sustained, prompt 8 + 4 new"),
+    ]
+    assert all(leg["memory_pass"] and leg["peak_rss_bytes"] > 0 for leg in legs)
+    assert legs[3]["kv_bytes"] > legs[2]["kv_bytes"]
+    sustained = legs[-1]["sustained"]
+    assert 2 <= len(sustained["tokens_per_s"]) == len(sustained["seconds"])
+    assert sustained["seconds"][-1] >= 3
+    page = (run.folder / "report" / "index.html").read_text()
+    assert 'id="c0-prompt"' in page
+    assert 'id="c0-sustained"' in page
+
+
+@pytest.mark.parametrize("bad", ["--depth=-1", "--sustained=-2"])
+def test_a_workload_that_cannot_be_is_a_usage_error(run: Run, bad: str) -> None:
+    code, output = run.pytest("--devices=host", bad)
+    assert code == pytest.ExitCode.USAGE_ERROR
+    assert f"{bad.split('=')[0]}: sought" in output
