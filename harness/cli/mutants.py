@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,10 +11,11 @@ import typer
 from rich.console import Group
 from rich.table import Table
 
-from harness.cli.output import JsonOption, note, progress, show
+from harness.cli.output import JsonOption, Report, note, progress, show
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
+    from harness.mutants.farm import Progress
     from harness.mutants.mutant import Mutant
     from harness.mutants.running import Judged
     from reports.results import MutantInfo, MutationScore
@@ -36,6 +38,9 @@ def mutants(
     programs: Annotated[
         int, typer.Option(min=0, help="Programs that the engine as it is must pass as well.")
     ] = 0,
+    first: Annotated[
+        bool, typer.Option("--first", help="Stop at the first property that finds a mutant.")
+    ] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes, one core each.")] = 2,
     seed: Annotated[int, typer.Option(help="Another seed, other programs.")] = 20260112,
     as_json: JsonOption = False,
@@ -54,10 +59,8 @@ def mutants(
     started, began = now(), time.monotonic()
     note(f"{len(chosen)} mutants, {examples} programs a property, {workers} processes")
     with progress() as report, crew(workers) as hands:
-        judged = hands.judge(chosen, examples, seed, lambda done, total: report("mutants", done, total))
-        right = hands.right(
-            programs, examples, seed, lambda done, total: report("programs on the right engine", done, total)
-        )
+        judged = hands.judge(chosen, examples, seed, first, _teller(report, "mutants"))
+        right = hands.right(programs, examples, seed, _teller(report, "programs on the right engine"))
     score = MutationScore(
         commit=commit(),
         started_at=started,
@@ -70,10 +73,22 @@ def mutants(
     )
     wrong = [f"{k.property}: {k.message}" for found in right for k in found.kills]
     wrong += [crash for found in right for crash in found.crashes]
-    if len(chosen) == len(MUTANTS):
+    if len(chosen) == len(MUTANTS) and not first:
         save(score, CACHE)
     show(as_json, _data(score, wrong), Group(_table(score), _rest(score, wrong)))
     raise typer.Exit(1 if wrong or score.killed < len(chosen) else 0)
+
+
+def _teller(report: Report, stage: str) -> Progress:
+    """A bar for who sees a terminal, a line a mutant for who reads a log."""
+
+    def tell(judged: Judged, done: int, total: int) -> None:
+        report(stage, done, total)
+        if not sys.stderr.isatty():
+            by = judged.kills[0].property if judged.kills else "nothing"
+            note(f"[{done}/{total}] {judged.mutant}: found by {by}, {judged.seconds:.1f} s")
+
+    return tell
 
 
 def _chosen(names: list[str], all_mutants: tuple[Mutant, ...]) -> list[Mutant]:

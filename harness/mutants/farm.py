@@ -18,7 +18,8 @@ from harness.mutants.mutant import RIGHT, Mutant
 from harness.mutants.running import Judged, Workshop, judge
 
 TASK_SECONDS = 600.0
-Progress = Callable[[int, int], None]
+Progress = Callable[[Judged, int, int], None]
+"""Called with what was judged last, how much is done, and how much there is."""
 
 # Where the right engine is run: every kind of cache, every dtype, every model.
 RIGHT_CELLS = (
@@ -43,6 +44,7 @@ class _Task:
     examples: int
     seed: int
     cell: int = 0
+    first: bool = False
 
 
 class Crew:
@@ -54,17 +56,19 @@ class Crew:
         self._pool = ProcessPoolExecutor(workers, context, _begin, (root,))
         self._workers = workers
 
-    def judge(self, mutants: Sequence[Mutant], examples: int, seed: int, progress: Progress) -> list[Judged]:
-        """Every mutant against every property, in the order given.
+    def judge(
+        self, mutants: Sequence[Mutant], examples: int, seed: int, first: bool, progress: Progress
+    ) -> list[Judged]:
+        """Every mutant against every property, or until the ``first`` that finds it; in the order given.
 
         Raises:
             DeadlineExceeded: one takes longer than TASK_SECONDS.
         """
-        tasks = [_Task(mutant.name, examples, seed) for mutant in mutants]
+        tasks = [_Task(mutant.name, examples, seed, first=first) for mutant in mutants]
         found: dict[str, Judged] = {}
         for judged in self._run(iter(tasks)):
             found[judged.mutant] = judged
-            progress(len(found), len(tasks))
+            progress(judged, len(found), len(tasks))
         return [found[mutant.name] for mutant in mutants]
 
     def right(self, programs: int, examples: int, seed: int, progress: Progress) -> list[Judged]:
@@ -81,7 +85,7 @@ class Crew:
         for judged in self._run(more()):
             found.append(judged)
             done += judged.programs
-            progress(min(done, programs), programs)
+            progress(judged, min(done, programs), programs)
         return found
 
     def close(self) -> None:
@@ -133,4 +137,4 @@ def _work(task: _Task) -> Judged:
     else:
         recipe, model = RIGHT_CELLS[task.cell]
         mutant = Mutant(RIGHT, 0, "", "", (), recipe, model)
-    return judge(_workshop, mutant, task.examples, task.seed)
+    return judge(_workshop, mutant, task.examples, task.seed, first=task.first)

@@ -10,7 +10,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import harness.suite
@@ -26,7 +26,6 @@ from kvengine.export import export
 from kvengine.export.config import read_architecture
 from kvengine.plan import PlanKind
 from kvengine.program import Measurement, Observation, Program, Workload
-from kvengine.recipe import SessionRecipe
 from kvengine.session import EngineSession, SessionInfo
 
 EXAMPLES = 30
@@ -145,7 +144,7 @@ class Bench:
         if plan not in self._sessions:
             wanted = with_plan(self._recipe, plan).export
             artifact = export(self._workshop.checkpoint(self._model), self._folder / plan, wanted)
-            engine = LocalEngine.open(artifact.folder, SessionRecipe(threads=1), verify=False)
+            engine = LocalEngine.open(artifact.folder, replace(self._recipe.session, threads=1), verify=False)
             self._sessions[plan] = Watched(engine)
         return self._sessions[plan]
 
@@ -185,9 +184,10 @@ def judge(
     examples: int = EXAMPLES,
     seed: int = SEED,
     only: Collection[str] = (),
+    first: bool = False,
 ) -> Judged:
-    """Run every property that applies (of ``only``, if given) against one mutant, whether or not one before
-    has found it."""
+    """Run every property that applies (of ``only``, if given) against one mutant; with ``first`` until one
+    finds it."""
     kills, crashes, programs, began = [], [], 0, time.monotonic()
     with mutant.applied(), workshop.bench(mutant.recipe, mutant.model, examples, seed) as bench:
         for name, check in properties().items():
@@ -209,4 +209,6 @@ def judge(
                 crashes.append(f"{name}: {crash.splitlines()[0]}")
             elif message:
                 kills.append(Kill(name, done, time.monotonic() - started, message))
+                if first:
+                    break
     return Judged(mutant.name, tuple(kills), tuple(crashes), programs, time.monotonic() - began)
