@@ -34,7 +34,7 @@ def mutation_view(results: RunResults) -> MutationView | None:
     here = results.provenance.get("commit", "")
     same = bool(here) and here == score.commit and "+" not in here
     remark = f"Measured at commit {score.commit[:12] or 'unknown'}{'+changes' if '+' in score.commit else ''}"
-    remark += f", {text.moment(score.started_at)}, on this machine's engine with tiny models"
+    remark += f", {text.moment(score.started_at)}, on tiny models"
     remark += (
         "; this run is of the same commit."
         if same

@@ -68,6 +68,14 @@ def _first_rows_stride(cut: Callable[..., Iterator[Step]], *arguments: Any) -> I
         yield replace(step, every_row=every, last_rows=last)
 
 
+def _padding_appended(
+    advance: Callable[..., None], decoder: Decoder, binding: Any, ids: Any, new: Any
+) -> None:
+    """A row shorter than the step's longest counts one token of its padding."""
+    every = None if new is None else np.where(new > 0, np.minimum(ids.shape[1], new + 1), 0)
+    advance(decoder, binding, ids, every)
+
+
 def _overflow_cut_off(append: Callable[..., Any], decoder: Decoder, parts: Sequence[Any], *rest: Any) -> Any:
     """What does not fit is left out without a word."""
     room = [decoder.capacity - held for held in decoder.rows.held]
@@ -159,6 +167,13 @@ MUTANTS = (
         "genai#1639",
         "a batch's rows are found as if all were as long as the first",
         (Patch(kvengine.decoder, "ragged_steps", seams.calling(_first_rows_stride)),),
+    ),
+    Mutant(
+        "padding appended",
+        16,
+        "mlx-vlm#2036",
+        "the padding of shorter rows goes into the cache",
+        (seams.method(Decoder, "_advance", _padding_appended),),
     ),
     Mutant(
         "longest length for every row",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -182,6 +183,48 @@ def _not_rotated(rotate: Callable[..., Any], decoder: Decoder, index: int, keys:
     return keys
 
 
+def _held_only(clear: Callable[..., None], rows: Rows, row: int) -> None:
+    """What a compaction or a rewind left in a row's bookkeeping outlives its reset."""
+    rows.held[row] = 0
+
+
+def _one_token_too_many(kept: Callable[..., int], decoder: Decoder, ids: Any, row: int) -> int:
+    """A kept prefix is one token longer than what both prompts share."""
+    right = kept(decoder, ids, row)
+    return right + (0 < right < min(decoder.rows.held[row], len(ids) - 1))
+
+
+class _Believed(int):
+    """A draft that differs from nothing."""
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    __hash__ = int.__hash__
+
+
+def _drafts_believed(guess: Callable[..., list[int]], *arguments: Any) -> list[int]:
+    """A draft is never compared with what the model says."""
+    return [_Believed(token) for token in guess(*arguments)]
+
+
+def _second_rewind_forgets(rewind: Callable[..., None], decoder: Decoder, count: int, row: int) -> None:
+    """How far a window was rewound before is forgotten."""
+    rewind(decoder, count, row)
+    decoder.rows.floors[:] = 0
+
+
+def _unread_checksum(load: Callable[..., None], decoder: Decoder, path: Any) -> None:
+    """A file's checksum is made right before anybody looks."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        data = b""
+    if len(data) > 32:
+        path.write_bytes(data[:-32] + hashlib.sha256(data[:-32]).digest())
+    load(decoder, path)
+
+
 def _one_sink_more(compact: Callable[..., None], decoder: Decoder, keep: int, sinks: int, row: int) -> None:
     """The first token is taken for a BOS that is kept besides the sinks."""
     if sinks and keep > 1 and decoder.rows.held[row] > keep + sinks:
@@ -230,6 +273,22 @@ MUTANTS = (
         (seams.method(Rows, "clear", _keeps_the_row),),
     ),
     Mutant(
+        "bookkeeping outlives a reset",
+        36,
+        "HF#48509",
+        "a reset forgets the length alone, not what a rewind or a compaction left",
+        (seams.method(Rows, "clear", _held_only),),
+        model="w3",
+    ),
+    Mutant(
+        "a kept prefix one too long",
+        37,
+        "genai#1110, the other way",
+        "a kept prefix includes the first token that differs",
+        (seams.method(kvengine.shortcuts, "_kept", _one_token_too_many),),
+        model="w4",
+    ),
+    Mutant(
         "last token lost on continuing",
         37,
         "genai#1110",
@@ -263,6 +322,13 @@ MUTANTS = (
         model="w2",
     ),
     Mutant(
+        "drafts are believed",
+        38,
+        "genai#2140, accepting instead",
+        "no token of a draft is ever rejected",
+        (seams.method(kvengine.shortcuts, "_guess", _drafts_believed),),
+    ),
+    Mutant(
         "rewind past the window",
         39,
         "vllm-mlx#678",
@@ -284,6 +350,15 @@ MUTANTS = (
         "ll#27052",
         "a refused state has cleared the first layer",
         (seams.method(kvengine.state, "load", _poisons_on_failure),),
+    ),
+    Mutant(
+        "checksum not looked at",
+        41,
+        "ll#27052",
+        "an altered state is loaded",
+        (seams.method(kvengine.state, "load", _unread_checksum),),
+        recipe="static",
+        model="w3",
     ),
     Mutant(
         "captured binding after a reset",
@@ -346,6 +421,14 @@ MUTANTS = (
         "rows are not moved back where a rewind crosses an eviction",
         (seams.method(kvengine.editing, "_move_up", _rows_not_moved),),
         model="w3",
+    ),
+    Mutant(
+        "a second rewind forgets the first",
+        46,
+        "suspect, by reading genai's RewindPastTensorsTo",
+        "what a rewind has cost a window is not remembered by the next",
+        (seams.method(kvengine.editing, "rewind", _second_rewind_forgets),),
+        model="w4",
     ),
     Mutant(
         "shift by the global theta",

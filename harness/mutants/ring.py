@@ -53,8 +53,10 @@ def _trimmed_by_width(held: seams.Held) -> None:
             now[:] = np.roll(now, held.capacity - held.alive, axis=2)
 
 
-def _full_length(rows: Callable[..., int], plan: CachePlan, layer: LayerSpec, capacity: int) -> int:
-    return max(rows(plan, layer, capacity), capacity)
+def _full_length(
+    rows: Callable[..., int], plan: CachePlan, layer: LayerSpec, capacity: int, batch: int = 1
+) -> int:
+    return max(rows(plan, layer, capacity, batch), capacity)
 
 
 def _multiplied_by_zero(run: Callable[..., Any], decoder: Decoder, *arguments: Any, **named: Any) -> Any:
