@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -15,15 +16,20 @@ from harness.recipes import parse_recipe
 from harness.reference import CachedReference, Reference, TransformersReference
 from harness.reference.rounded import is_exact, rounded_checkpoint
 from harness.suite import test_correctness as suite
+from harness.suite import test_operations as operations
 from harness.synth import synth
 from kvengine.engine import LocalEngine
 from kvengine.export import export
 from kvengine.plan import PlanKind
 from kvengine.recipe import SessionRecipe
 
-CHECKS: dict[str, Callable[[Cell], None]] = {
-    name: check for name, check in inspect.getmembers(suite, inspect.isfunction) if name.startswith("test_")
-}
+
+def checks_of(module: ModuleType) -> dict[str, Callable[[Cell], None]]:
+    found = inspect.getmembers(module, inspect.isfunction)
+    return {name: check for name, check in found if name.startswith("test_")}
+
+
+CHECKS = checks_of(suite)
 FAMILIES = [name for name in PRESETS if name.startswith("tiny-")]
 RECIPES = ("hybrid,slack=2", "static", "naive", "hybrid-int8kv,slack=2", "int4,cache-dtype=int8,slack=1")
 EXAMPLES = 3
@@ -74,5 +80,14 @@ def test_the_whole_suite_passes(family: str, recipe: str, models: Models) -> Non
         marks = {mark.name for mark in getattr(check, "pytestmark", [])}
         if "hybrid_only" in marks and cell.recipe.export.cache.kind != "hybrid":
             continue
+        check(cell)
+        assert cell.take_tally().programs >= 2, name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_operations_pass(family: str, models: Models) -> None:
+    """Batches, rewinds, copies, drafts and compaction: windows or none, partial rotation, layers without."""
+    cell = models.cell(family, "hybrid,slack=2")
+    for name, check in checks_of(operations).items():
         check(cell)
         assert cell.take_tally().programs >= 2, name
