@@ -158,19 +158,27 @@ class Decoder:
         return shortcuts.reuse(self, tokens, chunk, self._row(row))
 
     def speculate(
-        self, token: int, count: int, *, draft: int = 4, ngram: int = 2, row: int = 0
+        self,
+        token: int,
+        count: int,
+        *,
+        draft: int = 4,
+        ngram: int = 2,
+        row: int = 0,
+        hint: Sequence[int] = (),
     ) -> tuple[int, ...]:
         """Append ``token`` and greedy tokens after it, by prompt lookup; the last one is not appended.
 
-        What followed the last ``ngram`` tokens when they last occurred, up to ``draft`` tokens and no more
-        than could be rewound, is run in one step with the newest token. As far as it is what the model
-        would have said it is kept, the rest is rewound: the tokens are those of greedy decoding.
+        What followed the last ``ngram`` tokens when they last occurred (in the row, or in ``hint``, which
+        counts as standing before it), up to ``draft`` tokens and no more than could be rewound, is run in
+        one step with the newest token. As far as it is what the model would have said it is kept, the
+        rest is rewound: the tokens are those of greedy decoding.
 
         Returns:
             the ``count`` tokens that follow ``token``.
         """
         self._check_alive()
-        return shortcuts.speculate(self, token, count, draft, ngram, self._row(row))
+        return shortcuts.speculate(self, token, count, draft, ngram, self._row(row), hint)
 
     def step(self, rows: Sequence[bool] | None = None) -> Int64Array:
         """Append the newest greedy token and return the one after it, int64 [batch].

@@ -55,13 +55,17 @@ class Generate:
 @dataclass(frozen=True)
 class Speculate:
     """As Generate, by prompt lookup: up to ``draft`` tokens that once followed the newest ``ngram`` tokens
-    are verified in one step, and those rejected are rewound. Returns the same tokens as Generate."""
+    are verified in one step, and those rejected are rewound. Returns the same tokens as Generate.
+
+    hint: further text to look them up in.
+    """
 
     token: int
     count: int
     draft: int = 4
     ngram: int = 2
     row: int = 0
+    hint: tuple[int, ...] = ()
     kind: Literal["speculate"] = "speculate"
 
 
