@@ -15,6 +15,7 @@ from kvengine.codes import Scales, no_scales, read_scales
 from kvengine.errors import failure_of
 from kvengine.plan import CachePlan
 from kvengine.recipe import SessionRecipe
+from kvengine.sanity import check_identity
 from kvengine.spec import ModelSpec
 from kvengine.threads import choose_threads, count_threads
 
@@ -33,6 +34,7 @@ class Model:
     Raises:
         RecipeError, ProviderUnavailable: the recipe asks for what there is not.
         EngineFailure: onnxruntime could not load the graph. MemoryError: for want of memory.
+        ArtifactError: the graph was not built from the spec and recipe of the manifest.
     """
 
     def __init__(self, artifact: Artifact, recipe: SessionRecipe) -> None:
@@ -50,6 +52,8 @@ class Model:
             )
         except Exception as error:  # onnxruntime raises a dozen unrelated classes
             raise failure_of(error, f"onnxruntime could not load {artifact.model_path}") from error
+        if getattr(artifact.manifest, "contract", None) is None:  # a foreign graph is not of our making
+            check_identity(self.session, artifact.manifest)
         self.load_ms = (time.perf_counter() - started) * 1e3
         if not self.threads:
             # onnxruntime does not tell how many it took: its pool, and the thread that calls it.
