@@ -158,6 +158,8 @@ class Workload:
     """What a leg measures: one prompt of ``prompt`` tokens, then ``new_tokens`` greedy tokens, repeated.
 
     capacity: tokens of context to allocate; None is just enough.
+    slowdown, ballast_bytes: injected by a calibration, to see whether the gate finds them. After each
+    step the engine spins for this share of the step's own time; so many bytes are held and touched.
     """
 
     prompt: tuple[int, ...]
@@ -166,6 +168,8 @@ class Workload:
     warmup: int = 1
     chunk: int = 0
     capacity: int | None = None
+    slowdown: float = 0.0
+    ballast_bytes: int = 0
 
 
 @dataclass(frozen=True)

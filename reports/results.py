@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from reports.gate_results import GateInfo, Place
+
 Outcome = Literal["passed", "failed", "infrastructure", "not_run"]
 
 
@@ -159,6 +161,7 @@ class LegResult:
     notes: tuple[str, ...] = ()
     during: DuringInfo | None = None
     energy: EnergyInfo = EnergyInfo()
+    place: Place | None = None  # in the blocks of a gate
 
 
 @dataclass(frozen=True)
@@ -188,4 +191,5 @@ class RunResults:
     planned_checks: int
     planned_legs: int
     infrastructure: tuple[str, ...] = ()  # errors that belong to no single check
+    gate: GateInfo | None = None  # of a gate or a calibration
     format: Literal["kvfarm-results/1"] = "kvfarm-results/1"
