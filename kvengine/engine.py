@@ -21,7 +21,6 @@ from kvengine.program import Measurement, Observation, OperationError, Program, 
 from kvengine.recipe import SessionRecipe
 from kvengine.session import SessionInfo
 
-
 MOST_SLOWDOWN = 10.0  # an injection is a test of the gate, not a way to hang a device
 
 

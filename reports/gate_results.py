@@ -139,9 +139,9 @@ class Tail:
 
 @dataclass(frozen=True)
 class CalibratedCell:
-    """What calibration knows of one cell. found: injections, and how many of each were REGRESSED.
+    """What calibration knows of one cell. found: what the gate said of injected losses.
 
-    detectable: smallest slowdown (ratio - 1) found 95 % of the time with so many blocks.
+    detectable_8, _32: smallest loss (ratio - 1) called REGRESSED 95 % of the time with so many blocks.
     """
 
     device: str
@@ -195,7 +195,8 @@ class GateInfo:
     candidate: Side
     comparisons: tuple[Comparison, ...]
     looks: tuple[int, ...]
-    alpha: float
+    alpha: float  # of all looks together
+    level: float  # of one look
     planned_cells: int
     settings: str  # where margins come from: a file, or "defaults"
     tag: str = ""

@@ -8,21 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from harness.gate.statistics import (
-    ALPHA,
-    LOOKS,
-    MIN_UNITS,
-    Array,
-    holm,
-    interval,
-    look_alpha,
-    p_worse,
-    sign_flip_p,
-)
+from harness.gate.statistics import MIN_UNITS, Array, holm, interval, p_worse, sign_flip_p
 from reports.gate_results import GateVerdict
 
 AGREEING = 2 / 3  # share of units that must have the sign of their mean, else it is no matter of the model
@@ -59,22 +49,23 @@ def decide(low: Array, high: Array, mean: Array, p: Array, margin: Array, alpha:
 def judge_cells(
     data: Mapping[str, Sequence[float]],
     margins: Mapping[str, float],
-    gating: Sequence[str],
-    needed: int,
-    alpha: float = ALPHA,
-    looks: Sequence[int] = LOOKS,
+    families: Sequence[Sequence[str]],
+    needed: Mapping[str, int],
+    level: float,
 ) -> dict[str, Judged]:
-    """Every cell at the look that wants ``needed`` valid blocks.
+    """Every cell at one look.
 
     data: block data of each cell. margins: the largest loss (a ratio - 1) that still passes.
-    gating: cells that share Holm's family; the others are judged alone.
+    families: cells whose p-values are adjusted together; one in no family is judged alone.
+    needed: values without which a cell is INVALID. level: alpha of this look.
     """
-    level = look_alpha(alpha, len(looks))
-    raw = {cell: float(p_worse(values)) for cell, values in data.items() if len(values) >= 2}
-    family = [cell for cell in gating if cell in raw]
-    adjusted = dict(zip(family, map(float, holm([raw[c] for c in family])), strict=True)) if family else {}
+    p = {cell: float(p_worse(values)) for cell, values in data.items() if len(values) >= 2}
+    for family in families:
+        known = [cell for cell in family if cell in p]
+        if known:
+            p |= dict(zip(known, map(float, holm([p[cell] for cell in known])), strict=True))
     return {
-        cell: _judge(values, margins[cell], adjusted.get(cell, raw.get(cell, 1.0)), needed, level)
+        cell: _judge(values, margins[cell], p.get(cell, 1.0), needed[cell], level)
         for cell, values in data.items()
     }
 
@@ -82,62 +73,43 @@ def judge_cells(
 def _judge(values: Sequence[float], margin: float, p: float, needed: int, alpha: float) -> Judged:
     blocks = len(values)
     if blocks < max(2, needed):
-        return Judged("INVALID", f"{blocks} of {needed} blocks are valid", blocks)
+        return Judged("INVALID", f"{blocks} of at least {needed} blocks are valid", blocks)
     found = interval(values, alpha)
-    code = int(decide(found.low, found.high, found.mean, np.float64(p), np.float64(math.log1p(margin)), alpha))
+    limit = np.asarray(math.log1p(margin))
+    code = int(decide(found.low, found.high, found.mean, np.asarray(p), limit, alpha))
     estimate, low, high = (math.expm1(float(x)) for x in (found.mean, found.low, found.high))
-    verdict: GateVerdict = ("INCONCLUSIVE", "PASS", "REGRESSED")[code]  # type: ignore[assignment]
+    verdict: GateVerdict = ("INCONCLUSIVE", "PASS", "REGRESSED")[code]
     reason = {
         "PASS": f"worse by less than {high:.1%} (margin {margin:.1%})",
         "REGRESSED": f"worse by {estimate:.1%}, at least {low:.1%} (margin {margin:.1%})",
         "INCONCLUSIVE": f"between {low:+.1%} and {high:+.1%}: {blocks} blocks cannot tell it from "
         f"the margin of {margin:.1%}",
     }[verdict]
-    return Judged(
-        verdict, reason, blocks, estimate, low, high, float(found.sd), p, sign_flip_p(values)
-    )
+    return Judged(verdict, reason, blocks, estimate, low, high, float(found.sd), p, sign_flip_p(values))
 
 
-def judge_units(
-    means: Mapping[str, float],
-    units: Mapping[str, Judged],
-    margin: float,
-    p: float,
-    alpha: float,
-) -> Judged:
-    """One cell over the units (devices) of one model: t on device means, df = k - 1.
+def judge_units(pooled: Judged, means: Mapping[str, float], units: Mapping[str, Judged]) -> Judged:
+    """The verdict over the units (devices) of one model, of which no single one may tell another story.
 
-    means: mean block datum of each unit that has one. units: each unit's own verdict.
-    p: Holm-adjusted p over the groups' family. At least MIN_UNITS units.
+    pooled: a t-test on device means, df = k - 1. means: block datum of each unit that has one.
+    units: each unit's own verdict.
     """
-    count = len(means)
-    if count < MIN_UNITS:
-        return Judged("INVALID", f"{count} of at least {MIN_UNITS} units were measured", count)
-    found = _judge(list(means.values()), margin, p, MIN_UNITS, alpha)
+    if len(means) < MIN_UNITS:
+        return replace(
+            pooled, verdict="INVALID", reason=f"{len(means)} of at least {MIN_UNITS} units were measured"
+        )
     lost = [name for name, judged in units.items() if judged.verdict == "INVALID"]
     worse = [name for name, judged in units.items() if judged.verdict == "REGRESSED"]
-    agreeing = sum(np.sign(value) == np.sign(found.estimate) for value in means.values()) / count
-    if found.verdict == "REGRESSED" and agreeing < AGREEING:
-        return _as(found, "INCONCLUSIVE", f"device-specific: only {agreeing:.0%} of units are worse")
-    if found.verdict == "PASS" and worse:
-        return _as(found, "INCONCLUSIVE", f"device-specific: {', '.join(worse)} regressed, the others did not")
-    if found.verdict == "PASS" and lost:
-        return _as(found, "INVALID", f"not measured on {', '.join(lost)}")
-    return found
-
-
-def _as(judged: Judged, verdict: GateVerdict, reason: str) -> Judged:
-    return Judged(
-        verdict,
-        reason,
-        judged.blocks,
-        judged.estimate,
-        judged.low,
-        judged.high,
-        judged.sd,
-        judged.p,
-        judged.sign_flip,
-    )
+    share = sum(value > 0 for value in means.values()) / len(means)
+    if pooled.verdict == "REGRESSED" and share < AGREEING:
+        reason = f"device-specific: only {share:.0%} of units are worse"
+        return replace(pooled, verdict="INCONCLUSIVE", reason=reason)
+    if pooled.verdict == "PASS" and lost:
+        return replace(pooled, verdict="INVALID", reason=f"not measured on {', '.join(lost)}")
+    if pooled.verdict == "PASS" and worse:
+        reason = f"device-specific: {', '.join(worse)} regressed, the others did not"
+        return replace(pooled, verdict="INCONCLUSIVE", reason=reason)
+    return pooled
 
 
 def worst(verdicts: Sequence[GateVerdict]) -> GateVerdict:

@@ -58,7 +58,9 @@ class Legs:
             session.close()
         after = self.farm.vitals(self.device)
         leg = self._result(side.side.recipe, side.model, side.artifact, workload, measurement, before, after)
-        leg = replace(leg, notes=notes, energy=energy, during=during, place=_placed(place, measurement, waited))
+        leg = replace(
+            leg, notes=notes, energy=energy, during=during, place=_placed(place, measurement, waited)
+        )
         return _judged(leg, measurement, before, after, during, waited)
 
     def take_canary(self, canary: Canary, artifact: Artifact, place: Place) -> LegResult:
@@ -70,9 +72,7 @@ class Legs:
         leg = self._result("canary", model, artifact, workload, measurement, before, before)
         return replace(leg, place=_placed(place, measurement, Waited()))
 
-    def _measured(
-        self, session: DeviceSession, workload: Workload
-    ) -> tuple[Measurement, DuringInfo | None]:
+    def _measured(self, session: DeviceSession, workload: Workload) -> tuple[Measurement, DuringInfo | None]:
         """A phone records itself meanwhile; a host tells no more than its vitals do."""
         if self.identity.kind != "android":
             return session.run_workload(workload), None

@@ -19,7 +19,7 @@ FLOORS = {"p50": (0.50, 1), "p90": (0.90, 64), "p99": (0.99, 662)}
 class Metric:
     """value: of one leg, None where the leg has none. margin: default; 0 for exact metrics.
 
-    samples: ms, what tails are taken of.
+    samples: ms, what tails are taken of. key: of an exact metric, what must be equal; None: no answer.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Metric:
     gates: bool = True
     exact: bool = False
     samples: Callable[[LegResult], list[float]] = lambda leg: []
+    key: Callable[[LegResult], str | None] = lambda leg: None
 
 
 def _ttft(leg: LegResult) -> list[float]:
@@ -44,13 +45,12 @@ def _median(values: Sequence[float]) -> float | None:
     return float(np.median(values)) if values else None
 
 
-def _tokens(leg: LegResult) -> float | None:
-    """A number that tells two digests apart exactly: 48 bits of it, which a float holds."""
-    return float(int(leg.place.tokens[:12], 16)) if leg.place and leg.place.tokens else None
+def _tokens(leg: LegResult) -> str | None:
+    return leg.place.tokens or None if leg.place else None
 
 
-def _nodes(leg: LegResult) -> float | None:
-    return float(sum(leg.nodes_by_provider.values())) if leg.nodes_by_provider else None
+def _nodes(leg: LegResult) -> str | None:
+    return ", ".join(f"{name}: {count}" for name, count in sorted(leg.nodes_by_provider.items())) or None
 
 
 METRICS = {
@@ -60,15 +60,32 @@ METRICS = {
         Metric("decode", "Inter-token latency", "ms", lambda leg: _median(_itl(leg)), 0.03, samples=_itl),
         Metric("memory", "Peak memory", "bytes", lambda leg: float(leg.peak_rss_bytes) or None, 0.02),
         Metric("energy", "Energy per token", "J", lambda leg: leg.energy.gross_j_per_token, 0.05),
-        Metric("tokens", "Tokens", "digest", _tokens, exact=True),
-        Metric("kv_bytes", "KV cache", "bytes", lambda leg: float(leg.kv_bytes), exact=True),
+        Metric("tokens", "Tokens", "", lambda leg: None, exact=True, key=_tokens),
+        Metric(
+            "kv_bytes",
+            "KV cache",
+            "bytes",
+            lambda leg: float(leg.kv_bytes),
+            exact=True,
+            key=lambda leg: str(leg.kv_bytes),
+        ),
         # A different recipe has a different graph; whoever compares equal graphs turns this on.
-        Metric("nodes", "Graph nodes", "nodes", _nodes, gates=False, exact=True),
+        Metric(
+            "nodes",
+            "Graph nodes",
+            "",
+            lambda leg: float(sum(leg.nodes_by_provider.values())),
+            gates=False,
+            exact=True,
+            key=_nodes,
+        ),
     )
 }
 
 
-def block_datum(metric: Metric, baseline: Sequence[LegResult], candidate: Sequence[LegResult]) -> float | None:
+def block_datum(
+    metric: Metric, baseline: Sequence[LegResult], candidate: Sequence[LegResult]
+) -> float | None:
     """log(candidate / baseline) of leg values, arms averaged in logs, so that linear drift cancels.
 
     None where a leg lacks the value.

@@ -102,7 +102,7 @@ def _of_run(ref: str, run: RunResults, wanted: str, cache: Path) -> Resolved:
         session = decode(SessionRecipe, json.loads(side.session))
         return _resolved(ref, side.recipe, _cached(ref, side.artifact, cache), session)
     measured = {leg.recipe: leg.provenance.get("artifact", "") for leg in run.legs}
-    if wanted and wanted not in measured or not wanted and len(measured) != 1:
+    if (wanted and wanted not in measured) or (not wanted and len(measured) != 1):
         raise UnknownReference(
             f"{ref!r}: run {run.run_id} measured {', '.join(measured) or 'nothing'}; say which: "
             f"{run.run_id}:RECIPE"

@@ -101,7 +101,8 @@ class GateSettings:
     def of_cell(self, cell: str, metric: Metric) -> tuple[float, bool]:
         """(margin, whether it gates) of the cell with this id."""
         general = self.metrics.get(metric.name, MetricSettings())
-        rules = [general, *(rule for rule in self.cells if fnmatchcase(cell, rule.cell))]
+        rules: list[MetricSettings | CellSettings] = [general]
+        rules += [rule for rule in self.cells if fnmatchcase(cell, rule.cell)]
         margin, gates = metric.margin, metric.gates
         for rule in rules:
             margin = margin if rule.margin is None else rule.margin
@@ -152,15 +153,23 @@ def _wrong(settings: GateSettings) -> list[str]:
         found.append(f"alpha: sought more than 0 and at most 0.1, found {settings.alpha}")
     if unknown := sorted(set(settings.metrics) - set(METRICS)):
         found.append(f"metrics: unknown {unknown[0]!r}; there are {', '.join(METRICS)}")
-    for name, rule in [*settings.metrics.items(), *((c.cell, c) for c in settings.cells)]:
-        if rule.margin is not None and not 0 < rule.margin <= 1:
-            found.append(f"{name}: sought a margin as a share, 0 to 1 (3 % is 0.03), found {rule.margin}")
-    for name, rule in settings.metrics.items():
-        if name in METRICS and METRICS[name].exact and rule.margin is not None:
-            found.append(f"metrics.{name}: this is compared exactly and has no margin; take it out")
-    for workload in settings.workloads:
-        if min(workload.prompt, workload.repeats) < 1 or workload.new_tokens < 2:
-            found.append(f"workload {workload.name}: sought prompt and repeats >= 1, new_tokens >= 2")
+    margins = [(name, rule.margin) for name, rule in settings.metrics.items()]
+    margins += [(rule.cell, rule.margin) for rule in settings.cells]
+    found += [
+        f"{name}: sought a margin as a share, 0 to 1 (3 % is 0.03), found {margin}"
+        for name, margin in margins
+        if margin is not None and not 0 < margin <= 1
+    ]
+    found += [
+        f"metrics.{name}: this is compared exactly and has no margin; take it out"
+        for name, rule in settings.metrics.items()
+        if name in METRICS and METRICS[name].exact and rule.margin is not None
+    ]
+    found += [
+        f"workload {workload.name}: sought prompt and repeats >= 1, new_tokens >= 2"
+        for workload in settings.workloads
+        if min(workload.prompt, workload.repeats) < 1 or workload.new_tokens < 2
+    ]
     names = [workload.name for workload in settings.workloads]
     if not names or len(set(names)) != len(names):
         found.append(f"workloads: sought at least one, each once, found {names}")

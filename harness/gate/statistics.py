@@ -94,13 +94,15 @@ def look_alpha(alpha: float = ALPHA, looks: int = len(LOOKS)) -> float:
     return alpha / looks
 
 
-def detectable(sd: float, blocks: int, alpha: float, power: float = 0.95) -> float:
-    """The smallest true slowdown (a ratio - 1) that ``blocks`` find with ``power``: normal t approximation.
+def detectable(sd: float, blocks: int, alpha: float, margin: float, power: float = 0.95) -> float:
+    """The smallest true loss (a ratio - 1) that ``blocks`` call REGRESSED with ``power``, before Holm.
 
-    Found means a lower bound above 0: (t(1-alpha) + t(power)) * sd / sqrt(blocks).
+    Both must hold: a lower bound above 0, which takes (t(1 - alpha) + t(power)) standard errors, and an
+    estimate of at least ``margin`` (a log ratio), which takes t(power) above it. Normal approximation.
     """
-    quantiles = stats.t.ppf(1 - alpha, blocks - 1) + stats.t.ppf(power, blocks - 1)
-    return math.expm1(float(quantiles) * sd / math.sqrt(blocks))
+    error = sd / math.sqrt(blocks)
+    level, likely = (float(stats.t.ppf(q, blocks - 1)) for q in (1 - alpha, power))
+    return math.expm1(max((level + likely) * error, margin + likely * error))
 
 
 def proportion(count: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
