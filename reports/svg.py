@@ -47,14 +47,16 @@ def strip(
     low: float | None, high: float | None, estimate: float | None, margin: float, scale: Scale, label: str
 ) -> Markup:
     """One row of a forest plot: the margin band, the interval, the estimate."""
-    height, middle = 26, 13
+    height, middle, band = 26, 13, scale(margin) - scale(-margin)
     parts = [
-        f'<rect class="band" x="{scale(-margin)}" y="0" width="{scale(margin) - scale(-margin):.1f}" height="{height}"/>',
+        f'<rect class="band" x="{scale(-margin)}" y="0" width="{band:.1f}" height="{height}"/>',
         f'<line class="zero" x1="{scale(0)}" x2="{scale(0)}" y1="0" y2="{height}"/>',
         f'<line class="margin" x1="{scale(margin)}" x2="{scale(margin)}" y1="0" y2="{height}"/>',
     ]
     if low is not None and high is not None:
-        parts.append(f'<line class="whisker" x1="{scale(low)}" x2="{scale(high)}" y1="{middle}" y2="{middle}"/>')
+        parts.append(
+            f'<line class="whisker" x1="{scale(low)}" x2="{scale(high)}" y1="{middle}" y2="{middle}"/>'
+        )
         # An arrow where the interval goes on beyond the axis.
         if high > scale.high:
             x = scale(scale.high)
@@ -131,12 +133,11 @@ def ecdf(arms: Sequence[tuple[str, Sequence[float]]], unit: str, label: str) -> 
 
 
 def _y_axis(y: Scale, left: int, width: int, unit: str) -> list[str]:
-    parts = []
-    for tick in ticks(y.low, y.high, 4):
-        parts.append(
-            f'<line class="grid" x1="{left}" x2="{width - 6}" y1="{y(tick)}" y2="{y(tick)}"/>'
-            f'<text x="{left - 6}" y="{y(tick) + 4}" text-anchor="end">{tick:g}</text>'
-        )
+    parts = [
+        f'<line class="grid" x1="{left}" x2="{width - 6}" y1="{y(tick)}" y2="{y(tick)}"/>'
+        f'<text x="{left - 6}" y="{y(tick) + 4}" text-anchor="end">{tick:g}</text>'
+        for tick in ticks(y.low, y.high, 4)
+    ]
     parts.append(f'<text x="{left + 4}" y="14">{escape(unit)}</text>')
     return parts
 

@@ -10,6 +10,7 @@ from typing import Literal
 from harness.gate.canary import MOST_DRIFT, drift, speed
 from harness.gate.metrics import METRICS, block_datum
 from reports.gate_results import Arm, BlockInfo
+from reports.gate_view import percent
 from reports.results import LegResult
 
 ORDERS = ("ABBA", "BAAB")
@@ -55,7 +56,7 @@ def read(
             reasons += [f"leg {position + 1}: {reason}" for reason in leg.reasons]
     moved = _drift(legs)
     if moved is not None and abs(moved) > MOST_DRIFT:
-        reasons.append(f"the canary moved by {moved:+.1%}, over {MOST_DRIFT:.0%}")
+        reasons.append(f"the canary moved by {percent(moved)}, over {percent(MOST_DRIFT, False)}")
     return BlockInfo(
         device=track.device,
         comparison=track.comparison,

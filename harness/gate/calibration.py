@@ -14,6 +14,7 @@ from harness.gate.plan import AA
 from harness.gate.statistics import detectable, proportion
 from harness.store.protocol import Store
 from reports.gate_results import CalibratedCell, CalibrationInfo, GateCell, GateInfo, InjectionFound
+from reports.gate_view import percent
 from reports.results import RunResults
 
 MOST_RUNS = 30  # the newest that count: a farm changes
@@ -58,9 +59,12 @@ def revoked(cell: GateCell) -> str:
     if cell.verdict == "REGRESSED":
         return f"it calls the same code REGRESSED ({cell.reason})"
     if cell.low is not None and cell.high is not None and (cell.low > 0 or cell.high < 0):
-        return f"the same code differs by {cell.low:+.1%} to {cell.high:+.1%}"
+        return f"the same code differs by {percent(cell.low)} to {percent(cell.high)}"
     if cell.sd is not None and cell.sd > math.log1p(cell.margin):
-        return f"blocks of the same code scatter by {cell.sd:.1%}, over the margin of {cell.margin:.1%}"
+        return (
+            f"blocks of the same code scatter by {percent(cell.sd, False)}, over the margin of "
+            f"{percent(cell.margin, False)}"
+        )
     return ""
 
 

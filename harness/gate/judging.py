@@ -14,6 +14,7 @@ import numpy as np
 
 from harness.gate.statistics import MIN_UNITS, Array, holm, interval, p_worse, sign_flip_p
 from reports.gate_results import GateVerdict
+from reports.gate_view import percent
 
 AGREEING = 2 / 3  # share of units that must have the sign of their mean, else it is no matter of the model
 _WORST = ("REGRESSED", "INVALID", "INCONCLUSIVE", "PASS")
@@ -80,10 +81,11 @@ def _judge(values: Sequence[float], margin: float, p: float, needed: int, alpha:
     estimate, low, high = (math.expm1(float(x)) for x in (found.mean, found.low, found.high))
     verdict: GateVerdict = ("INCONCLUSIVE", "PASS", "REGRESSED")[code]
     reason = {
-        "PASS": f"worse by less than {high:.1%} (margin {margin:.1%})",
-        "REGRESSED": f"worse by {estimate:.1%}, at least {low:.1%} (margin {margin:.1%})",
-        "INCONCLUSIVE": f"between {low:+.1%} and {high:+.1%}: {blocks} blocks cannot tell it from "
-        f"the margin of {margin:.1%}",
+        "PASS": f"{percent(high)} at the most (margin {percent(margin, False)})",
+        "REGRESSED": f"worse by {percent(estimate, False)}, by {percent(low, False)} at the least "
+        f"(margin {percent(margin, False)})",
+        "INCONCLUSIVE": f"between {percent(low)} and {percent(high)}: {blocks} blocks cannot tell it from "
+        f"the margin of {percent(margin, False)}",
     }[verdict]
     return Judged(verdict, reason, blocks, estimate, low, high, float(found.sd), p, sign_flip_p(values))
 

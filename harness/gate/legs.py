@@ -8,6 +8,8 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from device_agents.api import DeviceIdentity, Vitals
 from device_agents.errors import InfrastructureError
 from device_agents.recording.record import Plan
@@ -21,7 +23,7 @@ from harness.gate.references import Resolved
 from kvengine.artifact import Artifact
 from kvengine.program import Measurement, Workload
 from reports.gate_results import Place
-from reports.results import DuringInfo, EnergyInfo, LegResult
+from reports.results import DuringInfo, EnergyInfo, LegResult, SampleInfo
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,14 @@ class Legs:
         return _judged(leg, measurement, before, after, during, waited)
 
     def take_canary(self, canary: Canary, artifact: Artifact, place: Place) -> LegResult:
-        """The canary's leg; its session stays open. Raises InfrastructureError."""
+        """The canary's leg, of each repeat the median; its session stays open. Raises InfrastructureError."""
         before = self.farm.vitals(self.device)
         measurement = canary.run()
         workload = canary.workload
         model = artifact.manifest.checkpoint
         leg = self._result("canary", model, artifact, workload, measurement, before, before)
-        return replace(leg, place=_placed(place, measurement, Waited()))
+        medians = tuple(SampleInfo(s.ttft_ms, (float(np.median(s.itl_ms)),)) for s in measurement.samples)
+        return replace(leg, samples=medians, place=_placed(place, measurement, Waited()))
 
     def _measured(self, session: DeviceSession, workload: Workload) -> tuple[Measurement, DuringInfo | None]:
         """A phone records itself meanwhile; a host tells no more than its vitals do."""

@@ -15,6 +15,7 @@ from harness.gate.metrics import Metric, tails
 from harness.gate.plan import AA, Plan
 from harness.gate.statistics import MIN_UNITS
 from reports.gate_results import Arm, BlockInfo, CalibrationInfo, GateCell, GateInfo, GateVerdict
+from reports.gate_view import percent
 from reports.results import DeviceInfo, LegResult
 
 ARMS: tuple[Arm, ...] = ("baseline", "candidate")
@@ -186,7 +187,7 @@ def _exact(cell: GateCell, metric: Metric, arms: Mapping[Arm, Sequence[LegResult
         return replace(cell, verdict="REGRESSED", reason=f"{old} became {new}")
     ratio = int(str(new)) / int(str(old)) - 1
     verdict: GateVerdict = "REGRESSED" if ratio > 0 else "PASS"
-    return replace(cell, verdict=verdict, reason=f"{ratio:+.1%}, exactly", estimate=ratio)
+    return replace(cell, verdict=verdict, reason=f"{percent(ratio)}, exactly", estimate=ratio)
 
 
 def _alone(cell: GateCell, grouped: Mapping[str, str]) -> GateCell:

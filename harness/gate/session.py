@@ -91,6 +91,9 @@ class GateSession:
             self._watcher.on_look(info, number)
         finished = now()
         self._store.begin_run(replace(self._header(), gate=info, finished_at=finished))
+        if plan.kind == "calibration":  # which this run is part of from now on
+            info = replace(info, calibration=known_calibration(self._store))
+            self._store.begin_run(replace(self._header(), gate=info, finished_at=finished))
         self._store.finish_run(self._run_id, finished)
         return self._store.results(self._run_id)
 
