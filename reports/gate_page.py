@@ -15,7 +15,9 @@ from reports.gate_view import GateRow, percent
 from reports.page import asset, environment, policy
 from reports.results import LegResult, RunResults
 
-MOST_CHARTED = 150  # cells whose legs are drawn; the page stays below 1.5 MB on a large farm
+# The page of 20 devices with 40 cells each stays below 1.5 MB; the worst cells come first.
+MOST_DETAILED = 150  # cells with a place of their own below the table
+MOST_CHARTED = 48  # of those, cells whose legs are drawn
 WIDEST = 0.25  # of the forest's axis, to either side: one wild cell must not flatten the others
 ARMS: tuple[Arm, ...] = ("baseline", "candidate")
 
@@ -115,6 +117,7 @@ def html(results: RunResults) -> str:
             axis=svg.strip_axis(_scale([row for row in rows if not row.cell.exact])),
             grid=_grid(gate, rows),
             details=_details(gate, rows, results.legs),
+            left_out=rows[MOST_DETAILED:],
             blocks=_blocks(gate),
             calibration=_calibration(gate),
             calibrated=gate_view.calibration_sentence(gate.calibration),
@@ -139,13 +142,11 @@ def _scale(rows: Sequence[GateRow]) -> svg.Scale:
 
 def _forest(rows: Sequence[GateRow]) -> tuple[ForestRow, ...]:
     scale = _scale([row for row in rows if not row.cell.exact])
-    return tuple(ForestRow(row, None if row.cell.exact else _strip(row, scale)) for row in rows)
+    return tuple(ForestRow(row, None if row.cell.exact else _strip(row.cell, scale)) for row in rows)
 
 
-def _strip(row: GateRow, scale: svg.Scale) -> Markup:
-    cell = row.cell
-    label = f"{row.name}: {row.change}, {row.interval}, margin {row.margin}, {row.word}"
-    return svg.strip(cell.low, cell.high, cell.estimate, cell.margin, scale, label)
+def _strip(cell: GateCell, scale: svg.Scale) -> Markup:
+    return svg.strip(cell.low, cell.high, cell.estimate, cell.margin, scale)
 
 
 def _grid(gate: GateInfo, rows: Sequence[GateRow]) -> Grid:
@@ -173,7 +174,7 @@ def _details(gate: GateInfo, rows: Sequence[GateRow], legs: Sequence[LegResult])
             by_track.setdefault(key, []).append(leg)
     valid = {(b.device, b.comparison, b.workload, b.index) for b in gate.blocks if not b.reasons}
     found = []
-    for number, row in enumerate(rows):
+    for number, row in enumerate(rows[:MOST_DETAILED]):
         cell = row.cell
         mine = by_track.get((cell.device, cell.comparison, cell.workload), [])
         charts = _charts(cell, mine, valid) if number < MOST_CHARTED else ()

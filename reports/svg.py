@@ -44,29 +44,30 @@ def picture(width: int, height: int, label: str, parts: Sequence[str], css: str 
 
 
 def strip(
-    low: float | None, high: float | None, estimate: float | None, margin: float, scale: Scale, label: str
+    low: float | None, high: float | None, estimate: float | None, margin: float, scale: Scale
 ) -> Markup:
-    """One row of a forest plot: the margin band, the interval, the estimate."""
-    height, middle, band = 26, 13, scale(margin) - scale(-margin)
+    """One row of a forest plot: the margin band, the interval, the estimate.
+
+    Hidden from screen readers: the row around it says the same in words. A farm has hundreds.
+    """
+    height, middle = 26, 13
+    left, zero, right = (round(scale(value)) for value in (-margin, 0, margin))
     parts = [
-        f'<rect class="band" x="{scale(-margin)}" y="0" width="{band:.1f}" height="{height}"/>',
-        f'<line class="zero" x1="{scale(0)}" x2="{scale(0)}" y1="0" y2="{height}"/>',
-        f'<line class="margin" x1="{scale(margin)}" x2="{scale(margin)}" y1="0" y2="{height}"/>',
+        f'<path class="band" d="M{left} 0H{right}V{height}H{left}z"/>',
+        f'<path class="zero" d="M{zero} 0v{height}"/><path class="margin" d="M{right} 0v{height}"/>',
     ]
     if low is not None and high is not None:
-        parts.append(
-            f'<line class="whisker" x1="{scale(low)}" x2="{scale(high)}" y1="{middle}" y2="{middle}"/>'
-        )
+        parts.append(f'<path class="whisker" d="M{scale(low)} {middle}H{scale(high)}"/>')
         # An arrow where the interval goes on beyond the axis.
         if high > scale.high:
-            x = scale(scale.high)
-            parts.append(f'<path class="dot" d="M{x} {middle}l-6 -4v8z"/>')
+            parts.append(f'<path class="dot" d="M{scale(high)} {middle}l-6 -4v8z"/>')
         if low < scale.low:
-            x = scale(scale.low)
-            parts.append(f'<path class="dot" d="M{x} {middle}l6 -4v8z"/>')
+            parts.append(f'<path class="dot" d="M{scale(low)} {middle}l6 -4v8z"/>')
     if estimate is not None and scale.low <= estimate <= scale.high:
         parts.append(f'<circle class="dot" cx="{scale(estimate)}" cy="{middle}" r="5"/>')
-    return picture(300, height, label, parts, "strip")
+    return Markup(
+        f'<svg class="svg strip" viewBox="0 0 300 {height}" aria-hidden="true">{"".join(parts)}</svg>'
+    )
 
 
 def strip_axis(scale: Scale) -> Markup:
