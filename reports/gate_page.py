@@ -285,6 +285,15 @@ def _calibration(gate: GateInfo) -> tuple[CalibrationRow, ...]:
     return tuple(_calibration_row(cell) for cell in gate.calibration.cells)
 
 
+# Of an injected loss: tone, symbol, word. REGRESSED is right here, and PASS is wrong.
+_FOUND = {
+    "REGRESSED": ("passed", "✓", "found"),
+    "PASS": ("failed", "✕", "missed"),
+    "INCONCLUSIVE": ("infrastructure", "?", "undecided"),
+    "INVALID": ("not_run", "∅", "not measured"),
+}
+
+
 def _calibration_row(cell: CalibratedCell) -> CalibrationRow:
     interval = text.MISSING
     if cell.low is not None and cell.high is not None:
@@ -299,10 +308,8 @@ def _calibration_row(cell: CalibratedCell) -> CalibrationRow:
         found=tuple(
             (
                 found.comparison,
-                # Here a loss that was found is right, and one that passed is wrong.
-                {"REGRESSED": "passed", "PASS": "failed"}.get(found.verdict, "infrastructure"),
-                gate_view.SYMBOLS[found.verdict],
-                f"{found.verdict} {percent(found.estimate)}",
+                *_FOUND[found.verdict][:2],
+                f"{_FOUND[found.verdict][2]} {percent(found.estimate)}",
             )
             for found in cell.found
         ),

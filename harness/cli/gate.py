@@ -101,6 +101,7 @@ def gate(
     from reports.gate_results import Comparison
 
     rules, source = _settings(settings, prompt, new_tokens, repeats)
+    looks = _looks(rules, blocks)
     allowed = waiver_file.load(waivers, datetime.now(UTC).date())
 
     def plan(results: SqlStore, names: tuple[str, ...], report: Report) -> Plan:
@@ -119,7 +120,7 @@ def gate(
             devices=names,
             settings=rules,
             settings_from=source,
-            looks=_looks(rules, blocks),
+            looks=looks,
             seed=secrets.randbits(32),
             cache=CACHE,
             command=_command(),
@@ -159,7 +160,7 @@ def calibrate(
     from harness.gate.references import resolve
 
     rules, source = _settings(settings, prompt, new_tokens, repeats)
-    shares = _shares(inject)
+    looks, shares = _looks(rules, blocks), _shares(inject)
 
     def plan(results: SqlStore, names: tuple[str, ...], report: Report) -> Plan:
         side = resolve(baseline, model, CACHE, results, report)
@@ -171,7 +172,7 @@ def calibrate(
             devices=names,
             settings=rules,
             settings_from=source,
-            looks=_looks(rules, blocks),
+            looks=looks,
             seed=secrets.randbits(32),
             cache=CACHE,
             command=_command(),

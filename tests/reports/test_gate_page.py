@@ -108,6 +108,7 @@ def test_a_row_says_what_its_strip_shows(page: Page) -> None:
     (row,) = [r for r in page.all("tr", class_="failed") if "Inter-token latency" in r.words]
     assert "25.5 ms 27.1 ms" in row.words
     assert "+6.2 % +5.2 to +7.2 % 3.0 % 8 (+1 void)" in row.words
+    assert "✕ REGRESSED made up as REGRESSED" in row.words
 
 
 def test_too_few_samples_show_no_tail(page: Page) -> None:

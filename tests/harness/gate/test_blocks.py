@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -103,12 +104,15 @@ class Clock:
         self.now += seconds
 
 
-def waiting(vitals: object, clock: Clock, busy: bool = False, **settings: float) -> Entry:
-    """vitals: of the time, as a function."""
-    read = vitals if callable(vitals) else lambda now: vitals
-    return Entry(
-        lambda: read(clock.now), EntrySettings(**settings), busy=busy, pause=clock.pause, clock=clock
-    )
+def waiting(
+    vitals: Vitals | Callable[[float], Vitals], clock: Clock, busy: bool = False, **settings: float
+) -> Entry:
+    """vitals: always the same, or by the time."""
+
+    def read() -> Vitals:
+        return vitals if isinstance(vitals, Vitals) else vitals(clock.now)
+
+    return Entry(read, EntrySettings(**settings), busy=busy, pause=clock.pause, clock=clock)
 
 
 def test_a_fit_device_starts_at_once() -> None:
