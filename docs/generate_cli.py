@@ -17,6 +17,8 @@ COMMANDS = (
     "report",
     "replay",
     "bundle",
+    "gate",
+    "calibrate",
     "phones up",
     "phones profiles",
 )
