@@ -53,14 +53,16 @@ class Entry:
         self._was_hot = False
         self.total_s = 0.0
 
-    def wait(self) -> Waited:
+    def wait(self, patient: bool = True) -> Waited:
         """Returns once the device is fit, or when the time for this leg or for all of them is over.
+
+        patient: else it looks once and only tells.
 
         Raises:
             InfrastructureError: the device does not tell how it is.
         """
         began = self._clock()
-        allowed = min(self._settings.wait_s, self._settings.wait_total_s - self.total_s)
+        allowed = min(self._settings.wait_s, self._settings.wait_total_s - self.total_s) if patient else 0.0
         while True:
             unfit = self.unfit()
             waited = self._clock() - began

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 
 import numpy as np
@@ -32,6 +32,7 @@ class Measured:
     gave_up: Mapping[Track, str]
     needed: int  # valid blocks of the look that is judged
     looks: int
+    decided: Mapping[str, GateCell] = field(default_factory=dict)  # by id; a decision stands
 
 
 def gate_info(plan: Plan, found: Measured, calibration: CalibrationInfo | None, today: date) -> GateInfo:
@@ -99,7 +100,17 @@ def _comparison_cells(
         verdicts = {unit.device: judged[unit.id] for unit in units}
         judged[group.id] = judging.judge_units(judged[group.id], means, verdicts)
     why = {(t.device, t.workload): reason for t, reason in found.gave_up.items() if t in tracks}
-    return [*(_with(cell, judged[cell.id], why) for cell in everything), *exact]
+    return [
+        *(_standing(_with(cell, judged[cell.id], why), found.decided.get(cell.id)) for cell in everything),
+        *exact,
+    ]
+
+
+def _standing(cell: GateCell, earlier: GateCell | None) -> GateCell:
+    """What an earlier look decided stands, also where later looks change Holm's family."""
+    if earlier is None:
+        return cell
+    return replace(cell, verdict=earlier.verdict, reason=earlier.reason, p=earlier.p, looks=earlier.looks)
 
 
 def _with(cell: GateCell, judged: Judged, gave_up: Mapping[tuple[str, str], str]) -> GateCell:
@@ -125,6 +136,7 @@ def _cell(
 ) -> GateCell:
     """What is known of one cell, judged only if it is exact."""
     id = cell_id(track.device, plan.model, track.workload, metric.name)
+    name = id if plan.kind == "gate" else f"{track.comparison}: {id}"
     margin, gates = plan.settings.of_cell(id, metric)
     advisory = "" if gates else "advisory by the gate's settings"
     if plan.kind == "calibration" and track.comparison != AA:
@@ -133,13 +145,15 @@ def _cell(
         advisory = _revoked(calibration, plan.model, track, metric)
     blocks = [b for b in found.blocks if _track(b) == track]
     valid = [b for b in blocks if not b.reasons][: found.needed]
+    if earlier := found.decided.get(name):
+        valid = valid[: len(earlier.blocks)]
     legs = [leg for leg in found.legs if leg.place and _place(leg) == track and leg.place.arm != "canary"]
     arms = {arm: [leg for leg in legs if leg.place and leg.place.arm == arm] for arm in ARMS}
     used = {b.index for b in valid}
     counted = {arm: [x for x in arms[arm] if x.place and x.place.block in used] for arm in ARMS}
     shown = arms if metric.exact else counted
     cell = GateCell(
-        id=id if plan.kind == "gate" else f"{track.comparison}: {id}",
+        id=name,
         comparison=track.comparison,
         device=track.device,
         model=plan.model,

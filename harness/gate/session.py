@@ -33,7 +33,7 @@ from harness.store.protocol import Store
 from kvengine.artifact import Artifact
 from kvengine.codec import decode, encode
 from kvengine.errors import KvEngineError
-from reports.gate_results import BlockInfo, GateInfo, Injection, Place
+from reports.gate_results import BlockInfo, GateCell, GateInfo, Injection, Place
 from reports.results import DeviceInfo, LegResult, RecipeInfo, RunResults
 
 MOST_VOID_IN_A_ROW = 4  # then the device is not fit for this today
@@ -68,6 +68,7 @@ class GateSession:
         self._gave_up: dict[Track, str] = {}
         self._devices: dict[str, DeviceInfo] = {}
         self._settled: set[Track] = set()
+        self._decided: dict[str, GateCell] = {}
         self._done_in_look = self._total_in_look = 0
         self._block_s: list[float] = []
         self._provenance = provenance()
@@ -140,13 +141,17 @@ class GateSession:
                 dict(self._gave_up),
                 needed,
                 looks,
+                self._decided,
             )
         info = gate_info(self._plan, found, self._calibration, datetime.now(UTC).date())
         self._store.begin_run(replace(self._header(), gate=info))
         return info
 
     def _settle(self, info: GateInfo, tracks: Iterable[Track]) -> None:
-        """A track is done when nothing that more blocks could tell is open."""
+        """Decisions stand from now on; a track is done when nothing that more blocks could tell is open."""
+        for cell in info.cells:
+            if not cell.exact and cell.verdict in ("PASS", "REGRESSED"):
+                self._decided.setdefault(cell.id, cell)
         for track in tracks:
             mine = [
                 cell
@@ -262,9 +267,12 @@ class GateSession:
             def take(place: Place = place) -> LegResult:
                 if place.position in (CANARY_BEFORE, CANARY_AFTER):
                     return legs.take_canary(canary, artifact, place)
-                return self._leg(legs, place, entry.wait())
+                # What cannot save the block any more is not waited for.
+                spoiled = any(leg.place and leg.place.given_up for leg in there.values())
+                return self._leg(legs, place, entry.wait(patient=not spoiled))
 
-            self._keep(self._recovery.attempt(track.device, take, []))
+            there[position] = self._recovery.attempt(track.device, take, [])
+            self._keep(there[position])
 
     def _leg(self, legs: Legs, place: Place, waited: Waited) -> LegResult:
         plan = self._plan

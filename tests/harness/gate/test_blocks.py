@@ -144,6 +144,12 @@ def test_all_waiting_of_a_device_is_bounded_too() -> None:
     assert [round(entrance.wait().seconds) for _ in range(4)] == [20, 20, 10, 0]
 
 
+def test_without_patience_it_is_only_told() -> None:
+    clock = Clock()
+    found = waiting(Vitals(at=0, thermal_status=1), clock).wait(patient=False)
+    assert (clock.now, found.given_up) == (0, "thermal status is 1, not 0")
+
+
 def test_a_battery_that_was_hot_must_cool_further() -> None:
     """34 °C would do, had it not been at 36 °C before; it waits for 33 °C."""
     clock = Clock()

@@ -145,6 +145,16 @@ def test_more_blocks_are_measured_while_it_is_undecided(gate: Gate) -> None:
     assert len(cell(results, "decode").blocks) == 32
 
 
+def test_what_a_look_decided_stands(gate: Gate) -> None:
+    """Another device goes on; more noise there must not reopen what was decided here."""
+    gate.seed = 8
+    results = gate.run(FakeDevice("phone", loss=0.06), FakeDevice("noisy", noise=0.1))
+    assert gate.looks == [1, 2, 3]
+    decode = cell(results, "decode")
+    assert (decode.verdict, decode.looks, len(decode.blocks)) == ("REGRESSED", 1, 8)
+    assert cell(results, "decode", "noisy").looks == 3
+
+
 def test_a_canary_that_drifts_voids_the_block(gate: Gate) -> None:
     results = gate.run(FakeDevice("phone", drift=0.05))
     assert (info(results).verdict, info(results).exit_code) == ("INVALID", 4)
