@@ -104,7 +104,7 @@ def judge_units(pooled: Judged, means: Mapping[str, float], units: Mapping[str, 
     worse = [name for name, judged in units.items() if judged.verdict == "REGRESSED"]
     share = sum(value > 0 for value in means.values()) / len(means)
     if pooled.verdict == "REGRESSED" and share < AGREEING:
-        reason = f"device-specific: only {share:.0%} of units are worse"
+        reason = f"device-specific: only {100 * share:.0f} % of units are worse"
         return replace(pooled, verdict="INCONCLUSIVE", reason=reason)
     if pooled.verdict == "PASS" and lost:
         return replace(pooled, verdict="INVALID", reason=f"not measured on {', '.join(lost)}")
