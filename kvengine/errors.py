@@ -25,6 +25,14 @@ class InvalidRequest(KvEngineError):
     """Any other request that makes no sense: a negative chunk, a batch of the wrong size."""
 
 
+class RewindTooFar(KvEngineError):
+    """A rewind to where a window would need positions that are evicted already; nothing was changed."""
+
+
+class StateError(KvEngineError):
+    """A saved state that is missing, truncated, altered or another decoder's; nothing was changed."""
+
+
 class NotSupported(KvEngineError):
     """A known operation that this engine, plan or provider cannot do."""
 
