@@ -147,8 +147,12 @@ def _judged(
     during: DuringInfo | None,
     waited: Waited,
 ) -> LegResult:
-    """With its validity: what harness.measuring says, and NOISY for a device that was not fit to start."""
-    validity, reasons = measuring.judge(measurement, before, after, during)
+    """With its validity: what harness.measuring says, and NOISY for a device that was not fit to start.
+
+    The load average is left out of it: one leg after the other, it is our own. What others do to a host
+    was looked at before the leg (harness.gate.entry).
+    """
+    validity, reasons = measuring.judge(measurement, replace(before, load_1m=None), after, during)
     if waited.given_up:
         validity = "NOISY" if validity == "VALID" else validity
         reasons = (*reasons, f"started all the same after {waited.seconds:.0f} s: {waited.given_up}")

@@ -349,6 +349,17 @@ def test_a_loss_on_one_unit_is_device_specific(gate: Gate) -> None:
     assert info(results).exit_code == 3
 
 
+def test_a_unit_that_is_lost_is_missed_though_six_others_pass(gate: Gate) -> None:
+    def lost(number: int) -> None:
+        raise DeviceUnreachable("the cable fell out")
+
+    devices = units(*[0.0] * 7)
+    devices[6].before_leg = lost
+    results = gate.run(*devices, looks=(4,))
+    assert (group_cell(results).verdict, group_cell(results).reason) == ("INVALID", "not measured on u6")
+    assert info(results).exit_code == 4
+
+
 def test_five_units_are_judged_one_by_one(gate: Gate) -> None:
     results = gate.run(*units(*[0.0] * 5), looks=(4,))
     assert not [c for c in info(results).cells if c.units]
