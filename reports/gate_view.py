@@ -16,7 +16,7 @@ TONES: dict[GateVerdict, str] = {
     "INVALID": "not_run",
 }
 ORDER: tuple[GateVerdict, ...] = ("REGRESSED", "INVALID", "INCONCLUSIVE", "PASS")
-AA = "A/A"
+MOST_NAMED = 3  # cells in the verdict's sentence
 
 
 @dataclass(frozen=True)
@@ -208,9 +208,12 @@ def _sentence(gate: GateInfo, counts: dict[GateVerdict, int], waived: int) -> st
     tail = ""
     worst = [c for c in gate.cells if c.gating and not c.waived and c.verdict == gate.verdict != "PASS"]
     if worst:
-        named = [f"{c.device} {c.workload} {c.title.lower()} ({c.reason})" for c in worst[:3]]
-        more = f" and {len(worst) - 3} more" if len(worst) > 3 else ""
-        tail = f" {gate.verdict}: {text.joined(named)}{more}."
+        by_reason: dict[tuple[str, str, str], list[str]] = {}
+        for cell in worst:
+            by_reason.setdefault((cell.device, cell.workload, cell.reason), []).append(cell.title.lower())
+        named = [f"{d} {w} {text.joined(titles)} ({why})" for (d, w, why), titles in by_reason.items()]
+        named[MOST_NAMED:] = [f"{len(named) - MOST_NAMED} more"] if len(named) > MOST_NAMED else []
+        tail = f" {gate.verdict}: {text.joined(named)}."
     return f"Of {total} {what}: {text.joined(parts)}.{tail}"
 
 

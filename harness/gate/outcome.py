@@ -64,8 +64,13 @@ def gate_info(plan: Plan, found: Measured, calibration: CalibrationInfo | None, 
         blocks=tuple(found.blocks),
         waivers=told,
         calibration=calibration,
-        notes=tuple(f"{t.device}, {t.workload}: {reason}" for t, reason in found.gave_up.items()),
+        notes=tuple(f"{_told(plan, track)}: {reason}" for track, reason in found.gave_up.items()),
     )
+
+
+def _told(plan: Plan, track: Track) -> str:
+    several = [track.comparison] if len(plan.comparisons) > 1 else []
+    return ", ".join([track.device, *several, track.workload])
 
 
 def overall(cells: Sequence[GateCell]) -> GateVerdict:

@@ -55,7 +55,12 @@ class Plan:
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        return tuple(m for m in METRICS.values() if m.name != "energy" or self.energy)
+        """Those that are judged; a calibration has no use for what is equal or not."""
+        return tuple(
+            metric
+            for metric in METRICS.values()
+            if (metric.name != "energy" or self.energy) and not (metric.exact and self.kind == "calibration")
+        )
 
     @property
     def tracks(self) -> tuple[Track, ...]:
