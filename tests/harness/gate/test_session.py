@@ -28,9 +28,11 @@ from tests.conftest import ExportTiny
 from tests.harness.gate.fake_farm import FakeDevice, FakeFarm
 
 SETTINGS = GateSettings(
-    workloads=(WorkloadSettings(8, 4, 1),), entry=EntrySettings(wait_s=0.0, wait_total_s=0.0)
+    looks=(4, 8, 16),
+    workloads=(WorkloadSettings(8, 4, 1),),
+    entry=EntrySettings(wait_s=0.0, wait_total_s=0.0),
 )
-LEGS_A_BLOCK = 6  # A B B A and two canaries
+FIRST_LOOK = 4 * 6  # legs: A B B A and two canaries in each block
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +93,7 @@ class Gate:
             kind="calibration",
             candidate=self.baseline,
             comparisons=calibration_comparisons(injected),
-            looks=(8,),
+            looks=(4,),
         )
 
 
@@ -111,7 +113,7 @@ def test_the_same_speed_passes_at_the_first_look(gate: Gate) -> None:
     results = gate.run(FakeDevice("phone"))
     assert (info(results).verdict, info(results).exit_code) == ("PASS", 0)
     assert gate.looks == [1]
-    assert len(results.legs) == 8 * LEGS_A_BLOCK
+    assert len(results.legs) == FIRST_LOOK
     assert results.finished_at is not None
 
 
@@ -142,7 +144,7 @@ def test_more_blocks_are_measured_while_it_is_undecided(gate: Gate) -> None:
     results = gate.run(FakeDevice("phone", noise=0.1))
     assert (info(results).verdict, info(results).exit_code) == ("INCONCLUSIVE", 3)
     assert gate.looks == [1, 2, 3]
-    assert len(cell(results, "decode").blocks) == 32
+    assert len(cell(results, "decode").blocks) == 16
 
 
 def test_what_a_look_decided_stands(gate: Gate) -> None:
@@ -151,7 +153,7 @@ def test_what_a_look_decided_stands(gate: Gate) -> None:
     results = gate.run(FakeDevice("phone", loss=0.06), FakeDevice("noisy", noise=0.1))
     assert gate.looks == [1, 2, 3]
     decode = cell(results, "decode")
-    assert (decode.verdict, decode.looks, len(decode.blocks)) == ("REGRESSED", 1, 8)
+    assert (decode.verdict, decode.looks, len(decode.blocks)) == ("REGRESSED", 1, 4)
     assert cell(results, "decode", "noisy").looks == 3
 
 
@@ -175,7 +177,7 @@ class Killed(BaseException):
     """As sudden as a SIGKILL, for this process."""
 
 
-@pytest.mark.parametrize("at", [0, 1, 14, 31])
+@pytest.mark.parametrize("at", [0, 1, 7, 15])
 def test_a_killed_gate_goes_on_and_repeats_nothing(gate: Gate, at: int) -> None:
     def kill(number: int) -> None:
         if number == at:
@@ -184,9 +186,9 @@ def test_a_killed_gate_goes_on_and_repeats_nothing(gate: Gate, at: int) -> None:
     with pytest.raises(Killed):
         gate.run(FakeDevice("phone", before_leg=kill))
     results = gate.run(FakeDevice("phone"))
-    assert len(gate.farm.opened) == 32 - at
+    assert len(gate.farm.opened) == 16 - at
     places = [leg.place for leg in results.legs]
-    assert len(places) == len(set(places)) == 8 * LEGS_A_BLOCK
+    assert len(places) == len(set(places)) == FIRST_LOOK
     assert info(results).verdict == "PASS"
     with open_store(gate.path) as store:
         assert len(store.runs()) == 1
@@ -197,7 +199,7 @@ def test_a_killed_gate_goes_on_and_repeats_nothing(gate: Gate, at: int) -> None:
 def test_a_finished_gate_is_not_gone_on_with(gate: Gate) -> None:
     first, second = (gate.run(FakeDevice("phone")) for _ in range(2))
     assert first.run_id != second.run_id
-    assert len(second.legs) == 8 * LEGS_A_BLOCK
+    assert len(second.legs) == FIRST_LOOK
 
 
 def test_a_lost_device_is_invalid_and_the_other_goes_on(gate: Gate) -> None:
