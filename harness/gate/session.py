@@ -79,9 +79,9 @@ class GateSession:
     def run(self) -> RunResults:
         """Look after look until all that gates is decided or the last look is over."""
         plan = self._plan
+        info = self._judge(plan.looks[0], 0)  # from here on the store has the run and its plan
         identities = {name: self._identity(name) for name in plan.devices}
         canary = canary_artifact(plan.cache)
-        info = self._judge(plan.looks[0], 0)
         for number, needed in enumerate(plan.looks, 1):
             tracks = [t for t in plan.tracks if t not in self._settled and t not in self._gave_up]
             if not tracks:
@@ -172,7 +172,6 @@ class GateSession:
             self._give_up([t for t in self._plan.tracks if t.device == name], str(error))
             return None
         self._devices[name] = decode(DeviceInfo, encode(found))
-        self._store.begin_run(self._header())
         self._store.add_device(self._run_id, self._devices[name])
         return found
 
