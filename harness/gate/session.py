@@ -79,8 +79,9 @@ class GateSession:
     def run(self) -> RunResults:
         """Look after look until all that gates is decided or the last look is over."""
         plan = self._plan
-        info = self._judge(plan.looks[0], 0)  # from here on the store has the run and its plan
+        self._judge(plan.looks[0], 0)  # from here on the store has the run and its plan
         identities = {name: self._identity(name) for name in plan.devices}
+        info = self._judge(plan.looks[0], 0)
         canary = canary_artifact(plan.cache)
         for number, needed in enumerate(plan.looks, 1):
             tracks = [t for t in plan.tracks if t not in self._settled and t not in self._gave_up]
@@ -169,6 +170,7 @@ class GateSession:
         try:
             found = self._farm.identity(name)
         except InfrastructureError as error:
+            self._store.add_infrastructure(self._run_id, f"{name}: {error}")
             self._give_up([t for t in self._plan.tracks if t.device == name], str(error))
             return None
         self._devices[name] = decode(DeviceInfo, encode(found))

@@ -33,6 +33,7 @@ class FakeDevice:
     drift: float = 0.0
     vitals: Callable[[], Vitals] = lambda: Vitals(at=1.0)
     before_leg: Callable[[int], None] = lambda number: None
+    silent: bool = False  # does not say who it is
     legs: int = 0
     canaries: int = 0
 
@@ -52,6 +53,8 @@ class FakeFarm:
 
     def identity(self, name: str) -> DeviceIdentity:
         device = self.devices[name]
+        if device.silent:
+            raise InfrastructureError("it does not say who it is")
         return DeviceIdentity(
             name, device.kind, device.model, "soc", "arm64-v8a", "Android 16", "b", 8, 1 << 33, (), {}
         )

@@ -213,6 +213,13 @@ def test_a_lost_device_is_invalid_and_the_other_goes_on(gate: Gate) -> None:
     assert any("the cable fell out" in error for error in results.infrastructure)
 
 
+def test_a_device_that_does_not_answer_is_told(gate: Gate) -> None:
+    results = gate.run(FakeDevice("phone", silent=True))
+    assert info(results).exit_code == 4
+    assert cell(results, "decode").reason.endswith("it does not say who it is")
+    assert results.infrastructure == ("phone: it does not say who it is",)
+
+
 def test_one_failure_of_infrastructure_costs_nothing(gate: Gate) -> None:
     failures = iter([InfrastructureError("a hiccup")])
 
