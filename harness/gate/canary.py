@@ -36,14 +36,14 @@ class Canary:
     def __init__(self, farm: Farm, device: str, artifact: Artifact) -> None:
         self._farm = farm
         self._device = device
-        self._artifact = artifact
+        self.artifact = artifact
         self.workload: Workload = workload_for(artifact.manifest.spec, PROMPT, NEW_TOKENS, REPEATS, SEED)
         self._session: DeviceSession | None = None
 
     def run(self) -> Measurement:
         """Raises InfrastructureError; the next call opens another session."""
         if self._session is None or self._session.closed:
-            self._session = self._farm.open(self._device, self._artifact, parse_recipe(RECIPE).session)
+            self._session = self._farm.open(self._device, self.artifact, parse_recipe(RECIPE).session)
         try:
             return self._session.run_workload(self.workload)
         except InfrastructureError:

@@ -65,13 +65,13 @@ class Legs:
         )
         return _judged(leg, measurement, before, after, during, waited)
 
-    def take_canary(self, canary: Canary, artifact: Artifact, place: Place) -> LegResult:
+    def take_canary(self, canary: Canary, place: Place) -> LegResult:
         """The canary's leg, of each repeat the median; its session stays open. Raises InfrastructureError."""
         before = self.farm.vitals(self.device)
         measurement = canary.run()
-        workload = canary.workload
+        artifact = canary.artifact
         model = artifact.manifest.checkpoint
-        leg = self._result("canary", model, artifact, workload, measurement, before, before)
+        leg = self._result("canary", model, artifact, canary.workload, measurement, before, before)
         medians = tuple(SampleInfo(s.ttft_ms, (float(np.median(s.itl_ms)),)) for s in measurement.samples)
         return replace(leg, samples=medians, place=_placed(place, measurement, Waited()))
 

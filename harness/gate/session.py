@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 
 from device_agents.api import DeviceIdentity
 from device_agents.errors import InfrastructureError
@@ -50,6 +51,19 @@ class Watcher:
     on_note: Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class _Bench:
+    """What a device is measured with, for as long as the gate goes on."""
+
+    legs: Legs
+    entry: Entry
+    canary: Canary
+
+
+class _Stopped(Exception):
+    """Another lane failed, or somebody interrupted: this one ends between two legs."""
+
+
 class GateSession:
     """Runs a plan on an open farm.
 
@@ -67,6 +81,8 @@ class GateSession:
         self._broken: dict[tuple[Track, int], str] = {}
         self._gave_up: dict[Track, str] = {}
         self._devices: dict[str, DeviceInfo] = {}
+        self._benches: dict[str, _Bench] = {}
+        self._stopping = threading.Event()
         self._settled: set[Track] = set()
         self._decided: dict[str, GateCell] = {}
         self._done_in_look = self._total_in_look = 0
@@ -180,55 +196,45 @@ class GateSession:
     # -- measuring -----------------------------------------------------------------------------
 
     def _measure(
-        self,
-        needed: int,
-        tracks: list[Track],
-        identities: dict[str, DeviceIdentity | None],
-        canary: Artifact,
+        self, needed: int, tracks: list[Track], identities: dict[str, DeviceIdentity | None], canary: Artifact
     ) -> None:
         """Bring every track to ``needed`` valid blocks, or give it up."""
         lanes: dict[str, list[DeviceIdentity]] = {}
         for name in dict.fromkeys(track.device for track in tracks):
             if identity := identities[name]:
                 lanes.setdefault(_lane(identity), []).append(identity)
+                if name not in self._benches:
+                    self._benches[name] = self._bench(identity, canary)
         with self._lock:
             self._done_in_look = 0
             self._total_in_look = sum(max(0, needed - self._valid(t)) for t in tracks)
         with ThreadPoolExecutor(max(1, len(lanes)), "lane") as pool:
-            futures = [pool.submit(self._lane, devices, needed, tracks, canary) for devices in lanes.values()]
-            for future in futures:
-                future.result()
-
-    def _lane(
-        self, devices: list[DeviceIdentity], needed: int, tracks: list[Track], artifact: Artifact
-    ) -> None:
-        for identity in devices:
-            mine = [track for track in tracks if track.device == identity.name]
-            canary = Canary(self._farm, identity.name, artifact)
             try:
-                self._on_device(identity, needed, mine, canary, artifact)
-            finally:
-                canary.close()
+                futures = [pool.submit(self._run_lane, lane, needed, tracks) for lane in lanes.values()]
+                for future in futures:
+                    future.result()
+            except BaseException:
+                self._stopping.set()  # the lanes end with the legs that are running
+                raise
 
-    def _on_device(
-        self,
-        identity: DeviceIdentity,
-        needed: int,
-        tracks: list[Track],
-        canary: Canary,
-        artifact: Artifact,
-    ) -> None:
+    def _bench(self, identity: DeviceIdentity, canary: Artifact) -> _Bench:
         device, plan = identity.name, self._plan
-        legs = Legs(
-            self._farm,
-            device,
-            identity,
-            self._provenance["commit"],
-            plan.cache,
-            plan.energy,
-            self._watcher.on_step,
+        commit, on_step = self._provenance["commit"], self._watcher.on_step
+        return _Bench(
+            legs=Legs(self._farm, device, identity, commit, plan.cache, plan.energy, on_step),
+            entry=Entry(lambda: self._farm.vitals(device), plan.settings.entry, busy=identity.kind == "host"),
+            canary=Canary(self._farm, device, canary),
         )
-        entry = Entry(lambda: self._farm.vitals(device), plan.settings.entry, busy=identity.kind == "host")
+
+    def _run_lane(self, devices: list[DeviceIdentity], needed: int, tracks: list[Track]) -> None:
+        for identity in devices:
+            bench = self._benches[identity.name]
+            try:
+                self._on_device(bench, needed, [t for t in tracks if t.device == identity.name])
+            finally:
+                bench.canary.close()
+
+    def _on_device(self, bench: _Bench, needed: int, tracks: list[Track]) -> None:
         while open_ := [t for t in tracks if t not in self._gave_up and self._valid(t) < needed]:
             # The track with the fewest blocks: comparisons and workloads take turns.
             track = min(open_, key=self._tried)
@@ -236,7 +242,9 @@ class GateSession:
             new = len(self._block_legs(track, index)) < len(POSITIONS)
             began = time.monotonic()
             try:
-                self._block(track, index, legs, entry, canary, artifact)
+                self._block(track, index, bench)
+            except _Stopped:
+                return
             except Quarantined as error:
                 self._give_up(tracks, str(error))
                 return
@@ -247,33 +255,26 @@ class GateSession:
                 self._give_up([track], f"the engine refused: {error}")
             self._block_done(track, index, needed, time.monotonic() - began, new)
 
-    def _block(
-        self,
-        track: Track,
-        index: int,
-        legs: Legs,
-        entry: Entry,
-        canary: Canary,
-        artifact: Artifact,
-    ) -> None:
+    def _block(self, track: Track, index: int, bench: _Bench) -> None:
         """The legs of one block that are not there yet, each stored before the next."""
-        plan = self._plan
-        order = blocks.order(plan.seed, track, index)
+        order = blocks.order(self._plan.seed, track, index)
         there = self._block_legs(track, index)
         for position in POSITIONS:
             if position in there:
                 continue
+            if self._stopping.is_set():
+                raise _Stopped
             place = Place(track.comparison, track.workload, index, position, blocks.arm_at(order, position))
-
-            def take(place: Place = place) -> LegResult:
-                if place.position in (CANARY_BEFORE, CANARY_AFTER):
-                    return legs.take_canary(canary, artifact, place)
-                # What cannot save the block any more is not waited for.
-                spoiled = any(leg.place and leg.place.given_up for leg in there.values())
-                return self._leg(legs, place, entry.wait(patient=not spoiled))
-
+            # What cannot save the block any more is not waited for.
+            spoiled = any(leg.place and leg.place.given_up for leg in there.values())
+            take = partial(self._take, bench, place, not spoiled)
             there[position] = self._recovery.attempt(track.device, take, [])
             self._keep(there[position])
+
+    def _take(self, bench: _Bench, place: Place, patient: bool) -> LegResult:
+        if place.position in (CANARY_BEFORE, CANARY_AFTER):
+            return bench.legs.take_canary(bench.canary, place)
+        return self._leg(bench.legs, place, bench.entry.wait(patient))
 
     def _leg(self, legs: Legs, place: Place, waited: Waited) -> LegResult:
         plan = self._plan

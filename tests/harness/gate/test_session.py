@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -194,6 +195,32 @@ def test_a_killed_gate_goes_on_and_repeats_nothing(gate: Gate, at: int) -> None:
         assert len(store.runs()) == 1
     if at:
         assert any("going on with run" in note for note in gate.notes)
+
+
+def test_an_interruption_ends_the_other_lanes_with_their_leg(gate: Gate) -> None:
+    """Real phones are measured side by side; the one that goes on must not keep the user waiting."""
+
+    def kill(number: int) -> None:
+        if number == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        gate.run(
+            FakeDevice("phone", before_leg=kill), FakeDevice("other", before_leg=lambda n: time.sleep(0.1))
+        )
+    assert gate.farm.devices["other"].legs < 16
+    results = gate.run(FakeDevice("phone"), FakeDevice("other"))
+    assert len(results.legs) == 2 * FIRST_LOOK
+    assert info(results).verdict == "PASS"
+
+
+def test_all_waiting_is_bounded_over_all_looks(gate: Gate) -> None:
+    hot = Vitals(at=1.0, thermal_status=1)
+    rules = replace(SETTINGS, entry=EntrySettings(wait_s=0.3, wait_total_s=0.5))
+    results = gate.run(FakeDevice("phone", vitals=lambda: hot), settings=rules)
+    waited = sum(leg.place.waited_s for leg in results.legs if leg.place)
+    assert waited == pytest.approx(0.5, abs=0.4)
+    assert info(results).verdict == "INVALID"
 
 
 def test_a_finished_gate_is_not_gone_on_with(gate: Gate) -> None:
