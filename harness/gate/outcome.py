@@ -26,8 +26,8 @@ EXIT_CODES: dict[GateVerdict, int] = {"PASS": 0, "REGRESSED": 1, "INCONCLUSIVE":
 class Measured:
     """All there is so far. gave_up: why no further block of a track is tried. looks: taken so far."""
 
-    legs: Sequence[LegResult]
-    blocks: Sequence[BlockInfo]
+    legs: Mapping[Track, Sequence[LegResult]]
+    blocks: Mapping[Track, Sequence[BlockInfo]]
     devices: Mapping[str, DeviceInfo]
     gave_up: Mapping[Track, str]
     needed: int  # valid blocks of the look that is judged
@@ -61,7 +61,7 @@ def gate_info(plan: Plan, found: Measured, calibration: CalibrationInfo | None, 
         level=plan.level,
         exit_code=1 if expired else EXIT_CODES[verdict],
         cells=tuple(shown),
-        blocks=tuple(found.blocks),
+        blocks=tuple(block for track in plan.tracks for block in found.blocks.get(track, ())),
         waivers=told,
         calibration=calibration,
         notes=tuple(f"{_told(plan, track)}: {reason}" for track, reason in found.gave_up.items()),
@@ -148,11 +148,11 @@ def _cell(
         advisory = "a loss was injected here"
     if not advisory and calibration is not None:
         advisory = _revoked(calibration, plan.model, track, metric)
-    blocks = [b for b in found.blocks if _track(b) == track]
+    blocks = found.blocks.get(track, ())
     valid = [b for b in blocks if not b.reasons][: found.needed]
     if earlier := found.decided.get(name):
         valid = valid[: len(earlier.blocks)]
-    legs = [leg for leg in found.legs if leg.place and _place(leg) == track and leg.place.arm != "canary"]
+    legs = found.legs.get(track, ())
     arms = {arm: [leg for leg in legs if leg.place and leg.place.arm == arm] for arm in ARMS}
     used = {b.index for b in valid}
     counted = {arm: [x for x in arms[arm] if x.place and x.place.block in used] for arm in ARMS}
@@ -260,15 +260,6 @@ def _revoked(calibration: CalibrationInfo, model: str, track: Track, metric: Met
         ):
             return cell.revoked and f"failed A/A: {cell.revoked}"
     return ""
-
-
-def _track(block: BlockInfo) -> Track:
-    return Track(block.device, block.comparison, block.workload)
-
-
-def _place(leg: LegResult) -> Track | None:
-    place = leg.place
-    return Track(leg.device, place.comparison, place.workload) if place else None
 
 
 def _median(metric: Metric, legs: Sequence[LegResult]) -> float | None:

@@ -76,7 +76,7 @@ class GateSession:
         self._farm = farm
         self._watcher = watcher
         self._lock = threading.Lock()  # guards what lanes share: legs, blocks, gave_up
-        self._legs: list[LegResult] = []
+        self._legs: dict[Track, list[LegResult]] = {}
         self._blocks: dict[Track, list[BlockInfo]] = {track: [] for track in plan.tracks}
         self._broken: dict[tuple[Track, int], str] = {}
         self._gave_up: dict[Track, str] = {}
@@ -121,9 +121,11 @@ class GateSession:
         """The run that was killed, with its legs, or a new one."""
         for header in self._store.headers():
             if header.finished_at is None and header.gate is not None and header.gate.plan_key == plan.key:
-                self._legs = [leg for leg in self._store.results(header.run_id).legs if leg.place]
+                legs = self._store.results(header.run_id).legs
+                for leg in legs:
+                    self._file(leg)
                 self._watcher.on_note(
-                    f"going on with run {header.run_id}: {len(self._legs)} legs are there already"
+                    f"going on with run {header.run_id}: {len(legs)} legs are there already"
                 )
                 return replace(plan, seed=header.seed), header.run_id, header.started_at
         run_id = f"{now().replace(':', '').replace('+0000', 'Z')}-{secrets.token_hex(4)}"
@@ -152,8 +154,8 @@ class GateSession:
     def _judge(self, needed: int, looks: int) -> GateInfo:
         with self._lock:
             found = Measured(
-                tuple(self._legs),
-                tuple(block for track in self._plan.tracks for block in self._blocks[track]),
+                {track: tuple(legs) for track, legs in self._legs.items()},
+                {track: tuple(read) for track, read in self._blocks.items()},
                 self._devices,
                 dict(self._gave_up),
                 needed,
@@ -296,13 +298,7 @@ class GateSession:
     def _baseline_rss(self, legs: Legs, place: Place) -> int:
         """What the baseline weighs on this device: of a leg of its own, taken once."""
         with self._lock:
-            found = [
-                leg
-                for leg in self._legs
-                if leg.device == legs.device
-                and leg.place
-                and (leg.place.comparison, leg.place.workload) == (WARM_UP, place.workload)
-            ]
+            found = self._legs.get(Track(legs.device, WARM_UP, place.workload))
         if found:
             return found[0].peak_rss_bytes
         warm_up = Place(WARM_UP, place.workload, 0, 0, "baseline")
@@ -313,7 +309,12 @@ class GateSession:
     def _keep(self, leg: LegResult) -> None:
         self._store.add_leg(self._run_id, leg)
         with self._lock:
-            self._legs.append(leg)
+            self._file(leg)
+
+    def _file(self, leg: LegResult) -> None:
+        if leg.place is not None:
+            track = Track(leg.device, leg.place.comparison, leg.place.workload)
+            self._legs.setdefault(track, []).append(leg)
 
     # -- what went wrong -----------------------------------------------------------------------
 
@@ -361,14 +362,8 @@ class GateSession:
     def _block_legs(self, track: Track, index: int) -> dict[int, LegResult]:
         """By position."""
         with self._lock:
-            return {
-                leg.place.position: leg
-                for leg in self._legs
-                if leg.place is not None
-                and leg.place.block == index
-                and (leg.device, leg.place.comparison, leg.place.workload)
-                == (track.device, track.comparison, track.workload)
-            }
+            legs = self._legs.get(track, ())
+            return {leg.place.position: leg for leg in legs if leg.place and leg.place.block == index}
 
     def _tried(self, track: Track) -> int:
         """Blocks that are over; the next one has this index, maybe with legs from before a kill."""
