@@ -46,6 +46,7 @@ def html(results: RunResults) -> str:
         .render(
             view=view,
             charts=charts,
+            curves=view.curves,
             chart_config=config(),
             columns=METRICS,
             policy=policy(scripts),

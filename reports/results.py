@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from reports.ablation_results import AblationInfo
 from reports.gate_results import GateInfo, Place
 
 Outcome = Literal["passed", "failed", "infrastructure", "not_run"]
@@ -154,6 +155,26 @@ class SampleInfo:
 
 
 @dataclass(frozen=True)
+class SustainedInfo:
+    """Generations back to back until the speed has settled, or time was up.
+
+    seconds: of each point, from the start, at its end. tokens_per_s: decode speed of each point.
+    settled: the speed had stopped moving. first, last: median speed of the first and of the last points.
+    temperatures_c: (s from the start, °C) of ``sensor``, the hottest that moved.
+    clocks_mhz: (s from the start, MHz) of the fastest core then.
+    """
+
+    seconds: tuple[float, ...]
+    tokens_per_s: tuple[float, ...]
+    settled: bool
+    first: float
+    last: float
+    sensor: str = ""
+    temperatures_c: tuple[tuple[float, float], ...] = ()
+    clocks_mhz: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class LegResult:
     """One fresh-process measurement."""
 
@@ -179,6 +200,9 @@ class LegResult:
     energy: EnergyInfo = EnergyInfo()
     place: Place | None = None  # in the blocks of a gate
     retries: tuple[str, ...] = ()  # as in CheckResult
+    depth: int = 0  # tokens in the cache before the prompt
+    memory_pass: bool = False  # peak_rss_bytes is of a process of its own, which did one generation
+    sustained: SustainedInfo | None = None
 
 
 @dataclass(frozen=True)
@@ -221,4 +245,5 @@ class RunResults:
     infrastructure: tuple[str, ...] = ()  # errors that belong to no single check
     gate: GateInfo | None = None  # of a gate or a calibration
     not_run: tuple[NotRun, ...] = ()  # planned, and no device to run on; they are among planned_*
+    ablation: AblationInfo | None = None
     format: Literal["kvfarm-results/1"] = "kvfarm-results/1"

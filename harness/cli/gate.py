@@ -106,12 +106,6 @@ def gate(
 
     def plan(results: SqlStore, names: tuple[str, ...], report: Report) -> Plan:
         old, new = (resolve(ref, model, CACHE, results, report) for ref in (baseline, candidate))
-        old_spec, new_spec = old.artifact.manifest.spec, new.artifact.manifest.spec
-        if old_spec.vocab_size != new_spec.vocab_size:
-            raise HarnessError(
-                f"sought two sides that read the same tokens, found vocabularies of {old_spec.vocab_size:,} "
-                f"({baseline}) and {new_spec.vocab_size:,} ({candidate})"
-            )
         return Plan(
             kind="gate",
             baseline=old,
@@ -200,6 +194,7 @@ def _run(
     meant = choosing.read(devices, inventory.load(farm_file))
     with open_store(store) as results, progress() as report:
         ready = plan(results, meant.names, report)
+        _must_fit(ready)
         with Farm(meant.inventory, meant.names, farm_address) as farm:
             names = meant.choose(farm.status()).names if meant.condition is not None else meant.names
             watcher = Watcher(report, _block_line, _look_table, note)
@@ -228,6 +223,20 @@ def _run(
 def _calibrated(found: RunResults, store: str | None) -> str:
     assert found.gate is not None
     return gate_view.calibration_sentence(found.gate.calibration)
+
+
+def _must_fit(plan: Plan) -> None:
+    """Both sides must get the very same prompts. Raises HarnessError."""
+    specs = [side.artifact.manifest.spec for side in (plan.baseline, plan.candidate)]
+    if specs[0].vocab_size != specs[1].vocab_size:
+        raise HarnessError(
+            f"sought two sides that read the same tokens, found vocabularies of {specs[0].vocab_size:,} "
+            f"({plan.baseline.side.ref}) and {specs[1].vocab_size:,} ({plan.candidate.side.ref})"
+        )
+    room = min(spec.max_position for spec in specs)
+    for workload in plan.settings.workloads:
+        if workload.prompt + workload.new_tokens + workload.depth > room:
+            raise HarnessError(f"workload {workload.name} does not fit: both sides hold {room:,} tokens")
 
 
 def _settings(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +15,6 @@ from harness.gate.settings import GateSettings, WorkloadSettings
 from harness.gate.statistics import look_alpha
 from harness.gate.waivers import Waiver
 from kvengine.codec import encode
-from kvengine.program import Workload
 from reports.gate_results import Comparison, Injection
 
 AA = "A/A"  # the comparison of a calibration that injects nothing
@@ -98,11 +97,4 @@ def calibration_comparisons(injected: tuple[float, ...]) -> tuple[Comparison, ..
     return (
         Comparison(AA),
         *(Comparison(f"+{100 * share:g} %", Injection(share, share)) for share in injected),
-    )
-
-
-def injected(workload: Workload, injection: Injection, peak_rss_bytes: int) -> Workload:
-    """``workload`` made slower and heavier. peak_rss_bytes: of the baseline on this device."""
-    return replace(
-        workload, slowdown=injection.slowdown, ballast_bytes=round(injection.memory * peak_rss_bytes)
     )

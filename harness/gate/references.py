@@ -16,7 +16,7 @@ from pathlib import Path
 from harness.artifacts import artifact_for
 from harness.gate.errors import UnknownReference
 from harness.provenance import commit_of_tag
-from harness.recipes import PRESETS, parse_recipe
+from harness.recipes import PRESETS, Recipe, parse_recipe
 from harness.store.protocol import Store
 from kvengine.artifact import MANIFEST, Artifact
 from kvengine.codec import decode, encode
@@ -39,6 +39,10 @@ class Resolved:
     @property
     def model(self) -> str:
         return self.artifact.manifest.checkpoint
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe(self.side.recipe, self.artifact.manifest.recipe, self.session)
 
 
 def resolve(ref: str, model: Path | None, cache: Path, store: Store, report: Report) -> Resolved:

@@ -26,8 +26,9 @@ from harness.gate.canary import Canary, canary_artifact
 from harness.gate.entry import Entry, Waited
 from harness.gate.legs import Legs
 from harness.gate.outcome import Measured, gate_info
-from harness.gate.plan import Plan, injected
-from harness.measuring import workload_for
+from harness.gate.plan import Plan
+from harness.legs import LegPlan
+from harness.measuring import Shape
 from harness.provenance import now, provenance
 from harness.recovery import Recovery, RecoveryPolicy
 from harness.store.protocol import Store
@@ -221,9 +222,8 @@ class GateSession:
 
     def _bench(self, identity: DeviceIdentity, canary: Artifact) -> _Bench:
         device, plan = identity.name, self._plan
-        commit, on_step = self._provenance["commit"], self._watcher.on_step
         return _Bench(
-            legs=Legs(self._farm, device, identity, commit, plan.cache, plan.energy, on_step),
+            legs=Legs(self._farm, identity, self._provenance["commit"], plan.cache, self._watcher.on_step),
             entry=Entry(lambda: self._farm.vitals(device), plan.settings.entry, busy=identity.kind == "host"),
             canary=Canary(self._farm, device, canary),
         )
@@ -280,20 +280,22 @@ class GateSession:
 
     def _leg(self, legs: Legs, place: Place, waited: Waited) -> LegResult:
         plan = self._plan
-        side = plan.candidate if place.arm == "candidate" else plan.baseline
         chosen = plan.workload(place.workload)
-        workload = workload_for(
-            plan.baseline.artifact.manifest.spec,
-            chosen.prompt,
-            chosen.new_tokens,
-            chosen.repeats,
-            plan.seed,
+        how = LegPlan(
+            shape=Shape(chosen.prompt, chosen.new_tokens, chosen.depth),
+            repeats=chosen.repeats,
+            seed=plan.seed,
+            weigh=False,  # each leg is a fresh process already, and both sides are weighed alike
+            calibrations=plan.cache / "calibrations" if plan.energy else None,
+            own_load=True,  # what others do is looked at by the entry condition
         )
-        if place.arm == "candidate":
-            injection = plan.comparison(place.comparison).injection
-            if injection != Injection():
-                workload = injected(workload, injection, self._baseline_rss(legs, place))
-        return legs.take(side, workload, place, waited)
+        if place.arm != "candidate":
+            return legs.take(plan.baseline, how, place, waited)
+        injection = plan.comparison(place.comparison).injection
+        if injection != Injection():
+            ballast = round(injection.memory * self._baseline_rss(legs, place))
+            how = replace(how, slowdown=injection.slowdown, ballast_bytes=ballast)
+        return legs.take(plan.candidate, how, place, waited)
 
     def _baseline_rss(self, legs: Legs, place: Place) -> int:
         """What the baseline weighs on this device: of a leg of its own, taken once."""

@@ -18,6 +18,7 @@
     prompt = 128
     new_tokens = 64
     repeats = 3
+    depth = 0                   # tokens in the cache before the prompt
 
     [entry]                     # before every leg
     battery_c = 35.0            # start at or below it ...
@@ -68,10 +69,12 @@ class WorkloadSettings:
     prompt: int = 128
     new_tokens: int = 64
     repeats: int = 3
+    depth: int = 0  # tokens in the cache before the prompt
 
     @property
     def name(self) -> str:
-        return f"p{self.prompt}+n{self.new_tokens}"
+        depth = f"@{self.depth}" if self.depth else ""
+        return f"p{self.prompt}+n{self.new_tokens}{depth}"
 
 
 @dataclass(frozen=True)
@@ -166,9 +169,9 @@ def _wrong(settings: GateSettings) -> list[str]:
         if name in METRICS and METRICS[name].exact and rule.margin is not None
     ]
     found += [
-        f"workload {workload.name}: sought prompt and repeats >= 1, new_tokens >= 2"
+        f"workload {workload.name}: sought prompt and repeats >= 1, new_tokens >= 2, depth >= 0"
         for workload in settings.workloads
-        if min(workload.prompt, workload.repeats) < 1 or workload.new_tokens < 2
+        if min(workload.prompt, workload.repeats) < 1 or workload.new_tokens < 2 or workload.depth < 0
     ]
     names = [workload.name for workload in settings.workloads]
     if not names or len(set(names)) != len(names):

@@ -96,6 +96,12 @@ class FakeSession:
     def close(self) -> None:
         self.closed = True
 
+    def __enter__(self) -> FakeSession:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def _is_canary(self, workload: Workload) -> bool:
         return self._artifact.manifest.checkpoint == PRESET and workload.repeats == 40
 
