@@ -13,10 +13,10 @@ import pytest
 from harness import cli
 from harness.ablation.run import SEED_SHAPE, _plan, head_share
 from harness.ablation.steps import ladder, order
+from harness.presets import PRESETS
 from harness.recipes import Recipe, parse_recipe, parse_recipes
 from harness.run import DeviceRun
 from harness.store import open_store
-from harness.synth import PRESETS
 from kvengine.export import load_spec
 from tests.reports.sample import run as sample_run
 
