@@ -14,6 +14,7 @@ from device_agents.errors import InfrastructureError
 from harness.artifacts import artifact_for
 from harness.farm import DeviceSession, Farm
 from harness.measuring import workload_for
+from harness.presets import PRESETS
 from harness.recipes import parse_recipe
 from harness.synth import synth
 from kvengine.artifact import Artifact
@@ -25,8 +26,8 @@ MOST_DRIFT = 0.03
 
 
 def canary_artifact(cache: Path) -> Artifact:
-    """The canary's model, made from its seed once."""
-    checkpoint = synth(PRESET, cache / "canary" / PRESET, seed=SEED)
+    """The canary's model, made from its seed once; another folder where kvfarm makes it otherwise."""
+    checkpoint = synth(PRESET, cache / "canary" / PRESETS[PRESET].fingerprint / PRESET, seed=SEED)
     return artifact_for(checkpoint, parse_recipe(RECIPE).export, cache / "artifacts")
 
 
