@@ -22,6 +22,8 @@ COMMANDS = (
     "replay",
     "mutants",
     "bundle",
+    "gate",
+    "calibrate",
     "phones up",
     "phones profiles",
 )

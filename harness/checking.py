@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from harness.machine import ProgramMachine
 from harness.programs import Limits
 from harness.recipes import Recipe
 from harness.reference.protocol import KeysAndValues, Reference
-from harness.tolerances import Tolerance, tolerance_for
+from harness.tolerances import Tolerance, tolerance_for, too_few
 from kvengine.plan import CachePlan, PlanKind
 from kvengine.program import Observation, Program
 from kvengine.session import EngineSession
@@ -157,9 +156,7 @@ class Cell:
             f"mean KL divergence from the reference is {mean_kl:.3g} nats over {tally.rows} rows, "
             f"sought at most {tolerance.mean_kl:g}"
         )
-        # A few rows prove little: two standard deviations of a binomial share below the bound may be chance.
-        chance = 2 * math.sqrt(tolerance.top1 * (1 - tolerance.top1) / tally.rows)
-        assert top1 >= tolerance.top1 - chance, (
+        assert not too_few(tally.hits, tally.rows, tolerance.top1), (
             f"the argmax is the reference's in {top1:.0%} of {tally.rows} rows, "
             f"sought at least {tolerance.top1:.0%}"
         )
