@@ -160,9 +160,9 @@ def _rest(score: MutationScore, wrong: list[str]) -> str:
     from harness.mutants.score import only_by
 
     lines = [f"{number} cannot exist here: {why}" for number, why in score.cannot_exist.items()]
-    lines += [
-        f"{name} alone finds: {', '.join(found)}" for name, found in only_by(score.mutants, NET).items()
-    ]
+    if any(mutant.also for mutant in score.mutants):  # with --first nobody knows
+        alone = only_by(score.mutants, NET).items()
+        lines += [f"{name} alone finds: {', '.join(found)}" for name, found in alone]
     if score.right_programs:
         lines.append(
             f"the engine as it is: {score.right_programs:,} programs, {len(wrong) or 'nothing'} wrong"
