@@ -78,6 +78,13 @@ class RunPlugin:
         except InventoryError as error:
             raise pytest.Collector.CollectError(str(error)) from error
 
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        """A check that means nothing for any of the run's recipes, and so has no cell, is not planned."""
+        empty = [item for item in items if _has_no_cell(item)]
+        if empty:
+            config.hook.pytest_deselected(items=empty)
+            items[:] = [item for item in items if item not in empty]
+
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         if session.config.option.collectonly:
             return
@@ -167,3 +174,11 @@ class RunPlugin:
 
     def pytest_unconfigure(self) -> None:
         self.run.close()
+
+
+def _has_no_cell(item: pytest.Item) -> bool:
+    """Whether pytest was given no parameters for its cell; it then makes one test with a placeholder."""
+    callspec = getattr(item, "callspec", None)
+    if callspec is None or "cell" not in callspec.params:
+        return False
+    return not isinstance(callspec.params["cell"], tuple | NoDevice)
