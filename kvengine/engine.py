@@ -16,6 +16,7 @@ from kvengine import program as ops
 from kvengine.artifact import Artifact
 from kvengine.decoder import Decoder
 from kvengine.errors import InvalidRequest, KvEngineError
+from kvengine.foreign import ForeignDecoder
 from kvengine.model import Model
 from kvengine.program import Measurement, Observation, OperationError, Program, Sample, Workload
 from kvengine.recipe import SessionRecipe
@@ -30,6 +31,8 @@ class LocalEngine:
     def __init__(self, model: Model) -> None:
         self.model = model
         self._nodes = model.nodes_by_provider()
+        if model.artifact.manifest.contract is not None:
+            self.decoder_type = ForeignDecoder
 
     @classmethod
     def open(cls, folder: str | Path, recipe: SessionRecipe, *, verify: bool = True) -> LocalEngine:
@@ -71,7 +74,7 @@ class LocalEngine:
         if workload.new_tokens < 1 or workload.repeats < 1 or workload.warmup < 0:
             raise InvalidRequest("sought new_tokens >= 1, repeats >= 1 and warmup >= 0")
         capacity = workload.capacity or len(workload.prompt) + workload.new_tokens
-        decoder = Decoder(self.model, capacity)
+        decoder = self.decoder_type(self.model, capacity)
         samples = []
         began_s = _since_boot()
         for repeat in range(workload.warmup + workload.repeats):

@@ -51,3 +51,11 @@ class ProviderUnavailable(KvEngineError):
 
 class EngineFailure(KvEngineError):
     """onnxruntime failed in the middle of a step; the cache is undefined until ``reset``."""
+
+
+class InvalidModel(KvEngineError):
+    """An ONNX file that is damaged or hostile: unreadable, cyclic, too large, or with data elsewhere."""
+
+
+class ContractIncomplete(KvEngineError):
+    """The graph does not say all that driving it needs; the message names each ``--set`` that would."""
