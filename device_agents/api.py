@@ -13,8 +13,20 @@ from kvengine.session import EngineSession
 
 
 @dataclass(frozen=True)
+class Cluster:
+    """Cores with the same highest clock."""
+
+    max_khz: int | None  # None: not told
+    cores: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class DeviceIdentity:
-    """Who a device is. ``simulated`` is "" for real hardware, else what is simulated ("virtual phone")."""
+    """Who a device is. ``simulated`` is "" for real hardware, else what is simulated ("virtual phone").
+
+    What is not told is "", None or empty, never a guess: a host has no serial and no API level, and a
+    kernel without cpufreq tells no clusters.
+    """
 
     name: str
     kind: str  # host, android
@@ -28,6 +40,12 @@ class DeviceIdentity:
     providers: tuple[str, ...]  # onnxruntime's names, as probed on the device
     runtime: dict[str, str]  # python, numpy, onnxruntime versions on the device
     simulated: str = ""
+    serial: str = ""
+    api_level: int | None = None  # Android's
+    abis: tuple[str, ...] = ()  # all that it runs, the best first
+    clusters: tuple[Cluster, ...] = ()  # slowest first
+    thermal_sensors: tuple[str, ...] = ()  # names that temperatures come under
+    battery: bool | None = None  # whether there is one
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import os
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -30,6 +31,7 @@ from device_agents.errors import DeployFailed, InfrastructureError, LeaseError, 
 from device_agents.host import HostDevice
 from device_agents.recording.record import Plan, Record, Recording, Records
 from device_agents.remote_session import RunnerSession
+from kvengine.artifact import Manifest
 from kvengine.program import Measurement, Observation, Program, Workload
 from kvengine.recipe import SessionRecipe
 from kvengine.session import EngineSession, SessionInfo
@@ -92,6 +94,7 @@ class _Slot:
     device: Device
     lock: threading.RLock = field(default_factory=threading.RLock)
     freeing: threading.Lock = field(default_factory=threading.Lock)  # held while sessions are closed
+    asking: threading.Lock = field(default_factory=threading.Lock)  # held while it says who it is
     identity: DeviceIdentity | None = None
     lease: Lease | None = None
     expires: float = 0.0  # on the agent's clock
@@ -146,6 +149,9 @@ class LabAgent:
         self._budgets = budgets or AgentBudgets()
         self._clock = clock
         self._slots = {c.name: _Slot(c, make(c, self._store)) for c in devices}
+        self._announcing = threading.Lock()  # guards what follows
+        self._announced: dict[str, tuple[float, frozenset[str]]] = {}  # by artifact: when, what it is made of
+        self._under_way: Counter[str] = Counter()  # deploys of an artifact
         self._root_lock = _lock_root(root)
         try:
             self._fencing = _FencingCounter(root / "fencing-token")
@@ -173,6 +179,10 @@ class LabAgent:
     def devices(self) -> tuple[DeviceIdentity, ...]:
         """Identities of the devices that answer; ``status`` says what is wrong with the others."""
         return tuple(s.identity for s in self.status() if s.identity is not None)
+
+    def identity(self, device: str) -> DeviceIdentity:
+        """Who the device is. Asks no other one, for that may hang."""
+        return self._identity(self._slot(device))
 
     def leases(self) -> tuple[Lease, ...]:
         """Who has what now; asks no device."""
@@ -233,7 +243,7 @@ class LabAgent:
         manifest = parse_manifest(manifest_json)
         missing = self._store.missing(manifest)
         needed = sum(blob.size - blob.present for blob in missing)
-        keep = {manifest.id, *(blob.sha256 for blob in manifest.blobs)}
+        keep = self._announce(manifest)
         for slot in self._slots.values():
             keep |= slot.deployed.keys() if slot.lease is not None else set()
         self._store.gc(max(0, self._store_limit - needed), keep)
@@ -253,12 +263,37 @@ class LabAgent:
     def deploy(self, device: str, token: int, manifest_json: str) -> str:
         """Bring an artifact, whose blobs are all here, to the device. Returns the artifact's id."""
         manifest = parse_manifest(manifest_json)
-        with self._working(device, token) as slot:
+        with self._working(device, token) as slot, self._deploying(manifest):
             folder = self._store.link(manifest)
             remote = slot.device.deploy(folder, Deadline(self._budgets.deploy_s))
             with slot.lock:
                 slot.deployed[manifest.id] = remote
         return manifest.id
+
+    def _announce(self, manifest: Manifest) -> set[str]:
+        """What may not be evicted: this artifact, and all others that are on their way to a device."""
+        parts = frozenset({manifest.id, *(blob.sha256 for blob in manifest.blobs)})
+        with self._announcing:
+            self._announced[manifest.id] = (self._clock(), parts)
+            # One that was announced and never came to be deployed has lost its client.
+            oldest = self._clock() - self._budgets.deploy_s
+            self._announced = {id_: entry for id_, entry in self._announced.items() if entry[0] >= oldest}
+            return {part for _, parts in self._announced.values() for part in parts}
+
+    @contextmanager
+    def _deploying(self, manifest: Manifest) -> Iterator[None]:
+        """Another device may need room in the store meanwhile; afterwards the lease keeps the artifact."""
+        self._announce(manifest)
+        with self._announcing:
+            self._under_way[manifest.id] += 1
+        try:
+            yield
+        finally:
+            with self._announcing:
+                self._under_way[manifest.id] -= 1
+                if not self._under_way[manifest.id]:
+                    del self._under_way[manifest.id]
+                    self._announced.pop(manifest.id, None)
 
     # -- sessions -------------------------------------------------------------------------
 
@@ -353,13 +388,19 @@ class LabAgent:
 
     def _status(self, slot: _Slot) -> DeviceStatus:
         error = ""
-        if slot.identity is None:
-            try:
-                slot.identity = slot.device.identity(Deadline(self._budgets.identity_s))
-            except InfrastructureError as problem:
-                error = str(problem)
+        try:
+            self._identity(slot)
+        except InfrastructureError as problem:
+            error = str(problem)
         self._expire(slot)
         return DeviceStatus(slot.config.name, slot.config.kind, slot.identity, error, slot.lease)
+
+    def _identity(self, slot: _Slot) -> DeviceIdentity:
+        """Asked once; two that ask at the same time share the answer."""
+        with slot.asking:
+            if slot.identity is None:
+                slot.identity = slot.device.identity(Deadline(self._budgets.identity_s))
+            return slot.identity
 
     def _slot(self, device: str) -> _Slot:
         self._check_running()

@@ -12,6 +12,7 @@ from hypothesis.database import DirectoryBasedExampleDatabase
 
 from device_agents.errors import InfrastructureError
 from harness import compare
+from harness.errors import ReferenceFailed
 from harness.programs import Limits
 from harness.recipes import Recipe
 from harness.reference.protocol import Reference
@@ -103,7 +104,7 @@ class Cell:
                 program, observations, self.reference, self.spec, self.tolerance
             )
         except InfrastructureError as error:
-            raise InfrastructureStop(error) from error
+            raise InfrastructureStop(ReferenceFailed(str(error))) from error
         tally = self.tally
         tally.saw(agreement.error, self.tolerance.logits)
         tally.rows += agreement.rows

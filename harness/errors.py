@@ -1,5 +1,7 @@
 """What the harness itself refuses; each message says what was sought, what was found, what to do."""
 
+from device_agents.errors import InfrastructureError
+
 
 class HarnessError(Exception):
     """Base: a mistake in what the harness was given, neither the engine's nor the lab's."""
@@ -11,3 +13,11 @@ class InventoryError(HarnessError):
 
 class StoreError(HarnessError):
     """The result store cannot be opened, is of another version, or lacks what was asked for."""
+
+
+class ReferenceFailed(InfrastructureError):
+    """The process that computes the reference failed; no device had a part in it."""
+
+
+class Quarantined(InfrastructureError):
+    """The device was set aside for the rest of the run; the message holds the evidence."""

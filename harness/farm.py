@@ -206,11 +206,11 @@ class Farm:
         """Who the device is."""
         device = self._device(name)
         if device.identity is None:
-            answers = self._ready(device.lab).call("status", AgentBudgets().identity_s + GRACE_S)
-            status = next(s for s in answers if s.name == name)
-            if status.identity is None:
-                raise InfrastructureError(f"{name} does not say who it is: {status.error}")
-            device.identity = status.identity
+            lab = self._ready(device.lab)
+            if not any(other.identity for other in self._devices.values() if other.lab is lab):
+                # The others get ready meanwhile; whether they do is seen when they are wanted.
+                lab.begin("status")
+            device.identity = lab.call("identity", AgentBudgets().identity_s + GRACE_S, name)
         return device.identity
 
     def vitals(self, name: str) -> Vitals:

@@ -21,6 +21,8 @@
     [pools]
     release = ["host", "pixel8", "virtual:2"]
 
+Without a farm.toml, ``farm`` is this host and the phones that a running adb server knows; ``adb`` is
+those phones alone (harness.discovery). Devices are also chosen by what they are: harness.selection.
 Without being listed, ``virtual:N`` is N virtual phones named virtual-1, virtual-2, ...;
 ``virtual:N:ABI``, ``virtual:N:PROFILE`` and ``virtual:N:ABI:PROFILE`` say which.
 """
@@ -37,10 +39,12 @@ from device_agents.bundle.lock import ABIS
 from device_agents.config import DeviceSettings
 from device_agents.virtual.profile import profile_names
 from harness.errors import InventoryError
+from harness.selection import RESERVED
 from kvengine.codec import DecodeError, decode
 
 FILE = "farm.toml"
 ALL = "farm"  # the selection that means every device
+ADB = "adb"  # the selection that means every phone that adb knows
 LOCAL_LAB = "local"
 VIRTUAL = "virtual"
 MOST_VIRTUAL = 64  # a slip of the finger should not start a thousand
@@ -119,13 +123,19 @@ def select(expression: str, inventory: Inventory) -> tuple[str, ...]:
         if name == ALL:
             chosen.update(dict.fromkeys(inventory.devices))
         elif name in inventory.pools:
-            for member in inventory.pools[name]:
-                chosen.update(dict.fromkeys(_named(member, inventory)))
+            chosen.update(dict.fromkeys(members(name, inventory)))
         else:
             chosen.update(dict.fromkeys(_named(name, inventory)))
     if not chosen:
         raise InventoryError(f"no device in {expression!r}; there are {_known(inventory)}")
     return tuple(chosen)
+
+
+def members(pool: str, inventory: Inventory) -> tuple[str, ...]:
+    """The devices of a pool, each once."""
+    return tuple(
+        dict.fromkeys(name for member in inventory.pools[pool] for name in _named(member, inventory))
+    )
 
 
 def _named(name: str, inventory: Inventory) -> tuple[str, ...]:
@@ -175,11 +185,15 @@ def _virtual_entry(name: str) -> DeviceEntry | None:
 def _check(path: Path, inventory: Inventory) -> None:
     if not inventory.devices:
         raise InventoryError(f"{path} lists no device; add [devices.NAME] or remove the file")
-    if clash := set(inventory.pools) & {*inventory.devices, ALL}:
-        raise InventoryError(f"{path}: pool {min(clash)!r} has the name of a device or of {ALL!r}; rename it")
+    if clash := set(inventory.pools) & {*inventory.devices, ALL, ADB}:
+        raise InventoryError(
+            f"{path}: pool {min(clash)!r} has the name of a device, of {ALL!r} or of {ADB!r}; rename it"
+        )
     for name, device in inventory.devices.items():
-        if name == ALL or {",", ":"} & set(name) or not name.strip():
-            raise InventoryError(f"{path}: {name!r} cannot name a device; {ALL!r} means every device")
+        if name in (ALL, ADB) or {",", ":", *RESERVED} & set(name) or not name.strip():
+            raise InventoryError(
+                f"{path}: {name!r} cannot name a device; {ALL!r} means all, {ADB!r} those that adb knows"
+            )
         if device.lab != LOCAL_LAB and device.lab not in inventory.labs:
             labs = ", ".join(inventory.labs) or "none"
             raise InventoryError(f"{path}: device {name!r} is at lab {device.lab!r}; there are: {labs}")
@@ -202,5 +216,11 @@ def _check(path: Path, inventory: Inventory) -> None:
 
 def _known(inventory: Inventory) -> str:
     return ", ".join(
-        [*inventory.devices, *inventory.pools, f"{ALL} (every device)", f"{VIRTUAL}:N (virtual phones)"]
+        [
+            *inventory.devices,
+            *inventory.pools,
+            f"{ALL} (every device)",
+            f"{ADB} (phones that adb knows)",
+            f"{VIRTUAL}:N (virtual phones)",
+        ]
     )

@@ -184,6 +184,11 @@ class Lab:
             raise InfrastructureError(f"{method}: the agent of lab host {self.name} is not running")
         return self._answer(actor.call.remote(method, arguments), method, seconds)
 
+    def begin(self, method: str, *arguments: Any) -> None:
+        """As ``call``, without waiting for the answer, whatever it is."""
+        if self._actor is not None:
+            self._actor.call.remote(method, arguments)
+
     def close(self) -> None:
         """End the agent, with all its sessions; one that others use goes on without us. Never raises."""
         actor, self._actor = self._actor, None

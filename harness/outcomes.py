@@ -11,12 +11,27 @@ import pytest
 from device_agents.errors import InfrastructureError
 from harness.checking import Cell
 from harness.compare import CheckFailed
+from harness.marks import NoDevice
 from harness.run import DeviceRun
 from reports.results import CheckResult, Divergence, Outcome, TopLogits
 
 
 def is_infrastructure(error: BaseException) -> bool:
     return isinstance(error, InfrastructureError)
+
+
+def device_of(item: pytest.Function) -> str:
+    """The device that a test of a cell or a leg is for."""
+    params = cast("dict[str, tuple[str, ...]]", item.callspec.params)
+    return params["cell" if "cell" in params else "leg"][0]
+
+
+_RETRIES = pytest.StashKey[list[str]]()
+
+
+def retries_of(item: pytest.Item) -> list[str]:
+    """Why this check was tried again, one entry each time."""
+    return item.stash.setdefault(_RETRIES, [])
 
 
 def title_of(item: pytest.Function) -> str:
@@ -26,8 +41,8 @@ def title_of(item: pytest.Function) -> str:
 
 
 def check_result(item: pytest.Function, call: pytest.CallInfo[None], run: DeviceRun) -> CheckResult | None:
-    """The stored row of a test that takes ``cell``; None for any other."""
-    if "cell" not in item.fixturenames:
+    """The stored row of a test that takes ``cell`` on a device; None for any other."""
+    if "cell" not in item.fixturenames or no_device(item, "cell") is not None:
         return None
     device, recipe = _cell_names(item)
     cell = item.funcargs.get("cell")
@@ -50,7 +65,15 @@ def check_result(item: pytest.Function, call: pytest.CallInfo[None], run: Device
         program=program,
         replay=run.replay_command(device, recipe, program) if program else "",
         divergence=error.divergence if isinstance(error, CheckFailed) else None,
+        retries=tuple(retries_of(item)),
     )
+
+
+def no_device(item: pytest.Function, fixture: str) -> NoDevice | None:
+    """Why no device may run this test; None when it has one."""
+    callspec = getattr(item, "callspec", None)
+    found = callspec.params.get(fixture) if callspec else None
+    return found if isinstance(found, NoDevice) else None
 
 
 def describe_failure(item: pytest.Function, call: pytest.CallInfo[None], run: DeviceRun) -> str:
@@ -58,7 +81,9 @@ def describe_failure(item: pytest.Function, call: pytest.CallInfo[None], run: De
     assert call.excinfo is not None
     error = call.excinfo.value
     if isinstance(error, InfrastructureError):
-        return f"{title_of(item)}: infrastructure error, not a test failure\n{type(error).__name__}: {error}"
+        tried = [f"tried again after {reason}" for reason in retries_of(item)]
+        said = f"{title_of(item)}: infrastructure error, not a test failure"
+        return "\n".join([said, *tried, f"{type(error).__name__}: {error}"])
     if not isinstance(error, CheckFailed):
         return ""
     device, recipe = _cell_names(item)
@@ -79,6 +104,8 @@ def _cell_names(item: pytest.Function) -> tuple[str, str]:
 def _outcome(error: BaseException | None) -> Outcome:
     if error is None:
         return "passed"
+    if isinstance(error, pytest.skip.Exception):
+        return "not_run"
     return "infrastructure" if is_infrastructure(error) else "failed"
 
 

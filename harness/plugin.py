@@ -26,7 +26,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add = group.addoption
     add(
         "--devices",
-        help="run on these: host, farm (all of farm.toml), virtual:N (phones started here), or NAME,NAME",
+        help="run on these: host, farm (all of farm.toml), adb (phones that adb knows), virtual:N (phones "
+        "started here), NAME,NAME, or a condition: 'abi==arm64-v8a and ram>=8GiB'",
     )
     add("--model", type=Path, help="Hugging Face checkpoint folder to check and measure")
     add("--recipes", default=DEFAULT_RECIPES, help="recipes to check and measure (default: %(default)s)")
@@ -50,6 +51,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="also measure energy for each token: minutes a leg, and phones must be unplugged",
     )
     add(
+        "--retries",
+        type=int,
+        default=2,
+        help="further tries of what infrastructure stopped (default: %(default)s)",
+    )
+    add(
+        "--recover-within",
+        type=float,
+        default=180.0,
+        metavar="SECONDS",
+        help="a device that answers no more for so long is quarantined (default: %(default)g)",
+    )
+    add(
         "--measure",
         action="append",
         default=[],
@@ -62,6 +76,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "hybrid_only: a check that means something only for hybrid cache plans"
+    )
+    config.addinivalue_line(
+        "markers",
+        "device(condition): run this test only on devices that satisfy it: 'abi==arm64-v8a and ram>=8GiB'",
     )
     if config.getoption("devices") is None:
         return
@@ -85,6 +103,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _options(config: pytest.Config) -> RunOptions:
+    from harness.recovery import RecoveryPolicy
     from harness.run import RunOptions
     from harness.store import DEFAULT_STORE
 
@@ -107,6 +126,7 @@ def _options(config: pytest.Config) -> RunOptions:
         prompt=get("prompt"),
         new_tokens=get("new_tokens"),
         repeats=get("repeats"),
+        recovery=RecoveryPolicy(get("retries"), get("recover_within")),
         measure=tuple(_measure(text) for text in get("measure")),
         energy=get("energy"),
         command=(Path(sys.argv[0]).name, *config.invocation_params.args),
@@ -144,7 +164,6 @@ def device_run(request: pytest.FixtureRequest) -> DeviceRun:
 def cell(request: pytest.FixtureRequest, device_run: DeviceRun) -> Iterator[Any]:
     """One device with one recipe (harness.checking.Cell)."""
     device, recipe = request.param
-    device_run.identity(device)
     yield device_run.cell(device, recipe)
     device_run.leave(device, recipe)
 

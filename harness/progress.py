@@ -26,9 +26,10 @@ class Progress:
         self._total = self._done = 0
         self._started = time.monotonic()
         self._drawn = 0.0
-        self._current = ""
+        self._current = "devices"
         self._reporter: Any = None
         self._lines: list[str] = []
+        self._retried: list[str] = []  # of the test that runs
 
     def begin(self, total: int) -> None:
         """``total`` tests are about to run."""
@@ -45,26 +46,36 @@ class Progress:
         self._draw(f"{self._current}, {stage}{share}")
 
     def test_started(self, item: pytest.Item) -> None:
-        self._current = _label(item)
+        self._current = label(item)
         self._draw(self._current, force=True)
 
     def program(self, tally: Tally) -> None:
         """Called before each program a check runs."""
         self._draw(f"{self._current}, program {tally.programs}")
 
+    def retried(self, device: str, reason: str) -> None:
+        """Called before what infrastructure stopped is tried again."""
+        self._draw(f"{device}: tried again after {reason}", force=True)
+        # pytest captures what is written while a test runs.
+        self._retried.append(f"          tried again after {reason}")
+
     def test_finished(self, item: pytest.Item, report: pytest.TestReport, result: CheckResult | None) -> None:
         self._done += 1
         self._clear()
+        retried, self._retried = self._retried, []
         if self._reporter is None:
             return
         word = "ok" if report.passed else "ERROR" if report.when == "setup" else "FAILED"
+        word = "skip" if report.skipped else word
         detail = ""
         if result is not None and result.programs:
             detail = f"{result.programs} programs, worst {result.worst_error:.1e}"
         line = (
-            f"[{self._done:>3}/{self._total}] {word:<6} {report.duration:5.1f} s  {_label(item):<76} {detail}"
+            f"[{self._done:>3}/{self._total}] {word:<6} {report.duration:5.1f} s  {label(item):<76} {detail}"
         )
         self._reporter.write_line(f"{line:<146} {self._left()}".rstrip(), **_colour(word))
+        for tried in retried:
+            self._reporter.write_line(tried, yellow=True)
 
     def finished(self, results: RunResults, folder: Path | None) -> bool:
         """The run is over: write the report, keep the lines for the summary; True if all is right."""
@@ -99,7 +110,7 @@ class Progress:
             sys.stderr.flush()
 
 
-def _label(item: pytest.Item) -> str:
+def label(item: pytest.Item) -> str:
     """``host · hybrid · any chunking equals one shot``."""
     if not isinstance(item, pytest.Function):
         return item.name

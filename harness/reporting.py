@@ -6,12 +6,13 @@ import json
 import math
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kvengine.codec import encode
 from reports.page import render
-from reports.results import CheckResult, RunResults
+from reports.results import CheckResult, NotRun, RunResults
 from reports.view import verdict
 
 # XML 1.0 has no control characters but these three; what a device writes to stderr may hold any.
@@ -41,8 +42,11 @@ def junit(results: RunResults) -> str:
         suites.setdefault(f"{check.device}[{check.recipe}]", []).append(check)
     for name, checks in suites.items():
         _suite(root, name, checks, results.started_at)
+    if results.not_run:
+        _without_device(root, results.not_run)
     errors = list(results.infrastructure)
-    if missing := verdict(results).counts.not_run:
+    unexplained = sum(each.kind == "check" for each in results.not_run)
+    if (missing := verdict(results).counts.not_run - unexplained) > 0:
         errors.append(f"{missing} planned checks did not run")
     if errors:
         attributes = {"name": "run", "tests": str(len(errors)), "errors": str(len(errors)), "failures": "0"}
@@ -79,6 +83,14 @@ def _suite(root: ET.Element, name: str, checks: list[CheckResult], started_at: s
             _say(case, "error", check.message or "did not run")
         if check.stderr_tail:
             ET.SubElement(case, "system-err").text = _clean(check.stderr_tail)
+
+
+def _without_device(root: ET.Element, tests: Sequence[NotRun]) -> None:
+    counts = {"tests": str(len(tests)), "failures": "0", "errors": str(len(tests)), "time": "0"}
+    suite = ET.SubElement(root, "testsuite", name="no device", attrib=counts)
+    for each in tests:
+        case = ET.SubElement(suite, "testcase", classname="no device", name=_clean(each.check), time="0")
+        _say(case, "error", "\n".join((f"no device for {each.condition!r}", *each.reasons)))
 
 
 def _say(case: ET.Element, kind: str, text: str) -> None:

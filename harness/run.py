@@ -7,14 +7,14 @@ import dataclasses
 import secrets
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from device_agents.api import DeviceIdentity
 from device_agents.errors import InfrastructureError
 from device_agents.recording.record import Plan
-from harness import inventory, measuring
+from harness import choosing, inventory, measuring
 from harness.artifacts import artifact_for
 from harness.checking import Cell, Tally
 from harness.during import during_info
@@ -22,6 +22,7 @@ from harness.energy import energy_of
 from harness.farm import DeviceSession, Farm
 from harness.provenance import now, provenance
 from harness.recipes import Recipe, parse_recipes, settings
+from harness.recovery import Recovery, RecoveryPolicy
 from harness.reference import Reference, start_reference
 from harness.reference.rounded import is_exact, rounded_checkpoint
 from harness.store import open_store
@@ -32,7 +33,16 @@ from kvengine.plan import CachePlan, PlanKind
 from kvengine.program import Measurement, Workload
 from kvengine.recipe import ExportRecipe
 from kvengine.session import EngineSession
-from reports.results import CheckResult, DeviceInfo, DuringInfo, EnergyInfo, LegResult, RecipeInfo, RunResults
+from reports.results import (
+    CheckResult,
+    DeviceInfo,
+    DuringInfo,
+    EnergyInfo,
+    LegResult,
+    NotRun,
+    RecipeInfo,
+    RunResults,
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,7 @@ class RunOptions:
     repeats: int = 3
     measure: tuple[tuple[Path, str], ...] = ()  # further (checkpoint, recipes) to measure, not to check
     energy: bool = False  # also measure energy for each token: minutes a leg
+    recovery: RecoveryPolicy = field(default_factory=RecoveryPolicy)
     command: tuple[str, ...] = ()
 
 
@@ -69,13 +80,12 @@ class DeviceRun:
         options: RunOptions,
         on_step: Callable[[str, int, int], None],
         on_program: Callable[[Tally], None],
+        on_retry: Callable[[str, str], None] = lambda device, reason: None,
     ) -> None:
         self.options = options
         self._on_step = on_step
         self._on_program = on_program
         self.begun = False
-        self.inventory = inventory.load(options.farm)
-        self.devices = inventory.select(options.devices, self.inventory)
         self.recipes = {recipe.name: recipe for recipe in parse_recipes(options.recipes)}
         self.measured = [(options.model, recipe) for recipe in self.recipes.values()] + [
             (model, recipe) for model, text in options.measure for recipe in parse_recipes(text)
@@ -84,18 +94,31 @@ class DeviceRun:
         self.run_id = f"{now().replace(':', '').replace('+0000', 'Z')}-{self.seed:08x}"
         self.started_at = now()
         self.planned_checks = self.planned_legs = 0
+        self.not_run: tuple[NotRun, ...] = ()
         self._sessions: dict[tuple[str, str, str], DeviceSession] = {}
         self._references: dict[Path, Reference] = {}
         self._artifacts: dict[tuple[Path, ExportRecipe], Artifact] = {}
         self._identities: dict[str, DeviceIdentity] = {}
+        self._stored: set[str] = set()  # devices
         self._farm: Farm | None = None
+        self.recovery = Recovery(self._answers, options.recovery, self._set_aside, on_retry)
         self._provenance = provenance()
+        selection = choosing.read(options.devices, inventory.load(options.farm))
+        self.inventory, self.devices = selection.inventory, selection.names
+        self.passed_over = selection.passed_over
+        if selection.condition is not None:
+            self._choose(selection)
 
-    def begin(self, planned_checks: int, planned_legs: int) -> None:
-        """The plan is known: from here on the store has the run."""
-        self.planned_checks, self.planned_legs = planned_checks, planned_legs
+    def begin(self, planned_checks: int, planned_legs: int, not_run: tuple[NotRun, ...] = ()) -> None:
+        """The plan is known: from here on the store has the run.
+
+        not_run: those of the planned tests that have no device to run on.
+        """
+        self.planned_checks, self.planned_legs, self.not_run = planned_checks, planned_legs, not_run
         self.store.begin_run(self.header())
         self.begun = True
+        for name in self._identities:
+            self._store_device(name)
 
     # -- what tests use ---------------------------------------------------------------------------
 
@@ -129,7 +152,18 @@ class DeviceRun:
             self._sessions.pop(key).close()
 
     def measure(self, device: str, model: Path, recipe: Recipe) -> LegResult:
-        """One leg in a fresh process, stored before it is returned."""
+        """One leg in a fresh process, stored before it is returned; what infrastructure stops is begun anew.
+
+        Raises:
+            InfrastructureError: also for a device in quarantine; see Recovery.attempt.
+        """
+        retries: list[str] = []
+        leg = self.recovery.attempt(device, lambda: self._measure(device, model, recipe), retries)
+        leg = dataclasses.replace(leg, retries=tuple(retries))
+        self.store.add_leg(self.run_id, leg)
+        return leg
+
+    def _measure(self, device: str, model: Path, recipe: Recipe) -> LegResult:
         artifact = self.artifact(model, recipe)
         options = self.options
         workload = measuring.workload_for(
@@ -149,7 +183,7 @@ class DeviceRun:
             session.close()
         after = self.farm.vitals(device)
         validity, reasons = measuring.judge(measurement, before, after, during)
-        leg = LegResult(
+        return LegResult(
             device=device,
             recipe=recipe.name,
             model=model.name,
@@ -178,12 +212,14 @@ class DeviceRun:
             during=during,
             energy=energy,
         )
-        self.store.add_leg(self.run_id, leg)
-        return leg
 
     def keep(self, check: CheckResult) -> None:
         """Store a check's result; durable when this returns."""
         self.store.add_check(self.run_id, check)
+
+    def keep_lost_leg(self, device: str, what: str, error: InfrastructureError) -> None:
+        """Store why a measurement gave no result."""
+        self.store.add_infrastructure(self.run_id, f"{device}: {what}: {type(error).__name__}: {error}")
 
     def replay_command(self, device: str, recipe_name: str, program_json: str) -> str:
         words = ["kvfarm", "replay", program_json, "--devices", device, "--model", str(self.options.model)]
@@ -227,10 +263,39 @@ class DeviceRun:
     def identity(self, device: str) -> DeviceIdentity:
         """Who the device is; asked and stored once a run."""
         if device not in self._identities:
-            found = self.farm.identity(device)
-            self._identities[device] = found
-            self.store.add_device(self.run_id, decode(DeviceInfo, encode(found)))
+            self._identities[device] = self.farm.identity(device)
+        if self.begun:
+            self._store_device(device)
         return self._identities[device]
+
+    def _store_device(self, device: str) -> None:
+        if device not in self._stored and device in self.devices:
+            self.store.add_device(self.run_id, decode(DeviceInfo, encode(self._identities[device])))
+            self._stored.add(device)
+
+    def _choose(self, selection: choosing.Selection) -> None:
+        """Ask the farm's devices who they are; the farm stays open for those that are chosen."""
+        try:
+            statuses = self.farm.status()
+            choice = selection.choose(statuses)
+        except BaseException:
+            self.close()
+            raise
+        self.devices, self.passed_over = choice.names, choice.passed_over
+        self._identities = {s.name: s.identity for s in statuses if s.identity is not None}
+
+    def _answers(self, device: str) -> None:
+        self.farm.vitals(device)
+
+    def _set_aside(self, device: str, evidence: str) -> None:
+        """A device in quarantine: the store says so, and nothing of it is kept open."""
+        self.store.add_infrastructure(self.run_id, f"{device} was quarantined: {evidence}")
+        if device in self._identities:
+            info = decode(DeviceInfo, encode(self._identities[device]))
+            self.store.add_device(self.run_id, dataclasses.replace(info, quarantined=evidence))
+            self._stored.add(device)
+        for key in [key for key in self._sessions if key[0] == device]:
+            self._sessions.pop(key)  # to close it would mean to wait for the device
 
     def header(self) -> RunResults:
         """The run without its results."""
@@ -243,14 +308,20 @@ class DeviceRun:
             seed=self.seed,
             model=self.options.model.name,
             reference=f"transformers {self._provenance['transformers']}, float32, no cache",
-            provenance=self._provenance,
+            provenance=self._provenance | self._selected(),
             devices=(),
             recipes=tuple(RecipeInfo(name, settings(recipe)) for name, recipe in named.items()),
             checks=(),
             legs=(),
             planned_checks=self.planned_checks,
             planned_legs=self.planned_legs,
+            not_run=self.not_run,
         )
+
+    def _selected(self) -> dict[str, str]:
+        """Who was passed over is said where the run is signed."""
+        passed = "; ".join(f"{each.name}: {each.reason}" for each in self.passed_over)
+        return {"devices": self.options.devices} | ({"devices not chosen": passed} if passed else {})
 
     def finish(self, complete: bool) -> RunResults:
         """Stop everything; with ``complete`` the run counts as finished, else as interrupted."""

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from harness.outcomes import check_result, describe_failure, is_infrastructure
-from harness.progress import Progress
+from device_agents.errors import InfrastructureError
+from harness.checking import Cell
+from harness.errors import InventoryError
+from harness.marks import MARKER, DeviceMarks, NoDevice
+from harness.outcomes import (
+    check_result,
+    describe_failure,
+    device_of,
+    is_infrastructure,
+    no_device,
+    retries_of,
+    title_of,
+)
+from harness.progress import Progress, label
 from harness.run import DeviceRun, RunOptions
 
 
@@ -16,25 +28,46 @@ class RunPlugin:
 
     def __init__(self, config: pytest.Config, options: RunOptions) -> None:
         self.progress = Progress(config)
-        self.run = DeviceRun(options, on_step=self.progress.step, on_program=self.progress.program)
+        progress = self.progress
+        self.run = DeviceRun(options, progress.step, progress.program, progress.retried)
+        self._marks = DeviceMarks(self.run)
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """One test per device and recipe for ``cell``; per device, model and recipe for ``leg``."""
+        """One test per device and recipe for ``cell``; per device, model and recipe for ``leg``.
+
+        A test whose marker no device satisfies is planned once, and skipped with the reason.
+        """
         run = self.run
+        ours = {"cell", "leg"} & set(metafunc.fixturenames)
+        if not ours:
+            return
+        devices = self._devices(metafunc)
+        if isinstance(devices, NoDevice):
+            skipped = pytest.param(devices, marks=pytest.mark.skip(reason=devices.sentence), id="no-device")
+            for fixture in sorted(ours):
+                metafunc.parametrize(fixture, [skipped], indirect=True, scope="session")
+            return
         if "cell" in metafunc.fixturenames:
             hybrid_only = metafunc.definition.get_closest_marker("hybrid_only")
             pairs = [
                 (device, recipe.name)
-                for device in run.devices
+                for device in devices
                 for recipe in run.recipes.values()
                 if not hybrid_only or recipe.export.cache.kind == "hybrid"
             ]
             ids = [f"{device}-{recipe}" for device, recipe in pairs]
             metafunc.parametrize("cell", pairs, ids=ids, indirect=True, scope="session")
         if "leg" in metafunc.fixturenames:
-            triples = [(device, model, recipe) for device in run.devices for model, recipe in run.measured]
+            triples = [(device, model, recipe) for device in devices for model, recipe in run.measured]
             ids = [f"{device}-{model.name}-{recipe.name}" for device, model, recipe in triples]
             metafunc.parametrize("leg", triples, ids=ids, indirect=True, scope="session")
+
+    def _devices(self, metafunc: pytest.Metafunc) -> tuple[str, ...] | NoDevice:
+        definition = metafunc.definition
+        try:
+            return self._marks.devices(definition.iter_markers(MARKER), definition.nodeid)
+        except InventoryError as error:
+            raise pytest.Collector.CollectError(str(error)) from error
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         if session.config.option.collectonly:
@@ -43,12 +76,38 @@ class RunPlugin:
         self.run.begin(
             planned_checks=sum("cell" in fixtures for fixtures in names),
             planned_legs=sum("leg" in fixtures for fixtures in names),
+            not_run=tuple(
+                nobody.not_run(item.originalname, title_of(item), fixture)
+                for item in session.items
+                if isinstance(item, pytest.Function)
+                for fixture in ("cell", "leg")
+                if (nobody := no_device(item, fixture)) is not None
+            ),
         )
         self.progress.begin(len(session.items))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         self.progress.test_started(item)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> bool | None:
+        """A test of a cell that infrastructure stops is run again; see harness.recovery.
+
+        One that measures as well is not: its legs, tried again for themselves, are in the store by then.
+        """
+        if "cell" not in pyfuncitem.fixturenames or "leg" in pyfuncitem.fixturenames:
+            return None
+        arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+        device, cell = device_of(pyfuncitem), cast("Cell", pyfuncitem.funcargs["cell"])
+
+        def work() -> None:
+            cell.take_tally()
+            self.run.identity(device)
+            pyfuncitem.obj(**arguments)
+
+        self.run.recovery.attempt(device, work, retries_of(pyfuncitem))
+        return True
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
@@ -64,12 +123,17 @@ class RunPlugin:
         result = check_result(item, call, self.run)
         if result is not None:
             self.run.keep(result)
+        error = call.excinfo.value if call.excinfo else None
+        if "leg" in item.fixturenames and isinstance(error, InfrastructureError):
+            self.run.keep_lost_leg(device_of(item), label(item), error)
         self.progress.test_finished(item, report, result)
         return report
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
         """Our own line a test replaces pytest's dot; what counts as what stays pytest's."""
+        if report.skipped and not hasattr(report, "wasxfail"):
+            return "skipped", "", "SKIPPED"
         return ("passed", "", "PASSED") if report.when == "call" and report.passed else None
 
     @pytest.hookimpl(tryfirst=True)
@@ -83,6 +147,14 @@ class RunPlugin:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         self.progress.summary(terminalreporter)
+        for each in self.run.not_run:
+            terminalreporter.write_line(f"not run: {each.title}: no device for {each.condition!r}")
+            for reason in each.reasons:
+                terminalreporter.write_line(f"  {reason}")
+
+    def pytest_report_header(self) -> list[str]:
+        lines = [f"kvfarm devices: {', '.join(self.run.devices)}"]
+        return lines + [f"  not chosen: {each.name}: {each.reason}" for each in self.run.passed_over]
 
     def pytest_unconfigure(self) -> None:
         self.run.close()

@@ -19,6 +19,7 @@ from kvengine.errors import (
     InvalidRequest,
     InvalidToken,
     NotSupported,
+    failure_of,
 )
 from kvengine.model import Model
 from kvengine.rope import rope_tables
@@ -217,7 +218,7 @@ class Decoder:
             self.model.session.run_with_iobinding(binding, self.model.run_options)
         except Exception as error:  # onnxruntime raises a dozen unrelated classes
             self._failed = True
-            raise EngineFailure(f"onnxruntime failed at position {self.position}: {error}") from error
+            raise failure_of(error, f"onnxruntime failed at position {self.position}") from error
         self.position = total
         self.cache.collect(binding)
 

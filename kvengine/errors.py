@@ -59,3 +59,17 @@ class InvalidModel(KvEngineError):
 
 class ContractIncomplete(KvEngineError):
     """The graph does not say all that driving it needs; the message names each ``--set`` that would."""
+# How onnxruntime 1.32's CPU arena says it (seen under RLIMIT_AS), and std::bad_alloc of libstdc++.
+_NO_MEMORY = ("Failed to allocate memory", "bad_alloc")
+
+
+def failure_of(error: Exception, what: str) -> EngineFailure | MemoryError:
+    """What to raise for an ``error`` of onnxruntime.
+
+    A device without memory left says nothing about the engine: that is a MemoryError, which ends the
+    runner, as the kernel would have a moment later.
+    """
+    text = f"{what}: {error}"
+    if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
+        return MemoryError(text)
+    return EngineFailure(text)

@@ -10,7 +10,7 @@ import onnxruntime as ort
 
 from kvengine import providers
 from kvengine.artifact import Artifact
-from kvengine.errors import EngineFailure
+from kvengine.errors import failure_of
 from kvengine.plan import CachePlan
 from kvengine.recipe import SessionRecipe
 from kvengine.spec import ModelSpec
@@ -30,7 +30,7 @@ class Model:
 
     Raises:
         RecipeError, ProviderUnavailable: the recipe asks for what there is not.
-        EngineFailure: onnxruntime could not load the graph.
+        EngineFailure: onnxruntime could not load the graph. MemoryError: for want of memory.
     """
 
     def __init__(self, artifact: Artifact, recipe: SessionRecipe) -> None:
@@ -46,7 +46,7 @@ class Model:
                 str(artifact.model_path), self._options(recipe), providers=chosen
             )
         except Exception as error:  # onnxruntime raises a dozen unrelated classes
-            raise EngineFailure(f"onnxruntime could not load {artifact.model_path}: {error}") from error
+            raise failure_of(error, f"onnxruntime could not load {artifact.model_path}") from error
         self.load_ms = (time.perf_counter() - started) * 1e3
         self.run_options = ort.RunOptions()
         self.run_options.log_severity_level = 4

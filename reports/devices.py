@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from reports import text
-from reports.results import DeviceInfo
+from reports.results import ClusterInfo, DeviceInfo
 
 DEVICES_SHOWN_OPEN = 3  # more devices than this: only those with something wrong start open
 
@@ -32,17 +32,32 @@ def device_view(info: DeviceInfo) -> DeviceView:
     facts = (
         ("Kind", info.kind),
         ("Model", info.model),
+        ("Serial", info.serial),
         ("SoC", info.soc),
-        ("ABI", info.abi),
+        ("ABI", ", ".join(info.abis) or info.abi),
         ("System", info.os),
+        ("API level", "" if info.api_level is None else str(info.api_level)),
         ("Build", info.build),
-        ("Cores", str(info.cores)),
+        ("Cores", _cores(info)),
         ("Memory", text.byte_size(info.ram_bytes)),
+        ("Battery", {True: "yes", False: "none", None: ""}[info.battery]),
+        ("Thermal sensors", ", ".join(info.thermal_sensors)),
         ("Providers", ", ".join(info.providers)),
         ("Runtime", runtime),
         ("Simulated", info.simulated or "no, real hardware"),
+        ("Quarantined", info.quarantined),
     )
     return DeviceView(info.name, info.simulated, info.model, tuple((k, v) for k, v in facts if v))
+
+
+def _cores(info: DeviceInfo) -> str:
+    """``8: 4 at 1.70 GHz, 4 at 2.91 GHz``; just the number where no clock is told."""
+    known = [cluster for cluster in info.clusters if cluster.max_khz is not None]
+    return f"{info.cores}: {', '.join(map(_cluster, known))}" if known else str(info.cores)
+
+
+def _cluster(cluster: ClusterInfo) -> str:
+    return f"{len(cluster.cores)} at {(cluster.max_khz or 0) / 1e6:.2f} GHz"
 
 
 def unique(names: Iterable[str]) -> list[str]:

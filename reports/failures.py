@@ -47,6 +47,26 @@ class Problem:
     stderr_tail: str
 
 
+@dataclass(frozen=True)
+class Retried:
+    """A check or measurement that infrastructure stopped and that was tried again."""
+
+    device: DeviceView
+    recipe: str
+    what: str
+    outcome: str
+    reasons: tuple[str, ...]
+
+
+def retried(results: RunResults, devices: dict[str, DeviceView]) -> list[Retried]:
+    checks = [Retried(devices[c.device], c.recipe, c.title, c.outcome, c.retries) for c in results.checks]
+    legs = [
+        Retried(devices[leg.device], leg.recipe, f"{leg.model}, {leg.workload}", "measured", leg.retries)
+        for leg in results.legs
+    ]
+    return [each for each in [*checks, *legs] if each.reasons]
+
+
 def problems(results: RunResults, devices: dict[str, DeviceView]) -> list[tuple[Outcome, Problem]]:
     links = anchors(results)
     return [

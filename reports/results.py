@@ -12,6 +12,14 @@ Outcome = Literal["passed", "failed", "infrastructure", "not_run"]
 
 
 @dataclass(frozen=True)
+class ClusterInfo:
+    """Cores with the same highest clock."""
+
+    max_khz: int | None  # None: not told
+    cores: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class DeviceInfo:
     """One device of the run. ``simulated`` says what is simulated, "" for real hardware."""
 
@@ -27,6 +35,13 @@ class DeviceInfo:
     providers: tuple[str, ...]
     runtime: dict[str, str]
     simulated: str = ""
+    serial: str = ""
+    api_level: int | None = None
+    abis: tuple[str, ...] = ()
+    clusters: tuple[ClusterInfo, ...] = ()
+    thermal_sensors: tuple[str, ...] = ()
+    battery: bool | None = None
+    quarantined: str = ""  # the evidence, where the device was set aside during the run
 
 
 @dataclass(frozen=True)
@@ -70,6 +85,7 @@ class CheckResult:
     replay: str = ""  # one-line command
     divergence: Divergence | None = None
     stderr_tail: str = ""
+    retries: tuple[str, ...] = ()  # infrastructure failures after each of which it was tried again
 
 
 @dataclass(frozen=True)
@@ -159,6 +175,7 @@ class LegResult:
     notes: tuple[str, ...] = ()
     during: DuringInfo | None = None
     energy: EnergyInfo = EnergyInfo()
+    retries: tuple[str, ...] = ()  # as in CheckResult
 
 
 @dataclass(frozen=True)
@@ -167,6 +184,17 @@ class RecipeInfo:
 
     name: str
     settings: dict[str, str]
+
+
+@dataclass(frozen=True)
+class NotRun:
+    """A planned test for which no device of the run was the right one."""
+
+    check: str  # test function name
+    title: str
+    kind: Literal["check", "measurement"]
+    condition: str  # that devices had to satisfy
+    reasons: tuple[str, ...]  # one a device: "host: abi==arm64-v8a is false: x86_64"
 
 
 @dataclass(frozen=True)
@@ -188,4 +216,5 @@ class RunResults:
     planned_checks: int
     planned_legs: int
     infrastructure: tuple[str, ...] = ()  # errors that belong to no single check
+    not_run: tuple[NotRun, ...] = ()  # planned, and no device to run on; they are among planned_*
     format: Literal["kvfarm-results/1"] = "kvfarm-results/1"

@@ -146,6 +146,15 @@ def _remarks(state: State, results: RunResults, counts: Counts) -> list[str]:
         remarks.append("The run was interrupted, or was still going when this page was written.")
     if counts.errors:
         remarks.append(f"{plural(counts.errors, 'infrastructure error')} happened outside the checks.")
+    if results.not_run:
+        verb = "was" if len(results.not_run) == 1 else "were"
+        remarks.append(f"{plural(len(results.not_run), 'test')} {verb} for other devices than these.")
+    if again := sum(
+        map(bool, [*(c.retries for c in results.checks), *(leg.retries for leg in results.legs)])
+    ):
+        remarks.append(f"{plural(again, 'result')} needed another try after an infrastructure failure.")
+    if aside := [device.name for device in results.devices if device.quarantined]:
+        remarks.append(f"Quarantined during the run: {joined(aside)}.")
     if state in ("interrupted", "incomplete"):
         remarks.append("What is missing is not proved: this run is no ground for a release.")
     if state == "passed" and counts.noisy:

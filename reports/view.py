@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from reports import text
 from reports.correctness import CheckGrid, OverviewRow, check_grids, overview_row
 from reports.devices import DeviceView, device_view, unique
-from reports.failures import Problem, problems
+from reports.failures import Problem, Retried, problems, retried
 from reports.measurements import MeasureGroup, measure_groups
 from reports.provenance import LegProvenance, leg_provenance
-from reports.results import RunResults
+from reports.results import NotRun, RunResults
 from reports.verdict import Counts as Counts
 from reports.verdict import Verdict as Verdict
 from reports.verdict import summary_line as summary_line
@@ -46,6 +46,8 @@ class ReportView:
     failures: tuple[Problem, ...]
     infrastructure: tuple[Problem, ...]
     errors: tuple[str, ...]
+    not_run: tuple[NotRun, ...]
+    retried: tuple[Retried, ...]
     provenance: tuple[tuple[str, str], ...]
     legs: tuple[LegProvenance, ...]
 
@@ -76,6 +78,8 @@ def build_view(results: RunResults) -> ReportView:
         failures=tuple(p for outcome, p in found if outcome == "failed"),
         infrastructure=tuple(p for outcome, p in found if outcome == "infrastructure"),
         errors=results.infrastructure,
+        not_run=results.not_run,
+        retried=tuple(retried(results, devices)),
         provenance=tuple(results.provenance.items()),
         legs=tuple(leg_provenance(leg, devices[leg.device]) for leg in results.legs),
     )

@@ -118,6 +118,12 @@ class AndroidDevice:
             os=facts.os,
             build=facts.fingerprint or probed.build,
             ram_bytes=facts.ram_bytes or probed.ram_bytes,
+            serial=facts.serial,
+            api_level=facts.api,
+            abis=facts.abis,
+            clusters=facts.clusters,
+            thermal_sensors=tuple(dict.fromkeys((*facts.thermal_sensors, *facts.thermal_zones))),
+            battery=facts.battery,
         )
 
     def claim(self, deadline: Deadline) -> dict[str, str]:
@@ -195,6 +201,7 @@ class AndroidDevice:
             transport = self._attach(deadline)
             if transport is not self._transport:
                 self._transport = transport
+                self._bundle_folder = ""  # it may be another phone, or the same one emptied
                 self._store = PhoneStore(transport, self._root, self._limit)
             return transport
 

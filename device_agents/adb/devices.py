@@ -61,7 +61,7 @@ def make_android(config: DeviceConfig, lab_root: Path) -> AndroidDevice:
     root = options.get("root", ROOT)
     bundle_for = _bundle_source(lab_root.parent / "bundles", runtime)
     if virtual:
-        phone = _Virtual(config, lab_root / "phones")
+        phone = AttachedPhone(config, lab_root / "phones")
         return AndroidDevice(
             config.name, phone.attach, bundle_for, root=root, wanted=config.settings, detach=phone.detach
         )
@@ -102,14 +102,17 @@ def _bundle(abi: Abi, folder: Path, runtime: Path | None) -> Bundle:
     return build(abi, folder) if runtime is None else Bundle.from_runtime(runtime, folder, abi)
 
 
-class _Virtual:
+class AttachedPhone:
     """A virtual phone with an adb server of its own, so that nothing it suffers reaches another device.
 
-    The server is ours to keep up; a phone that has died stays dead, as any other would.
+    Both are ours to keep up: for a phone that has died a new one is plugged in, as a person would. One
+    that was unplugged on purpose stays away. storage: see VirtualPhone. reach_s: see AdbTransport.
     """
 
-    def __init__(self, config: DeviceConfig, folder: Path) -> None:
-        self._config = config
+    def __init__(
+        self, config: DeviceConfig, folder: Path, *, storage: int = 0, reach_s: float = 10.0
+    ) -> None:
+        self._config, self._storage, self._reach_s = config, storage, reach_s
         self._folder = folder
         self._server: PrivateAdbServer | None = None
         self._phone: VirtualPhone | None = None
@@ -121,6 +124,9 @@ class _Virtual:
         Raises:
             VirtualPhoneUnavailable, VirtualPhoneFailed, AdbFailure, DeadlineExceeded.
         """
+        if self._phone is not None and self._phone.dead:
+            _log.warning("the virtual phone %s died; a new one takes its place", self._config.name)
+            self.detach()
         if self._transport is not None and self._server_answers(deadline):
             return self._transport
         try:
@@ -132,8 +138,19 @@ class _Virtual:
         except BaseException:
             self.detach()
             raise
-        self._transport = AdbTransport(AdbServer(port, start=False), address)
+        server_of_it = AdbServer(port, start=False)
+        self._transport = AdbTransport(server_of_it, address, reach_s=self._reach_s)
         return self._transport
+
+    @property
+    def phone(self) -> VirtualPhone | None:
+        """The one that is plugged in now."""
+        return self._phone
+
+    @property
+    def server(self) -> PrivateAdbServer | None:
+        """Its adb server."""
+        return self._server
 
     def detach(self) -> None:
         phone, self._phone = self._phone, None
@@ -148,7 +165,7 @@ class _Virtual:
         profile = load_profile(options.get("profile", DEFAULT_PROFILE))
         abi = parse_abi(options["abi"]) if "abi" in options else native_abi()
         self._folder.mkdir(parents=True, exist_ok=True)
-        return VirtualPhone(self._config.name, profile, abi, self._folder)
+        return VirtualPhone(self._config.name, profile, abi, self._folder, storage=self._storage)
 
     def _server_answers(self, deadline: Deadline) -> bool:
         """Without it: it is stopped, for it may hang as well."""

@@ -1,6 +1,7 @@
 """Who an Android device is, without a runner: its properties, memory and cores.
 
-Sources: AOSP build/make/tools/buildinfo.sh and Android's Build.java for the properties;
+Sources: AOSP build/make/tools/buildinfo.sh and Android's Build.java for the properties, the dumps of
+BatteryService and ThermalManagerService for battery and sensors;
 kernel Documentation/admin-guide/cputopology.rst and cpu-freq for the clusters.
 """
 
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 from device_agents.adb.shell_text import ask
 from device_agents.adb.transport import AdbTransport
+from device_agents.api import Cluster
 from device_agents.deadline import Deadline
 from device_agents.errors import AdbFailure
 
@@ -19,6 +21,8 @@ VIRTUAL_PROPERTY = "ro.kvfarm.virtual"
 VIRTUAL = "virtual phone"
 EMULATOR = "Android emulator"
 
+_SENSOR = re.compile(r"Temperature\{[^}]*\bmName=([^,}]+)")
+_PRESENT = re.compile(r"^\s*present: (true|false)\s*$", re.MULTILINE)
 _PROPERTY = re.compile(r"\[([^\]]+)\]: \[(.*)\]")
 _QUESTIONS = {
     "properties": "getprop",
@@ -29,16 +33,10 @@ _QUESTIONS = {
         'echo "${c##*/cpu} $(cat "$c/cpufreq/cpuinfo_max_freq" 2>/dev/null)"; done'
     ),
     "thermal": 'for z in /sys/class/thermal/thermal_zone*; do cat "$z/type"; done',
+    "sensors": "dumpsys thermalservice",
+    "battery": "dumpsys battery",
     "enforce": "getenforce",
 }
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Cores with the same highest clock."""
-
-    max_khz: int | None  # None: not told
-    cores: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,9 @@ class Facts:
     kernel: str
     ram_bytes: int
     clusters: tuple[Cluster, ...]
-    thermal_zones: tuple[str, ...]
+    thermal_zones: tuple[str, ...]  # of the kernel, where the shell user may see them
+    thermal_sensors: tuple[str, ...]  # of the thermal HAL
+    battery: bool | None
     enforcing: bool | None  # SELinux
     simulated: str
 
@@ -102,6 +102,8 @@ def read_facts(transport: AdbTransport, deadline: Deadline) -> Facts:
         ram_bytes=mem_total(answers["memory"]),
         clusters=parse_clusters(answers["cores"]),
         thermal_zones=tuple(answers["thermal"].split()),
+        thermal_sensors=tuple(dict.fromkeys(_SENSOR.findall(answers["sensors"]))),
+        battery={"true": True, "false": False}.get(_found(_PRESENT, answers["battery"])),
         enforcing={"Enforcing": True, "Permissive": False, "Disabled": False}.get(answers["enforce"]),
         simulated=_simulated(properties),
     )
@@ -129,6 +131,11 @@ def parse_clusters(text: str) -> tuple[Cluster, ...]:
     return tuple(
         Cluster(khz, tuple(sorted(cores))) for khz, cores in sorted(clusters.items(), key=lambda c: c[0] or 0)
     )
+
+
+def _found(pattern: re.Pattern[str], text: str) -> str:
+    match = pattern.search(text)
+    return match[1] if match else ""
 
 
 def _simulated(properties: dict[str, str]) -> str:

@@ -105,8 +105,10 @@ def energy(counted: Series, voltage: Series, phases: Phases, rest_w: float) -> t
     total = sum(
         (q0 - q1) * at(voltage, (t0 + t1) / 2) * J_PER_UAH_V for (t0, q0), (t1, q1) in pairwise(inside)
     )
+    # How old what is told may be: as old as the shortest pause between changes of anything in it.
+    changes = [t1 for (_, v0), (t1, v1) in pairwise(voltage) if v1 != v0]
     late = max(
-        min(t1 - t0 for (t0, _), (t1, _) in pairwise(steps)),
+        min(t1 - t0 for times in ([t for t, _ in steps], changes) for t0, t1 in pairwise(times)),
         max(t1 - t0 for (t0, _), (t1, _) in pairwise(inside)),
     )
     return total - rest_w * (last - first - phases.seconds), rest_w * late / math.sqrt(6)

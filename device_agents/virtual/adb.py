@@ -100,6 +100,13 @@ class PrivateAdbServer:
         if home is not None:
             home.cleanup()
 
+    @property
+    def pid(self) -> int:
+        """Of the process that keeps the server, its only child. Raises AdbFailure when it does not run."""
+        if self._stream is None:
+            raise AdbFailure("this adb server does not run; start it first")
+        return self._stream.pid
+
     def connect(self, address: str, deadline: Deadline) -> None:
         """`adb connect` until the device answers as "device".
 

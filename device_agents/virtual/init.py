@@ -34,6 +34,7 @@ _REQUEST_MOST = 1 << 16
 _MESSAGE_MOST = 1 << 16
 # Refused by policy: a container's masks, AppArmor, a kernel without it.
 _FORBIDDEN = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENODEV)
+_DATA_FLAGS = ns.MS_NOSUID | ns.MS_NODEV
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 _ENVIRONMENT = {
     "ADBD_PORT": str(_ADBD_PORT),
@@ -63,6 +64,8 @@ class PhoneConfig:
     folder: str
     port: int  # on 127.0.0.1 of the host; 0 lets the kernel choose
     parent: int  # PID of the process that the phone must not outlive
+    # Bytes that /data holds; it is in memory then, and empty again after a reboot. 0: a folder of the host.
+    storage: int = 0
 
 
 class Init:
@@ -144,6 +147,8 @@ class Init:
     def _data(self) -> Path:
         """What the phone may write; it outlives a reboot."""
         data = self._folder / "data"
+        if self._config.storage:
+            ns.mount("tmpfs", data, "tmpfs", _DATA_FLAGS, f"mode=771,size={self._config.storage}")
         for name in ("local/tmp", "media/0"):
             place = data / name
             place.mkdir(parents=True, exist_ok=True)
@@ -266,9 +271,26 @@ class Init:
             if self._adbd:
                 os.kill(self._adbd, signal.SIGKILL)
             self._tell({"answer": {}})
+        elif request["do"] == "fill":
+            self._tell({"answer": self._fill(request["leave"])})
         elif request["do"] == "truth":
             self._advance()
             self._tell({"answer": asdict(self._physics.truth)})
+
+    def _fill(self, leave: int | None) -> dict[str, Any]:
+        """Let /data have ``leave`` bytes of room; None: what it had at first."""
+        if not self._config.storage:
+            return {"error": "its storage has no limit of its own; start it with one"}
+        data = self._folder / "data"
+        found = os.statvfs(data)
+        size = self._config.storage
+        if leave is not None:
+            size = (found.f_blocks - found.f_bfree) * found.f_frsize + max(leave, 4096)
+        try:
+            ns.mount("tmpfs", data, "tmpfs", ns.MS_REMOUNT | _DATA_FLAGS, f"size={size}")
+        except OSError as error:
+            return {"error": f"its storage cannot be filled: {error}"}
+        return {}
 
     # The services
 

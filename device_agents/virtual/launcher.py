@@ -46,6 +46,7 @@ class Launcher:
         self._listener.listen(64)
         self._relay = Relay(loop, self._listener, self._dial)
         self._dials = 0  # that init has not answered
+        self._dead = False  # its first process ended, and nobody will start it again
         self._init: socket.socket | None = None
         self._keeper = self._init_pid = 0
         self._answers: list[Callable[[dict[str, Any]], None]] = []
@@ -70,9 +71,20 @@ class Launcher:
         self._loop.watch(ours, READ, self._hear)
 
     def obey(self, request: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
-        """``answer`` is called once, now or later. Raises KeyError for what is not known."""
+        """``answer`` is called once, now or later. Raises KeyError for what is not known.
+
+        A request with "at" (direction, after_bytes) is obeyed when so many bytes have gone by, and
+        answered now.
+        """
         do = request["do"]
-        if do == "cut":
+        if at := request.pop("at", None):
+
+            def later(go_on: Callable[[], None]) -> None:
+                self.obey(request, lambda _: go_on())
+
+            self._relay.trigger(at["direction"], int(at["after_bytes"]), later)
+            answer({})
+        elif do == "cut":
             answer({"cut": self._relay.cut()})
         elif do == "freeze":
             self._relay.freeze(float(request["seconds"]))
@@ -85,17 +97,21 @@ class Launcher:
             answer({})
         elif do == "state":
             carried = {str(way): size for way, size in self._relay.carried.items()}
-            answer({"up": self._init is not None, "connections": self._relay.connections, **carried})
+            known = {"up": self._init is not None, "dead": self._dead}
+            answer({**known, "connections": self._relay.connections, **carried})
+        elif do == "unplug":
+            self._relay.refuse(True)
+            answer({"cut": self._relay.cut()})
         elif do == "reboot":
             self._power_off()
             self._loop.later(float(request["down_s"]), self.boot)
             answer({})
-        elif do in ("kill_adbd", "truth"):
+        elif do in ("kill_adbd", "truth", "fill"):
             if self._init is None:
                 answer({"error": "the virtual phone is off"})
                 return
             self._answers.append(answer)
-            self._send({"do": do})
+            self._send(request)
         else:
             raise KeyError(do)
 
@@ -150,6 +166,7 @@ class Launcher:
             data, descriptors, _flags, _address = socket.recv_fds(self._init, _MESSAGE_MOST, 4)
         if not data:
             self._power_off()
+            self._dead = True
             self.on_failure(failure(OSError(0, "its first process ended"), False))
             return
         message = json.loads(data)

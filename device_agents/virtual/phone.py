@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from device_agents.deadline import Deadline
-from device_agents.errors import RunnerDied
+from device_agents.errors import InfrastructureError, RunnerDied
 from device_agents.local import local_environment
 from device_agents.streams import ProcessStream
 from device_agents.virtual import control
@@ -43,11 +43,20 @@ class VirtualPhone:
     """One phone, running between ``start`` and ``stop``. Calls may come from any thread.
 
     root: a folder for the phones of this lab; each has one of its own name in it while it runs.
-    cache: where the file system made of Debian's packages is kept. Nothing outlives this process:
+    cache: where the file system made of Debian's packages is kept. storage: bytes that its /data holds,
+    in memory and until its next reboot; 0: what this machine has. Nothing outlives this process:
     when it dies, also by SIGKILL, the launcher ends the phone and removes its folder.
     """
 
-    def __init__(self, name: str, profile: Profile, abi: Abi, root: Path, cache: Path | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        profile: Profile,
+        abi: Abi,
+        root: Path,
+        cache: Path | None = None,
+        storage: int = 0,
+    ) -> None:
         """Raises VirtualPhoneFailed for a name that is no folder name of letters, digits, - and _."""
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
             raise VirtualPhoneFailed(
@@ -55,6 +64,7 @@ class VirtualPhone:
             )
         self.name, self.profile, self.abi = name, profile, abi
         self.folder = root.resolve() / name
+        self._storage = storage
         self._cache = (cache or default_cache()).resolve()
         self._stream: ProcessStream | None = None
         self._port = 0
@@ -79,6 +89,7 @@ class VirtualPhone:
                     folder=str(self.folder),
                     port=0,
                     parent=os.getpid(),
+                    storage=self._storage,
                 )
                 stream = ProcessStream(_LAUNCHER, local_environment({}), grace_s=_GRACE_S)
                 try:
@@ -111,9 +122,31 @@ class VirtualPhone:
             raise VirtualPhoneFailed(f"the virtual phone {self.name} does not run; start it first")
         return self._stream.pid
 
-    def kill_adbd(self) -> None:
-        """SIGKILL to adbd alone; the phone's init starts it again after half a second."""
-        self.ask({"do": "kill_adbd"})
+    @property
+    def dead(self) -> bool:
+        """It was started, and it or its launcher has died since; ``stop`` and ``start`` give a new one."""
+        try:
+            return bool(self.ask({"do": "state"})["dead"])
+        except InfrastructureError:
+            return self._stream is not None
+
+    def kill_adbd(self, at: tuple[Direction, int] | None = None) -> None:
+        """SIGKILL to adbd alone; the phone's init starts it again after half a second.
+
+        at: not now but when so many more bytes have gone in that direction.
+        """
+        self.ask({"do": "kill_adbd", **_when(at)})
+
+    def unplug(self) -> None:
+        """For good: it runs on, and nothing reaches it any more."""
+        self.ask({"do": "unplug"})
+
+    def fill_storage(self, leave: int | None = 0, at: tuple[Direction, int] | None = None) -> None:
+        """Leave /data so many bytes of room; None: what it had. It must have been made with ``storage``.
+
+        at: as for ``kill_adbd``.
+        """
+        self.ask({"do": "fill", "leave": leave, **_when(at)})
 
     def reboot(self, down_s: float) -> None:
         """Everything in the phone dies at once; it comes up after ``down_s`` with /data as it was."""
@@ -180,6 +213,10 @@ class RelayFaults:
     def state(self) -> dict[str, int]:
         """Connections, bytes carried to_phone and to_host, and whether the phone is up."""
         return {key: int(value) for key, value in self._phone.ask({"do": "state"}).items()}
+
+
+def _when(at: tuple[Direction, int] | None) -> dict[str, Any]:
+    return {} if at is None else {"at": {"direction": at[0], "after_bytes": at[1]}}
 
 
 def _receive(stream: ProcessStream, deadline: Deadline) -> dict[str, Any]:

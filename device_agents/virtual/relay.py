@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, Protocol
 
 from device_agents.virtual.loop import READ, WRITE, Loop
@@ -18,6 +19,10 @@ Direction = Literal["to_phone", "to_host"]
 
 _PIECE = 1 << 18
 _BUFFER = 1 << 20  # bytes under way in one direction; more stays with the sender
+
+
+Trigger = Callable[[Callable[[], None]], None]
+"""Does something while the relay waits, then calls what it was given, once."""
 
 
 class Faults(Protocol):
@@ -71,6 +76,7 @@ class Relay:
         self._frozen = 0  # freezes under way
         self._refusing = False
         self._corruptions: dict[Direction, int] = {}
+        self._triggers: dict[Direction, tuple[int, Trigger]] = {}
         self.carried: dict[Direction, int] = {"to_phone": 0, "to_host": 0}  # bytes so far
         listener.setblocking(False)
         loop.watch(listener, READ, self._accept)
@@ -116,6 +122,17 @@ class Relay:
 
     def corrupt(self, direction: Direction, after_bytes: int) -> None:
         self._corruptions[direction] = self.carried[direction] + after_bytes
+
+    def trigger(self, direction: Direction, after_bytes: int, action: Trigger) -> None:
+        """Call ``action(go_on)`` once exactly ``after_bytes`` more have been taken in this direction.
+
+        Nothing is carried from then on until ``go_on`` is called, so what ``action`` does comes in time.
+        """
+        self._triggers[direction] = (self.carried[direction] + after_bytes, action)
+
+    def _pull(self, action: Trigger) -> None:
+        self._arm_all()
+        action(self._thaw)
 
     def _thaw(self) -> None:
         self._frozen -= 1
@@ -164,8 +181,10 @@ class Relay:
     def _receive(self, pipe: _Pipe) -> None:
         if pipe.ended or len(pipe.buffer) >= _BUFFER:
             return
+        at, action = self._triggers.get(pipe.direction, (None, None))
+        most = _PIECE if at is None else max(1, min(_PIECE, at - self.carried[pipe.direction]))
         try:
-            piece = pipe.source.recv(_PIECE)
+            piece = pipe.source.recv(most)
         except BlockingIOError:
             return
         if not piece:
@@ -173,6 +192,11 @@ class Relay:
             return
         pipe.buffer += self._corrupted(pipe.direction, piece)
         self.carried[pipe.direction] += len(piece)
+        if action is not None and at is not None and self.carried[pipe.direction] >= at:
+            del self._triggers[pipe.direction]
+            self._frozen += 1
+            # Not now: it may take away the pair that is being served.
+            self._loop.later(0.0, partial(self._pull, action))
 
     def _send(self, pipe: _Pipe) -> None:
         if pipe.buffer:

@@ -10,7 +10,8 @@ from rich.table import Table
 
 from device_agents.lab_agent import DeviceStatus
 from harness import inventory
-from harness.cli.output import JsonOption, progress, show
+from harness.choosing import Choice
+from harness.cli.output import JsonOption, note, progress, show
 from harness.errors import HarnessError, InventoryError
 from harness.recipes import parse_recipe
 from kvengine.program import Observation, Program
@@ -35,26 +36,42 @@ def devices(
     selection: Annotated[
         str,
         typer.Option(
-            "--devices", help="host, farm (all), virtual:N, or names of devices and pools: NAME,NAME."
+            "--devices",
+            help="host, farm (all), adb (phones that adb knows), virtual:N, names of devices and pools, "
+            "or a condition: 'abi==arm64-v8a and ram>=8GiB'.",
         ),
     ] = inventory.ALL,
+    why: Annotated[
+        bool, typer.Option("--why", help="Say of each device whether it is chosen, and why not.")
+    ] = False,
     farm_file: FarmOption = None,
     farm_address: AddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the farm's devices and who they are.
 
-    Exit code 1 when one of them does not answer."""
+    Exit code 1 when one of them does not answer, or none is chosen."""
+    from harness import choosing
     from harness.farm import Farm
 
-    known = inventory.load(farm_file)
-    with Farm(known, inventory.select(selection, known), farm_address) as farm:
-        found = farm.status()
-    table = Table("device", "kind", "model", "SoC", "ABI", "cores", "memory", "onnxruntime", "state")
-    for status in found:
+    meant = choosing.read(selection, inventory.load(farm_file))
+    with progress() as report, Farm(meant.inventory, meant.names, farm_address) as farm:
+        report(f"asking {len(meant.names)} devices who they are", 0, 1)
+        statuses = farm.status()
+    choice = meant.judge(statuses)
+    if why:
+        show(as_json, _reasons(choice), _why_table(choice))
+        raise typer.Exit(0 if choice.names else 1)
+    if meant.condition is not None:
+        statuses = tuple(s for s in statuses if s.name in meant.choose(statuses).names)
+    table = Table("device", "kind", "model", "SoC", "ABI", "API", "cores", "memory", "ORT", "state")
+    for status in statuses:
         table.add_row(status.name, status.kind, *_identity_cells(status), _state(status))
-    show(as_json, {"devices": [_row(status, known) for status in found]}, table)
-    if any(status.identity is None for status in found):
+    data = {"devices": [_row(status, meant.inventory) for status in statuses]}
+    show(as_json, data | {"not_chosen": _reasons(choice)["not_chosen"]}, table)
+    for each in meant.passed_over if meant.condition is None else ():
+        note(f"{each.name}: {each.reason}")
+    if any(status.identity is None for status in statuses):
         raise typer.Exit(1)
 
 
@@ -70,6 +87,7 @@ def replay(
     """Run one program on one device and compare with the reference.
 
     Exit code 1 when they differ."""
+    from harness import choosing
     from harness.artifacts import artifact_for
     from harness.compare import CheckFailed, agree_with_reference
     from harness.farm import Farm
@@ -77,8 +95,10 @@ def replay(
     from harness.reference.rounded import is_exact, rounded_checkpoint
     from harness.tolerances import tolerance_for
 
-    known = inventory.load(farm_file)
-    names = inventory.select(device, known)
+    meant = choosing.read(device, inventory.load(farm_file))
+    known, names = meant.inventory, meant.names
+    if meant.condition is not None:
+        raise InventoryError(f"a program is replayed on one device; name it instead of {device!r}")
     if len(names) != 1:
         raise InventoryError(f"a program is replayed on one device; {device!r} is {', '.join(names)}")
     parsed, chosen = _program(program), parse_recipe(recipe)
@@ -133,14 +153,29 @@ def _row(status: DeviceStatus, known: inventory.Inventory) -> dict[str, Any]:
     }
 
 
+def _reasons(choice: Choice) -> dict[str, Any]:
+    passed = [{"name": each.name, "why": each.reason} for each in choice.passed_over]
+    return {"chosen": list(choice.names), "not_chosen": passed}
+
+
+def _why_table(choice: Choice) -> Table:
+    table = Table("device", "chosen", "why not")
+    for name in choice.names:
+        table.add_row(name, "yes", "")
+    for each in choice.passed_over:
+        table.add_row(each.name, "no", each.reason)
+    return table
+
+
 def _identity_cells(status: DeviceStatus) -> list[str]:
     identity = status.identity
     if identity is None:
-        return [""] * 6
+        return [""] * 7
     model = identity.model + (f" ({identity.simulated})" if identity.simulated else "")
     memory = f"{identity.ram_bytes / 2**30:.1f} GiB"
     version = identity.runtime.get("onnxruntime", "")
-    return [model, identity.soc, identity.abi, str(identity.cores), memory, version]
+    api = "" if identity.api_level is None else str(identity.api_level)
+    return [model, identity.soc, identity.abi, api, str(identity.cores), memory, version]
 
 
 def _state(status: DeviceStatus) -> str:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from device_agents.adb.android import AndroidDevice
-from device_agents.adb.facts import Cluster, parse_clusters
+from device_agents.adb.facts import parse_clusters
 from device_agents.adb.transport import AdbTransport
-from device_agents.api import Device
+from device_agents.api import Cluster, Device
 from device_agents.bundle.model import Bundle
 from device_agents.deadline import Deadline
 from device_agents.errors import DeployFailed, DeviceUnreachable, RunnerDied, UnsupportedDevice
@@ -35,7 +35,7 @@ from tests.device_agents.adb_fixtures import (
     set_properties,
 )
 from tests.device_agents.conftest import make_artifact, wait_for
-from tests.device_agents.fake_adb import FakeAdb
+from tests.device_agents.fake_adb import SERIAL, FakeAdb
 
 __all__ = ["adb", "commands", "phone"]  # fixtures
 
@@ -79,8 +79,36 @@ def test_identity_is_the_phones_and_the_runners(device: AndroidDevice) -> None:
     assert (identity.abi, identity.os) == ("x86_64", "Android 15 (API 35)")
     assert identity.build == PROPERTIES["ro.build.fingerprint"]
     assert identity.ram_bytes > 1 << 20
+    assert (identity.serial, identity.api_level) == (SERIAL, 35)
+    assert identity.abis == ("x86_64", "x86")
+    assert sum(len(cluster.cores) for cluster in identity.clusters) == os.cpu_count()
     assert "CPUExecutionProvider" in identity.providers
     assert set(identity.runtime) == {"python", "numpy", "onnxruntime", "kvengine"}
+
+
+# As AOSP's ThermalManagerService.dumpInternal and BatteryService.dumpInternal print them.
+THERMAL_DUMP = """Thermal Status: 0
+Cached temperatures:
+\tTemperature{mValue=31.2, mType=3, mName=VIRTUAL-SKIN, mStatus=0}
+HAL Ready: true
+Current temperatures from HAL:
+\tTemperature{mValue=31.2, mType=3, mName=VIRTUAL-SKIN, mStatus=0}
+\tTemperature{mValue=28.0, mType=2, mName=battery, mStatus=0}"""
+
+
+@pytest.mark.parametrize(("present", "expected"), [("true", True), ("false", False), ("", None)])
+def test_sensors_and_battery_are_named_where_they_are_told(
+    device: AndroidDevice, commands: Path, present: str, expected: bool | None
+) -> None:
+    battery = f"Current Battery Service state:\n  present: {present}\n  level: 80"
+    add_command(
+        commands,
+        "dumpsys",
+        f"[ $1 = battery ] && echo '{battery}'; [ $1 != battery ] && echo '{THERMAL_DUMP}'",
+    )
+    facts = device.facts(Deadline(20))
+    assert facts.thermal_sensors == ("VIRTUAL-SKIN", "battery")
+    assert facts.battery is expected
 
 
 @pytest.mark.parametrize(

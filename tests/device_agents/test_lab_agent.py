@@ -414,16 +414,31 @@ def test_an_engine_refusal_passes_through_and_leaves_no_runner(tmp_path: Path) -
     agent.shutdown()
 
 
-def test_room_is_made_for_what_comes_but_not_at_the_cost_of_what_is_in_use(tmp_path: Path) -> None:
-    agent = LabAgent(tmp_path, TWO, make=make_fake, store_limit_bytes=12, reap_every_s=None)
-    lease = agent.acquire("left", "me", 60)
+def test_room_is_made_for_what_comes_but_not_at_the_cost_of_what_is_in_use(
+    tmp_path: Path, clock: Clock
+) -> None:
+    agent = LabAgent(tmp_path, TWO, make=make_fake, clock=clock, store_limit_bytes=12, reap_every_s=None)
     unused = upload(agent, {"unused.bin": b"uuuu"})
+    clock.now += AgentBudgets().deploy_s + 1  # whoever wanted it is gone
+    lease = agent.acquire("left", "me", 60)
     used = upload(agent, {"used.bin": b"UUUU"})
     agent.deploy("left", lease.token, used.to_json())
     os.utime(tmp_path / "artifacts" / used.id, (1, 1))  # the longest unused, were it not in use
     upload(agent, {"new.bin": b"nnnnnn"})
     assert agent.missing_blobs(used.to_json()) == ()
     assert [b.name for b in agent.missing_blobs(unused.to_json())] == ["unused.bin"]
+    agent.shutdown()
+
+
+def test_what_is_on_its_way_to_one_device_is_not_evicted_for_another(tmp_path: Path) -> None:
+    agent = LabAgent(tmp_path, TWO, make=make_fake, store_limit_bytes=6, reap_every_s=None)
+    lease = agent.acquire("left", "me", 60)
+    mine = upload(agent, {"mine.bin": b"mmmmmm"})
+    upload(agent, {"theirs.bin": b"tttttt"})
+    assert agent.deploy("left", lease.token, mine.to_json()) == mine.id
+    agent.release("left", lease.token)
+    upload(agent, {"more.bin": b"oooooo"})
+    assert [b.name for b in agent.missing_blobs(mine.to_json())] == ["mine.bin"]  # its turn is over
     agent.shutdown()
 
 

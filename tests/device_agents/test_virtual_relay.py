@@ -250,3 +250,39 @@ def test_corrupt_changes_exactly_one_bit_of_the_byte_named(lab: Lab, after: int)
     assert wrong == [after]
     assert (data[after] ^ got[after]).bit_count() == 1
     assert lab.carry(host, phone, data) == data  # once
+
+
+@pytest.mark.parametrize("after", [1, 70_000, 299_999])
+def test_a_trigger_fires_once_when_exactly_so_many_bytes_have_gone(lab: Lab, after: int) -> None:
+    host, phone = lab.pair()
+    lab.carry(host, phone, b"before")
+    seen: list[int] = []
+
+    def look(go_on: Callable[[], None]) -> None:
+        seen.append(lab.relay.carried["to_host"])
+        go_on()
+
+    lab.relay.trigger("to_host", after, look)
+    data = random.Random(3).randbytes(300_000)
+    assert lab.carry(host, phone, data) == data
+    assert seen == []  # that was the other way
+    assert lab.carry(phone, host, data) == data
+    assert seen == [after]
+    assert lab.carry(phone, host, data) == data
+    assert len(seen) == 1
+
+
+def test_nothing_passes_a_trigger_before_it_has_done_its_work(lab: Lab) -> None:
+    host, phone = lab.pair()
+    pulled: list[Callable[[], None]] = []
+    lab.relay.trigger("to_phone", 5, pulled.append)
+    host.sendall(b"12345678")
+    lab.turn(lambda: bool(pulled))
+    lab.turn_for(0.1)
+    assert (_read(phone) or b"") in (b"", b"12345")
+    assert lab.relay.carried["to_phone"] == 5
+    lab.relay.cut()
+    pulled[0]()
+    lab.turn(lambda: _is_reset(phone))
+    host, phone = lab.pair()
+    assert lab.carry(host, phone, b"again") == b"again"

@@ -136,8 +136,25 @@ def test_a_wrong_engine_is_red_with_a_program_that_replays(run: Run) -> None:
     assert "first differing step" in found.stdout + found.stderr
 
 
-def test_a_killed_runner_is_an_infrastructure_error_and_the_run_goes_on(run: Run) -> None:
+def test_a_check_whose_runner_was_killed_is_tried_again_and_says_so(run: Run) -> None:
     process = run.start("--devices=host", "--recipes=hybrid", "--examples=40")
+    try:
+        _kill_one_runner(process.pid)
+        output, _ = process.communicate(timeout=SECONDS)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output
+    checks = run.results["checks"]
+    assert [check["outcome"] for check in checks] == ["passed"] * CHECKS_OF_HYBRID
+    (hit,) = [check for check in checks if check["retries"]]
+    assert "RunnerDied" in hit["retries"][0]
+    assert hit["programs"] >= 40  # of the try that counts, not of what was cut short before it
+    assert "tried again after RunnerDied" in output
+    assert hit["retries"][0][:40] in (run.folder / "report" / "index.html").read_text()
+
+
+def test_without_retries_a_killed_runner_is_an_infrastructure_error_and_the_run_goes_on(run: Run) -> None:
+    process = run.start("--devices=host", "--recipes=hybrid", "--examples=40", "--retries=0")
     try:
         _kill_one_runner(process.pid)
         output, _ = process.communicate(timeout=SECONDS)

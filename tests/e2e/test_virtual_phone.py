@@ -18,10 +18,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from device_agents.deadline import Deadline
-from device_agents.errors import AdbFailure
+from device_agents.errors import AdbFailure, InfrastructureError
 from device_agents.virtual import (
     VirtualPhone,
     VirtualPhoneFailed,
@@ -72,8 +73,11 @@ def phone(cache: Path, tmp_path: Path) -> Iterator[MakePhone]:
     """Starts a phone: ``phone(profile="pixel-8", abi="x86_64", name="phone")``; they end with the test."""
     with contextlib.ExitStack() as stack:
 
-        def start(profile: str = "pixel-8", abi: str = "x86_64", name: str = "phone") -> VirtualPhone:
-            made = VirtualPhone(name, load_profile(profile), parse_abi(abi), tmp_path / "phones", cache)
+        def start(
+            profile: str = "pixel-8", abi: str = "x86_64", name: str = "phone", storage: int = 0
+        ) -> VirtualPhone:
+            folder = tmp_path / "phones"
+            made = VirtualPhone(name, load_profile(profile), parse_abi(abi), folder, cache, storage)
             stack.callback(made.stop)
             try:
                 made.start(Deadline(300))
@@ -371,6 +375,54 @@ def test_a_reboot_keeps_the_address_and_the_data(phone: MakePhone, server: Priva
     wait_for(adb.answers, 30, "adb after the reboot")
     assert made.address == address
     assert adb("cat /data/local/tmp/x; settings get global gone") == "kept\nnull\n"
+
+
+def test_adbd_can_be_killed_at_a_byte(phone: MakePhone, server: PrivateAdbServer, tmp_path: Path) -> None:
+    made = phone()
+    adb = connect(server, made)
+    adb("true")
+    (tmp_path / "big").write_bytes(os.urandom(8 << 20))
+    made.kill_adbd(at=("to_phone", 3 << 20))
+    assert adb.answers()  # not yet
+    with pytest.raises(AssertionError, match=r"adb: error|failed|closed"):
+        adb.push(tmp_path / "big", "/data/local/tmp/big")
+    wait_for(adb.answers, 20, "adb with the new adbd")
+
+
+def test_an_unplugged_phone_stays_away(phone: MakePhone, server: PrivateAdbServer) -> None:
+    made = phone()
+    adb = connect(server, made)
+    made.unplug()
+    wait_for(lambda: not adb.answers(), 5, "adb's notice of it")
+    with pytest.raises(InfrastructureError):
+        server.connect(made.address, Deadline(1.5))
+    assert not made.dead
+    assert made.relay.state()["up"] == 1
+
+
+def test_a_full_storage_is_full_and_has_room_again(phone: MakePhone, server: PrivateAdbServer) -> None:
+    made = phone(storage=64 << 20)
+    adb = connect(server, made)
+    write = "head -c 8388608 /dev/zero > /data/local/tmp/x"
+    made.fill_storage()
+    full = adb.run(write)
+    assert full.returncode != 0
+    assert "No space left" in full.stderr
+    assert int(adb("df -k /data | tail -n 1").split()[3]) <= 4
+    made.fill_storage(None)
+    adb(write)
+    with pytest.raises(VirtualPhoneFailed, match="no limit of its own"):
+        phone(name="other").fill_storage()
+
+
+def test_a_phone_whose_first_process_was_killed_is_dead_and_a_rebooting_one_is_not(phone: MakePhone) -> None:
+    made = phone()
+    made.reboot(0.3)
+    assert not made.dead
+    wait_for(lambda: bool(made.relay.state()["up"]), 5, "the phone")
+    (keeper,) = psutil.Process(made.launcher_pid).children()
+    keeper.children()[0].kill()
+    wait_for(lambda: made.dead, 5, "its launcher's notice of it")
 
 
 # arm64

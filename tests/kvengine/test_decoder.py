@@ -121,6 +121,21 @@ def test_senseless_sizes_are_refused(hybrid: LocalEngine, bad: dict[str, int]) -
         Decoder(hybrid.model, **{"capacity": 10, **bad})
 
 
+def test_a_device_without_memory_left_says_nothing_about_the_engine(hybrid: LocalEngine) -> None:
+    decoder = Decoder(hybrid.model, 30)
+    run = decoder.model.session.run_with_iobinding
+
+    def starved(*arguments: object) -> None:
+        raise RuntimeError("bfc_arena.cc:360 Failed to allocate memory for requested buffer of size 921600")
+
+    decoder.model.session.run_with_iobinding = starved
+    try:
+        with pytest.raises(MemoryError, match="921600"):
+            decoder.prefill(PROMPT)
+    finally:
+        decoder.model.session.run_with_iobinding = run
+
+
 def test_after_a_failure_inside_onnxruntime_only_reset_is_accepted(hybrid: LocalEngine) -> None:
     decoder = Decoder(hybrid.model, 30)
     decoder.prefill(PROMPT)

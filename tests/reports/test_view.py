@@ -11,7 +11,7 @@ import pytest
 from reports import text
 from reports.correctness import CheckCell
 from reports.measurements import METRICS, MeasureGroup
-from reports.results import SampleInfo, TopLogits, VitalsInfo
+from reports.results import ClusterInfo, SampleInfo, TopLogits, VitalsInfo
 from reports.view import ReportView, build_view
 from tests.reports.sample import (
     AFTER,
@@ -303,3 +303,23 @@ def test_a_check_that_was_never_planned_for_a_recipe_does_not_apply() -> None:
     cell = short.rows[1].cells[1]
     assert cell is not None
     assert cell.outcome == "not_run"
+
+
+def test_a_device_shows_what_is_told_of_it_and_no_more() -> None:
+    clusters = (ClusterInfo(1_704_000, (0, 1, 2, 3)), ClusterInfo(2_914_000, (4, 5, 6, 7)))
+    told = device(
+        PHONE, serial="39121F", api_level=36, clusters=clusters, thermal_sensors=("SKIN",), battery=True
+    )
+    phone, host = (view.facts for view in build_view(run(devices=(told, device(HOST)))).devices)
+    assert (
+        dict(phone).items()
+        >= {
+            "Serial": "39121F",
+            "API level": "36",
+            "Cores": "8: 4 at 1.70 GHz, 4 at 2.91 GHz",
+            "Thermal sensors": "SKIN",
+            "Battery": "yes",
+        }.items()
+    )
+    assert dict(host)["Cores"] == "2"
+    assert not {"Serial", "API level", "Battery", "Thermal sensors"} & set(dict(host))

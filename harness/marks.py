@@ -1,0 +1,95 @@
+"""``@pytest.mark.device("abi==arm64-v8a")``: on which of a run's devices a test is to run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import pytest
+
+from device_agents.errors import InfrastructureError
+from harness.choosing import what_is_known
+from harness.discovery import PassedOver
+from harness.errors import InventoryError
+from harness.run import DeviceRun
+from harness.selection import Condition, Known, parse
+from reports.results import NotRun
+
+MARKER = "device"
+
+
+@dataclass(frozen=True)
+class NoDevice:
+    """What a test is parametrized with when no device of the run may run it."""
+
+    expression: str
+    reasons: tuple[PassedOver, ...]
+
+    @property
+    def sentence(self) -> str:
+        why = "; ".join(f"{each.name}: {each.reason}" for each in self.reasons)
+        return f"no device for {self.expression!r}: {why}"
+
+    def not_run(self, check: str, title: str, kind: str) -> NotRun:
+        reasons = tuple(f"{each.name}: {each.reason}" for each in self.reasons)
+        return NotRun(check, title, "check" if kind == "cell" else "measurement", self.expression, reasons)
+
+
+class DeviceMarks:
+    """Matches tests' markers against the devices of ``run``, each of which is asked at most once."""
+
+    def __init__(self, run: DeviceRun) -> None:
+        self._run = run
+        self._silent: set[str] = set()
+
+    def devices(self, markers: Iterable[pytest.Mark], where: str) -> tuple[str, ...] | NoDevice:
+        """The devices that satisfy every marker; all of them where there is none.
+
+        One that does not answer may be meant: it is kept, and its test will say that it does not answer.
+
+        Raises:
+            InventoryError: a marker that is no condition; names ``where``.
+        """
+        expressions = [_expression(mark, where) for mark in markers]
+        if not expressions:
+            return self._run.devices
+        conditions = [_condition(text, where) for text in expressions]
+        chosen, reasons = [], []
+        for name in self._run.devices:
+            against = self._against(name, conditions)
+            if against:
+                reasons.append(PassedOver(name, "; ".join(against)))
+            else:
+                chosen.append(name)
+        return tuple(chosen) or NoDevice(" and ".join(expressions), tuple(reasons))
+
+    def _against(self, name: str, conditions: Sequence[Condition]) -> list[str]:
+        known = what_is_known(name, self._run.inventory)
+        if any(condition.decide(known) is None for condition in conditions):
+            known = self._asked(name) or known
+        return [r for c in conditions if c.decide(known) is False for r in c.why(known, True)]
+
+    def _asked(self, name: str) -> Known | None:
+        if name in self._silent:
+            return None
+        try:
+            return what_is_known(name, self._run.inventory, self._run.identity(name))
+        except InfrastructureError:
+            self._silent.add(name)
+            return None
+
+
+def _expression(mark: pytest.Mark, where: str) -> str:
+    if len(mark.args) != 1 or mark.kwargs or not isinstance(mark.args[0], str):
+        found = ", ".join([*map(repr, mark.args), *(f"{k}={v!r}" for k, v in mark.kwargs.items())])
+        raise InventoryError(
+            f"{where}: sought @pytest.mark.{MARKER}('a condition'), found @pytest.mark.{MARKER}({found})"
+        )
+    return mark.args[0]
+
+
+def _condition(text: str, where: str) -> Condition:
+    try:
+        return parse(text)
+    except InventoryError as error:
+        raise InventoryError(f"{where}: @pytest.mark.{MARKER}: {error}") from None

@@ -1,0 +1,144 @@
+"""What is done after an infrastructure failure: try again on the same device, or set the device aside.
+
+A check or leg that infrastructure stopped says nothing about the engine, so it is tried again once the
+device answers, a few times. A device that does not answer again, or stops one check after the other, is
+quarantined: what is left for it is reported at once, with the evidence, and the other devices go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from device_agents.deadline import Deadline
+from device_agents.errors import (
+    BundleError,
+    InfrastructureError,
+    NoSuchDevice,
+    Unauthorized,
+    UnsupportedDevice,
+)
+from device_agents.virtual.errors import VirtualPhoneUnavailable
+from harness.errors import Quarantined, ReferenceFailed
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+# Trying again cannot help before a person has done something.
+_LASTING = (UnsupportedDevice, Unauthorized, BundleError, NoSuchDevice, VirtualPhoneUnavailable)
+_LINE = 300  # characters of an error that a row keeps of each retry
+
+
+@dataclass(frozen=True)
+class RecoveryPolicy:
+    """retries: further tries of one check or leg. answer_s: a device has so long to answer again before
+    each. lost_in_a_row: a device is quarantined after so many checks or legs lost one after the other."""
+
+    retries: int = 2
+    answer_s: float = 180.0  # a phone takes a minute and more to boot
+    lost_in_a_row: int = 2
+    pause_s: float = 0.5  # between two questions whether it answers
+
+
+class Recovery:
+    """Of all devices of one run; different devices may be used from different threads.
+
+    probe: asks a device for a sign of life, under a deadline of its own; raises InfrastructureError.
+    on_quarantine: called once for each device that is set aside, with its name and the evidence.
+    on_retry: called before each further try, with the device's name and the reason.
+    """
+
+    def __init__(
+        self,
+        probe: Callable[[str], object],
+        policy: RecoveryPolicy | None = None,
+        on_quarantine: Callable[[str, str], None] = lambda device, evidence: None,
+        on_retry: Callable[[str, str], None] = lambda device, reason: None,
+    ) -> None:
+        self._probe = probe
+        self._policy = policy or RecoveryPolicy()
+        self._on_quarantine = on_quarantine
+        self._on_retry = on_retry
+        self._lost: dict[str, int] = {}  # checks and legs lost in a row
+        self._evidence: dict[str, str] = {}
+
+    @property
+    def quarantined(self) -> dict[str, str]:
+        """Evidence by device."""
+        return dict(self._evidence)
+
+    def attempt(self, device: str, work: Callable[[], T], retries: list[str]) -> T:
+        """``work()``, again after an infrastructure failure; ``retries`` gets the reason of each further try.
+
+        Raises:
+            Quarantined: the device has been set aside; ``work`` is not called.
+            InfrastructureError: the last one, when tries are used up or the device is set aside by it.
+            What else ``work`` raises, at once: that is an answer of the engine.
+        """
+        if evidence := self._evidence.get(device):
+            raise Quarantined(f"quarantined: {evidence}")
+        while True:
+            try:
+                found = work()
+            except ReferenceFailed:
+                raise  # not this device's doing
+            except InfrastructureError as error:
+                self._consider(device, error, retries)
+            except Exception:
+                self._lost.pop(device, None)
+                raise
+            else:
+                self._lost.pop(device, None)
+                return found
+
+    # -- inside ---------------------------------------------------------------------------
+
+    def _consider(self, device: str, error: InfrastructureError, retries: list[str]) -> None:
+        """Returns when ``work`` may be tried again, else raises ``error``."""
+        if isinstance(error, _LASTING):
+            self._set_aside(device, one_line(error))
+            raise error
+        if len(retries) >= self._policy.retries:
+            lost = self._lost[device] = self._lost.get(device, 0) + 1
+            if lost >= self._policy.lost_in_a_row:
+                self._set_aside(device, f"{lost} checks or legs lost in a row, the last by {one_line(error)}")
+            raise error
+        try:
+            seconds = self._await_answer(device)
+        except InfrastructureError as silence:
+            self._set_aside(
+                device,
+                f"{one_line(error)}; then it did not answer again within {self._policy.answer_s:g} s: "
+                f"{one_line(silence)}",
+            )
+            raise error from silence
+        retries.append(f"{one_line(error)} (answered again after {seconds:.1f} s)")
+        self._on_retry(device, retries[-1])
+
+    def _await_answer(self, device: str) -> float:
+        """Seconds until the device answered. Raises the last InfrastructureError when it is late."""
+        began, deadline, pause = time.monotonic(), Deadline(self._policy.answer_s), threading.Event()
+        while True:
+            try:
+                self._probe(device)
+                return time.monotonic() - began
+            except InfrastructureError as error:
+                if isinstance(error, _LASTING) or deadline.remaining <= self._policy.pause_s:
+                    raise
+            pause.wait(self._policy.pause_s)
+
+    def _set_aside(self, device: str, evidence: str) -> None:
+        self._evidence[device] = evidence
+        _log.error("%s is quarantined: %s", device, evidence)
+        self._on_quarantine(device, evidence)
+
+
+def one_line(error: BaseException) -> str:
+    """The error's class and the first line of what it says."""
+    first = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first}"[:_LINE]
