@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from device_agents.errors import ProtocolError
 from device_agents.frames import Array, Frame, FrameKind
 from device_agents.probe import Probe
 from kvengine.codec import DecodeError, decode, encode
-from kvengine.program import Measurement, Observation, OperationError, Program, Workload
+from kvengine.program import CacheRows, Measurement, Observation, OperationError, Program, Workload
 from kvengine.recipe import SessionRecipe
 from kvengine.session import SessionInfo
 
@@ -75,16 +76,18 @@ class Opened:
 
 @dataclass(frozen=True)
 class ObservationHead:
-    """An Observation without its logits."""
+    """An Observation without its arrays. cache: whether it has one."""
 
-    position: int
+    positions: tuple[int, ...]
     tokens: tuple[int, ...]
     error: OperationError | None
+    cache: bool = False
 
 
 @dataclass(frozen=True)
 class Observations:
-    """One head an operation; the frame carries as many float32 arrays [rows, vocab_size]."""
+    """One head an operation; the frame carries for each the logits, float32 [rows, vocab_size], and the
+    seven arrays of its CacheRows, in the order of their fields, if it has one."""
 
     heads: tuple[ObservationHead, ...]
     kind: Literal["observations"] = "observations"
@@ -147,28 +150,64 @@ def reply_of(frame: Frame) -> Reply:
 
 
 def pack_observations(observations: Sequence[Observation]) -> tuple[Observations, tuple[Array, ...]]:
-    heads = tuple(ObservationHead(o.position, o.tokens, o.error) for o in observations)
-    return Observations(heads), tuple(o.logits for o in observations)
+    heads = tuple(ObservationHead(o.positions, o.tokens, o.error, o.cache is not None) for o in observations)
+    arrays: list[Array] = []
+    for observation in observations:
+        arrays.append(observation.logits)
+        if observation.cache is not None:
+            arrays += [getattr(observation.cache, name) for name in _CACHE_FIELDS]
+    return Observations(heads), tuple(arrays)
 
 
 def unpack_observations(
     reply: Observations, arrays: Sequence[Array], operations: int
 ) -> tuple[Observation, ...]:
-    """Raises ProtocolError unless there is one head and one array of logits for each operation."""
-    if not len(arrays) == len(reply.heads) == operations:
+    """Raises ProtocolError unless there is one head and what it says of arrays for each operation."""
+    sought = sum(1 + head.cache * len(_CACHE_FIELDS) for head in reply.heads)
+    if len(reply.heads) != operations or len(arrays) != sought:
         raise ProtocolError(
             f"{operations} operations were answered by {len(reply.heads)} observations "
-            f"and {len(arrays)} arrays of logits"
+            f"and {len(arrays)} arrays, where {sought} were announced"
         )
-    for array in arrays:
-        if array.dtype != np.float32 or array.ndim != 2:
-            raise ProtocolError(
-                f"sought logits as float32 [rows, vocab_size], found {array.dtype} {array.shape}"
-            )
-    return tuple(
-        Observation(head.position, array, head.tokens, head.error)
-        for head, array in zip(reply.heads, arrays, strict=True)
+    rest = iter(arrays)
+    return tuple(_observation(head, rest) for head in reply.heads)
+
+
+_CACHE_FIELDS = tuple(field.name for field in dataclasses.fields(CacheRows))
+_CODES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.int8), np.dtype(np.uint8))
+
+
+def _observation(head: ObservationHead, arrays: Iterator[Array]) -> Observation:
+    logits = next(arrays)
+    if logits.dtype != np.float32 or logits.ndim != 2:
+        raise ProtocolError(
+            f"sought logits as float32 [rows, vocab_size], found {logits.dtype} {logits.shape}"
+        )
+    if not head.positions:
+        raise ProtocolError("sought the position of each batch row, found none")
+    cache = _cache_rows([next(arrays) for _ in _CACHE_FIELDS]) if head.cache else None
+    return Observation(head.positions, logits, head.tokens, head.error, cache)
+
+
+def _cache_rows(arrays: Sequence[Array]) -> CacheRows:
+    """Raises ProtocolError unless types and shapes are those that CacheRows states."""
+    rows = CacheRows(*arrays)
+    heads, count, width = rows.key.shape if rows.key.ndim == 3 else (0, 0, 0)
+    float32 = np.dtype(np.float32)
+    right = (
+        rows.positions.dtype == np.int64
+        and rows.positions.shape == (count,)
+        and rows.value.shape == (heads, count, width)
+        and all(s.shape == (heads, width) for s in (rows.key_scale, rows.value_scale))
+        and all(p.dtype == float32 for p in (rows.key, rows.value, rows.key_scale, rows.value_scale))
+        and all(c.dtype in _CODES for c in (rows.key_codes, rows.value_codes))
+        and all(c.shape[:2] == (heads, count) for c in (rows.key_codes, rows.value_codes))
     )
+    if not right:
+        raise ProtocolError(
+            f"sought the arrays of CacheRows, found {[(str(a.dtype), a.shape) for a in arrays]}"
+        )
+    return rows
 
 
 def _decode(union: Any, frame: Frame, kind: FrameKind) -> Any:

@@ -9,7 +9,17 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.reference.protocol import Reference
-from kvengine.program import Decode, Generate, Observation, Operation, Poison, Prefill, Program, Reset
+from kvengine.program import (
+    Decode,
+    Generate,
+    Observation,
+    Operation,
+    Poison,
+    Prefill,
+    Program,
+    ReadCache,
+    Reset,
+)
 from kvengine.spec import ModelSpec
 
 Float32Array = npt.NDArray[np.float32]
@@ -102,7 +112,7 @@ def _refusal(operation: Operation, start: int, capacity: int, vocabulary: int) -
             tokens: tuple[int, ...] = operation.tokens
         case Generate():
             tokens = (operation.token,) * operation.count
-        case Reset() | Poison():
+        case Reset() | Poison() | ReadCache():
             return ""
         case _:
             return "NotSupported"

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
 from kvengine.buffers import Buffer
-from kvengine.plan import CacheDtype, CachePlan
+from kvengine.codes import STORAGE
+from kvengine.plan import CachePlan
 from kvengine.recipe import SessionRecipe
 from kvengine.spec import LayerSpec, ModelSpec
 
-STORAGE: dict[CacheDtype, type] = {
-    "float32": np.float32,
-    "float16": np.float16,
-    "int8": np.int8,
-    "int4": np.uint8,  # two codes a byte
-}
+Stored = npt.NDArray[Any]
 
 
 def past_names(layer: int) -> tuple[str, str]:
@@ -67,19 +63,31 @@ class StaticCache:
     def reset(self) -> None:
         """Nothing to do: which rows are alive follows from the position alone."""
 
-    def poison(self, total: int) -> None:
-        """Overwrite every row that holds none of the newest tokens; ``total`` tokens were appended so far."""
-        for layer, pair in zip(self._layers, self._buffers, strict=True):
-            alive = self._plan.resident(layer, self._capacity, total)
-            for buffer in pair:
-                contents = buffer.read()
-                contents[:, :, alive:, :] = _poison_of(contents.dtype)
-                buffer.write(contents)
+    def poison(self, held: Sequence[int]) -> None:
+        """Overwrite every row that holds none of the newest tokens; ``held`` tokens are in each batch row."""
+        for index, layer in enumerate(self._layers):
+            key, value = self.read(index)
+            for row, total in enumerate(held):
+                alive = self._plan.resident(layer, self._capacity, total)
+                key[row, :, alive:] = value[row, :, alive:] = _poison_of(key.dtype)
+            self.write(index, key, value)
 
-    def arrays(self) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+    def read(self, layer: int) -> tuple[Stored, Stored]:
+        """K and V of a layer as stored, [batch, kv_heads, rows, width]; on the CPU the live arrays."""
+        key, value = self._buffers[layer]
+        return key.read(), value.read()
+
+    def write(self, layer: int, key: Stored, value: Stored) -> None:
+        """Replace K and V of a layer."""
+        for buffer, contents in zip(self._buffers[layer], (key, value), strict=True):
+            buffer.write(contents)
+
+    def trim(self, rows: int) -> None:
+        """Nothing to do: the buffers keep their size."""
+
+    def arrays(self) -> Iterator[tuple[Stored, Stored]]:
         """(K, V) of each layer, as stored."""
-        for key, value in self._buffers:
-            yield key.read(), value.read()
+        return (self.read(layer) for layer in range(len(self._layers)))
 
 
 class GrowingCache:
@@ -91,6 +99,8 @@ class GrowingCache:
         self._plan = plan
         self._spec = spec
         self._batch = batch
+        # An idle row counts as one token, so the op wants a row for it (see Decoder._advance).
+        self._least = 0 if batch == 1 else 1
         self._device = (recipe.device_type, recipe.device_id)
         self.reset()
 
@@ -102,7 +112,10 @@ class GrowingCache:
     def reset(self) -> None:
         dtype = STORAGE[self._plan.dtype]
         self._values = [
-            tuple(Buffer(_shape(self._plan, layer, 0, self._batch), dtype, *self._device).value for _ in "KV")
+            tuple(
+                Buffer(_shape(self._plan, layer, self._least, self._batch), dtype, *self._device).value
+                for _ in "KV"
+            )
             for layer in self._spec.layers
         ]
 
@@ -120,12 +133,63 @@ class GrowingCache:
         presents = binding.get_outputs()[1:]
         self._values = list(zip(presents[::2], presents[1::2], strict=True))
 
-    def poison(self, total: int) -> None:
+    def poison(self, held: Sequence[int]) -> None:
         """Nothing to do: a growing cache has no dead rows."""
 
-    def arrays(self) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
-        for key, value in self._values:
-            yield key.numpy(), value.numpy()
+    def read(self, layer: int) -> tuple[Stored, Stored]:
+        """Copies of K and V of a layer, [batch, kv_heads, rows, width]."""
+        key, value = self._values[layer]
+        return key.numpy(), value.numpy()
+
+    def write(self, layer: int, key: Stored, value: Stored) -> None:
+        """Replace K and V of a layer; of any number of rows."""
+        self._values[layer] = (self._value(key), self._value(value))
+
+    def trim(self, rows: int) -> None:
+        """Forget what is behind the first ``rows`` rows."""
+        rows = max(rows, self._least)
+        for index, (key, value) in enumerate(self.arrays()):
+            if key.shape[2] > rows:
+                self.write(index, key[:, :, :rows], value[:, :, :rows])
+
+    def arrays(self) -> Iterator[tuple[Stored, Stored]]:
+        return (self.read(layer) for layer in range(len(self._spec.layers)))
+
+    def _value(self, contents: Stored) -> ort.OrtValue:
+        value = ort.OrtValue.ortvalue_from_shape_and_type(list(contents.shape), contents.dtype, *self._device)
+        if contents.size:
+            value.update_inplace(np.ascontiguousarray(contents))
+        return value
+
+
+class Cache(Protocol):
+    """What a Decoder asks of its cache; see StaticCache."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def bind(self, binding: ort.IOBinding) -> None: ...
+
+    def collect(self, binding: ort.IOBinding) -> None: ...
+
+    def reset(self) -> None: ...
+
+    def poison(self, held: Sequence[int]) -> None: ...
+
+    def read(self, layer: int) -> tuple[Stored, Stored]: ...
+
+    def write(self, layer: int, key: Stored, value: Stored) -> None: ...
+
+    def trim(self, rows: int) -> None: ...
+
+    def arrays(self) -> Iterator[tuple[Stored, Stored]]: ...
+
+
+def take_rows(cache: Cache, layers: int, order: Sequence[int]) -> None:
+    """Batch row i becomes what row ``order[i]`` was."""
+    for layer in range(layers):
+        key, value = cache.read(layer)
+        cache.write(layer, key[list(order)], value[list(order)])
 
 
 def _shape(plan: CachePlan, layer: LayerSpec, capacity: int, batch: int) -> tuple[int, int, int, int]:

@@ -3,37 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Literal, NoReturn
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from kvengine import editing
 from kvengine.buffers import Buffer
-from kvengine.cache import GrowingCache, StaticCache
+from kvengine.cache import Cache, GrowingCache, StaticCache, take_rows
 from kvengine.errors import (
     ContextOverflow,
     EmptyPrompt,
     EngineFailure,
     InvalidRequest,
     InvalidToken,
-    NotSupported,
     failure_of,
 )
 from kvengine.model import Model
+from kvengine.program import CacheRows
 from kvengine.rope import rope_tables
+from kvengine.rows import Rows
+from kvengine.steps import Step, equal_steps, ragged_steps
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
 
 
 class Decoder:
-    """One growing sequence per batch row on a loaded Model.
+    """One growing sequence per batch row on a loaded Model; the rows may be of different lengths.
 
-    Every buffer is allocated here, once; ``reset`` reuses them. A request that is refused
-    (ContextOverflow, InvalidToken, EmptyPrompt, InvalidRequest) changes nothing. After an
-    EngineFailure the cache is undefined and only ``reset`` is accepted.
+    Every buffer is allocated here, once; ``reset`` reuses them. A request that is refused changes
+    nothing. After an EngineFailure the cache is undefined and only ``reset`` or ``load`` is accepted.
 
     Args:
         capacity: tokens of context per row.
@@ -50,14 +52,16 @@ class Decoder:
             )
         if batch < 1 or (slack is not None and slack < 0):
             raise InvalidRequest(f"sought batch >= 1 and slack >= 0, found batch {batch} and slack {slack}")
+        if batch > 1 and capacity < 2:
+            raise InvalidRequest(f"sought a capacity of at least 2 tokens for {batch} rows, found {capacity}")
         self.model = model
         self.capacity = capacity
         self.batch = batch
-        self.position = 0  # tokens in the cache, the same for every row
         self.plan = model.plan if slack is None else dataclasses.replace(model.plan, slack=slack)
+        self.rows = Rows(len(model.spec.layers), batch, capacity)
         self._failed = False
         cache_type = GrowingCache if self.plan.kind == "growing" else StaticCache
-        self.cache = cache_type(model.spec, self.plan, capacity, batch, model.recipe)
+        self.cache: Cache = cache_type(model.spec, self.plan, capacity, batch, model.recipe)
         self._lengths = Buffer((batch,), np.int32)  # seqlens_k: total tokens - 1
         self._total = Buffer((1,), np.int32)
         self._new = Buffer((batch,), np.int32)  # query_seqlens
@@ -72,9 +76,16 @@ class Decoder:
         self._feedback = [self._make_feedback_binding(source) for source in range(2)]
 
     @property
+    def position(self) -> int:
+        """Tokens in the longest row."""
+        return self.rows.longest
+
+    @property
     def kv_bytes(self) -> int:
         """Bytes of KV cache held now; for static and hybrid plans fixed from the start."""
         return self.cache.nbytes
+
+    # -- appending --------------------------------------------------------------------------------
 
     def prefill(
         self,
@@ -89,16 +100,32 @@ class Decoder:
             float32 [batch * n, vocab] for "all" (row-major: batch, then position),
             [batch, vocab] for "last".
         """
-        vocabulary = self.model.spec.vocab_size
-        found = []
-        for part, last_rows in self._chunks(self._checked(tokens), chunk):
-            rows = self._run(part, _every_row(part) if logits == "all" else last_rows)
-            found.append(rows.reshape(self.batch, -1, vocabulary))
-        return np.concatenate(found, axis=1).reshape(-1, vocabulary)
+        return self._append(self._checked(tokens), chunk, logits)
 
-    def check(self, tokens: Sequence[int] | Int64Array) -> None:
-        """Raise what appending ``tokens`` would raise, without running anything."""
-        self._checked(tokens)
+    def extend(
+        self,
+        tokens: Sequence[Sequence[int]] | Int64Array,
+        *,
+        chunk: int = 0,
+        logits: Literal["all", "last"] = "last",
+    ) -> Float32Array:
+        """Append ``tokens[b]`` to row b, in the same steps of at most ``chunk`` (0: as few as can be).
+
+        A row that gets none is idle: its cache is not touched. Shorter rows are padded on the right;
+        a step is cut where the padding of the fullest row would leave its buffer.
+
+        Returns:
+            float32 [tokens of all rows, vocab] for "all", row 0's first; for "last" [rows that got
+            any, vocab].
+
+        Raises:
+            EmptyPrompt, InvalidToken, InvalidRequest, ContextOverflow, EngineFailure.
+        """
+        return self._append(self._checked_rows(tokens), chunk, logits)
+
+    def check_rows(self, tokens: Sequence[Sequence[int]]) -> None:
+        """Raise what ``extend`` would raise, without running anything."""
+        self._checked_rows(tokens)
 
     def decode(self, tokens: int | Sequence[int]) -> Float32Array:
         """Append one token (or one per row); returns float32 [batch, vocab]."""
@@ -106,21 +133,28 @@ class Decoder:
         return self.prefill(np.array([[token] for token in each], np.int64))
 
     def start(self, tokens: Sequence[int] | Int64Array, *, chunk: int = 0) -> Int64Array:
-        """Append a prompt and return the greedy next token of each row, int64 [batch].
+        """Append a prompt ([n], or [batch, n]) and return the greedy next token of each row, int64 [batch].
 
-        No logits leave the device; the token stays there for ``step``.
+        No logits leave the device; the tokens stay there for ``step``.
         """
-        for part, last_rows in self._chunks(self._checked(tokens), chunk):
-            self._run(part, last_rows, keep_token=last_rows.size > 0)
-        return self.newest_token()
+        return self._start(self._checked(tokens), chunk)
 
-    def step(self) -> Int64Array:
-        """Append the newest greedy token and return the one after it, int64 [batch]."""
-        self._check_room(1)
+    def start_rows(self, tokens: Sequence[Sequence[int]] | Int64Array, *, chunk: int = 0) -> Int64Array:
+        """As ``start`` with a prompt of its own for each row; one that gets none is idle, its token means
+        nothing."""
+        return self._start(self._checked_rows(tokens), chunk)
+
+    def step(self, rows: Sequence[bool] | None = None) -> Int64Array:
+        """Append the newest greedy token and return the one after it, int64 [batch].
+
+        rows: which rows take part (None: all); the others are idle and lose their newest token.
+        """
+        new = None if rows is None else np.asarray(rows, bool).astype(np.int64)
+        self._check_room(1, new)
         binding = self._feedback[self._newest]
         if self.plan.kind == "growing":
             self.cache.bind(binding)
-        self._advance(binding, 1)
+        self._advance(binding, self._tokens[self._newest].read(), new)
         self._newest = 1 - self._newest
         return self.newest_token()
 
@@ -129,36 +163,110 @@ class Decoder:
         newest: Int64Array = self._tokens[self._newest].read().reshape(-1).copy()
         return newest
 
-    def reset(self) -> None:
-        """Forget every token; keep every buffer."""
-        self.position = 0
-        self._failed = False
-        self.cache.reset()
+    # -- forgetting and moving --------------------------------------------------------------------
+
+    def reset(self, row: int | None = None) -> None:
+        """Forget every token, or those of one row; keep every buffer."""
+        if row is None:
+            self._failed = False
+            self.cache.reset()
+        for each in range(self.batch) if row is None else [self._row(row)]:
+            self.rows.clear(each)
+        self.cache.trim(self.rows.longest)
 
     def poison(self) -> None:
         """Overwrite all dead cache rows with NaN (see StaticCache.poison); must never matter."""
-        self.cache.poison(self.position)
+        self.cache.poison(self.rows.held)
 
-    def rewind(self, count: int) -> NoReturn:
-        raise NotSupported("rewind is not built yet; reset and prefill again")
+    def rewind(self, count: int, row: int = 0) -> None:
+        """Drop the newest ``count`` tokens of ``row``, as if they had never been appended.
 
-    def fork(self) -> NoReturn:
-        raise NotSupported("fork is not built yet; prefill a second Decoder")
+        Exact, on every layer, down to CachePlan.rewind_limit, which proves the bound; layers without
+        a window, and windows that have evicted nothing yet, go back to any length.
 
-    def save(self, path: str) -> NoReturn:
-        raise NotSupported("save is not built yet; keep the tokens and prefill again")
+        Raises:
+            InvalidRequest: a count below 0 or above the tokens held.
+            RewindTooFar: beyond the limit; nothing was changed.
+        """
+        self._check_alive()
+        editing.rewind(self, count, self._row(row))
 
-    def load(self, path: str) -> NoReturn:
-        raise NotSupported("load is not built yet; keep the tokens and prefill again")
+    def read_cache(self, layer: int, row: int = 0) -> CacheRows:
+        """What ``layer`` holds of ``row``. Raises InvalidRequest for a layer or row there is not."""
+        self._check_alive()
+        return editing.read_cache(self, layer, self._row(row))
 
-    def _checked(self, tokens: Sequence[int] | Int64Array) -> Int64Array:
-        """The request as int64 [batch, n], or the reason it is refused."""
-        ids = np.asarray(tokens, dtype=np.int64)
-        if ids.size == 0:
-            raise EmptyPrompt("sought at least one token to append, found none; pass a token such as BOS")
-        ids = np.ascontiguousarray(np.atleast_2d(ids))
-        if ids.ndim != 2 or ids.shape[0] != self.batch:
+    def reorder(self, order: Sequence[int]) -> None:
+        """Row i becomes what row ``order[i]`` was, its newest greedy token included.
+
+        Raises InvalidRequest unless ``order`` names a row for each row.
+        """
+        self._check_alive()
+        if len(order) != self.batch:
+            raise InvalidRequest(f"sought an order of {self.batch} rows, found {len(order)}")
+        chosen = [self._row(row) for row in order]
+        take_rows(self.cache, len(self.model.spec.layers), chosen)
+        self.rows.take(chosen)
+        for buffer in self._tokens:
+            buffer.write(buffer.read()[chosen])
+
+    def fork(self) -> Decoder:
+        """A second decoder with the same state; whatever happens to one does not show in the other."""
+        self._check_alive()
+        other = type(self)(self.model, self.capacity, batch=self.batch, slack=self.plan.slack)
+        for layer, (key, value) in enumerate(self.cache.arrays()):
+            other.cache.write(layer, key, value)
+        other.rows.copy_from(self.rows)
+        other._newest = self._newest
+        for mine, theirs in zip(self._tokens, other._tokens, strict=True):
+            theirs.write(mine.read())
+        return other
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _start(self, parts: Sequence[Int64Array], chunk: int) -> Int64Array:
+        newest = np.zeros((self.batch, 1), np.int64)
+        for step in self._steps(parts, chunk):
+            ending = [row for row, asked in enumerate(step.last_rows) if len(asked)]
+            if len(ending) == self.batch:
+                self._run(step.ids, np.concatenate(step.last_rows), keep_token=True, new=step.new)
+                return self.newest_token()
+            logits = self._run(step.ids, np.concatenate(step.last_rows), new=step.new)
+            newest[ending, 0] = logits.argmax(axis=-1)
+        self._newest = 0
+        self._tokens[0].write(newest)
+        return self.newest_token()
+
+    def _append(
+        self, parts: Sequence[Int64Array], chunk: int, logits: Literal["all", "last"]
+    ) -> Float32Array:
+        found: list[list[Float32Array]] = [[] for _ in parts]
+        for step in self._steps(parts, chunk):
+            asked = step.every_row if logits == "all" else step.last_rows
+            answers = self._run(step.ids, np.concatenate(asked), new=step.new)
+            for row, answer in enumerate(np.split(answers, np.cumsum([len(a) for a in asked])[:-1])):
+                found[row].append(answer)
+        return np.concatenate([answer for answers in found for answer in answers])
+
+    def _checked(self, tokens: Sequence[int] | Sequence[Sequence[int]] | Int64Array) -> list[Int64Array]:
+        """A request for all rows alike, [n] or [batch, n], as each row's tokens; or why it is refused."""
+        ids = np.atleast_2d(np.asarray(tokens, dtype=np.int64))
+        if ids.size and (ids.ndim != 2 or ids.shape[0] != self.batch):
             raise InvalidRequest(f"sought tokens of shape [{self.batch}, n], found {list(ids.shape)}")
+        return self._checked_rows(ids if ids.size else [()] * self.batch)
+
+    def _checked_rows(self, tokens: Sequence[Sequence[int]] | Int64Array) -> list[Int64Array]:
+        """The tokens of each row, or the reason they are refused."""
+        if len(tokens) != self.batch:
+            raise InvalidRequest(f"sought tokens for {self.batch} rows, found {len(tokens)}")
+        parts = [np.asarray(part, np.int64).reshape(-1) for part in tokens]
+        if not any(part.size for part in parts):
+            raise EmptyPrompt("sought at least one token to append, found none; pass a token such as BOS")
+        self._check_tokens(np.concatenate(parts))
+        self._check_room(1, np.array([part.size for part in parts]))
+        return parts
+
+    def _check_tokens(self, ids: Int64Array) -> None:
         vocabulary = self.model.spec.vocab_size
         outside = ids[(ids < 0) | (ids >= vocabulary)]
         if outside.size:
@@ -166,29 +274,42 @@ class Decoder:
                 f"sought token ids in 0..{vocabulary - 1}, found {int(outside[0])}; does the tokenizer "
                 "belong to this checkpoint?"
             )
-        self._check_room(ids.shape[1])
-        return ids
 
-    def _chunks(self, ids: Int64Array, chunk: int) -> list[tuple[Int64Array, Int64Array]]:
-        """The steps of a prompt [batch, n], each with the flat rows of the prompt's last tokens (or none)."""
-        if chunk < 0:
-            raise InvalidRequest(f"sought a chunk of 0 (one shot) or more tokens, found {chunk}")
-        count = ids.shape[1]
-        parts = [ids[:, start : start + (chunk or count)] for start in range(0, count, chunk or count)]
-        nothing = np.empty(0, np.int64)
-        return [(part, nothing) for part in parts[:-1]] + [(parts[-1], _last_rows(parts[-1]))]
-
-    def _check_room(self, count: int) -> None:
+    def _check_alive(self) -> None:
         if self._failed:
             raise EngineFailure("the last step failed and the cache is undefined; reset first")
-        if self.position + count > self.capacity:
-            raise ContextOverflow(
-                f"sought room for {count} more tokens at position {self.position}, the capacity is "
-                f"{self.capacity}; open the decoder with more capacity or reset"
-            )
 
-    def _run(self, ids: Int64Array, rows: Int64Array, keep_token: bool = False) -> Float32Array:
-        """One step over ``ids`` [batch, n]; returns the logits of the flat ``rows``, [rows, vocab]."""
+    def _check_room(self, count: int, new: Int64Array | None = None) -> None:
+        """Room for ``count`` tokens in every row; with ``new`` for that many times ``count`` in each."""
+        self._check_alive()
+        for row, held in enumerate(self.rows.held):
+            wanted = count if new is None else count * int(new[row])
+            if wanted and held + wanted > self.capacity:
+                raise ContextOverflow(
+                    f"sought room for {wanted} more tokens at position {held}, the capacity is "
+                    f"{self.capacity}; open the decoder with more capacity or reset"
+                )
+
+    def _row(self, row: int) -> int:
+        if not 0 <= row < self.batch:
+            raise InvalidRequest(f"sought a row of 0..{self.batch - 1}, found {row}")
+        return row
+
+    def _steps(self, parts: Sequence[Int64Array], chunk: int) -> Iterator[Step]:
+        if chunk < 0:
+            raise InvalidRequest(f"sought a chunk of 0 (one shot) or more tokens, found {chunk}")
+        if self.batch == 1:
+            return equal_steps(np.stack(parts), chunk)
+        room = None if self.plan.kind == "growing" else self.capacity
+        return ragged_steps(parts, self.rows.held, chunk, room)
+
+    def _run(
+        self, ids: Int64Array, rows: Int64Array, keep_token: bool = False, new: Int64Array | None = None
+    ) -> Float32Array:
+        """One step over ``ids`` [batch, n], of which row b has ``new[b]`` (None: all n).
+
+        Returns the logits of the flat ``rows``, [rows, vocab].
+        """
         binding = self._general
         inputs = [Buffer(array.shape, np.int64, *self._device) for array in (ids, rows)]
         for buffer, array in zip(inputs, (ids, rows), strict=True):
@@ -202,24 +323,33 @@ class Decoder:
         else:
             binding.bind_output("logits", "cpu")
         self.cache.bind(binding)
-        self._advance(binding, ids.shape[1])
+        self._advance(binding, ids, new)
         if keep_token:
             return np.empty((0, self.model.spec.vocab_size), np.float32)
         logits: Float32Array = binding.get_outputs()[0].numpy()
         return logits
 
-    def _advance(self, binding: ort.IOBinding, count: int) -> None:
-        """Run one step that appends ``count`` tokens to every row."""
-        total = self.position + count
-        self._lengths.read()[:] = total - 1
-        self._total.read()[:] = total
-        self._new.read()[:] = count
+    def _advance(self, binding: ort.IOBinding, ids: Int64Array, new: Int64Array | None) -> None:
+        """Run one step that appends ``ids`` [batch, n], of row b the first ``new[b]`` (None: all n)."""
+        held, count = self.rows.held, ids.shape[1]
+        counts = [count] * self.batch if new is None else new.tolist()
+        totals = [before + added for before, added in zip(held, counts, strict=True)]
+        lengths = totals
+        if new is not None and self.plan.kind != "growing":
+            # The op wants room for the padded chunk in idle rows too; one that says it holds a
+            # single token has it, and is not touched either.
+            lengths = [total if added else 1 for total, added in zip(totals, counts, strict=True)]
+        self._lengths.read()[:] = [max(length, 1) - 1 for length in lengths]
+        self._total.read()[:] = max(totals) if new is None else max(held) + count
+        self._new.read()[:] = counts
         try:
             self.model.session.run_with_iobinding(binding, self.model.run_options)
         except Exception as error:  # onnxruntime raises a dozen unrelated classes
             self._failed = True
             raise failure_of(error, f"onnxruntime failed at position {self.position}") from error
-        self.position = total
+        for row, added in enumerate(counts):
+            self.rows.append(row, ids[row, :added])
+        self.rows.held = totals
         self.cache.collect(binding)
 
     @property
@@ -258,15 +388,3 @@ class Decoder:
         binding.bind_ortvalue_output("next_token", self._tokens[1 - source].value)
         self.cache.bind(binding)
         return binding
-
-
-def _every_row(part: Int64Array) -> Int64Array:
-    """Flat index of every token in [batch, n]."""
-    return np.arange(part.size, dtype=np.int64)
-
-
-def _last_rows(part: Int64Array) -> Int64Array:
-    """Flat index of each row's last token in [batch, n]."""
-    batch, count = part.shape
-    ends: Int64Array = np.arange(1, batch + 1, dtype=np.int64) * count
-    return ends - 1

@@ -5,20 +5,18 @@ from __future__ import annotations
 import dataclasses
 import platform
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 
-from kvengine import program as ops
 from kvengine.artifact import Artifact
 from kvengine.decoder import Decoder
-from kvengine.errors import InvalidRequest, KvEngineError
+from kvengine.errors import InvalidRequest
 from kvengine.foreign import ForeignDecoder
+from kvengine.interpreter import Interpreter
 from kvengine.model import Model
-from kvengine.program import Measurement, Observation, OperationError, Program, Sample, Workload
+from kvengine.program import Measurement, Observation, Program, Sample, Workload
 from kvengine.recipe import SessionRecipe
 from kvengine.session import SessionInfo
 
@@ -60,10 +58,11 @@ class LocalEngine:
         """Run every operation on a fresh Decoder; an operation the engine refuses does not end the program.
 
         Raises:
-            InvalidRequest: the program's capacity or slack cannot be had.
+            InvalidRequest: the program's capacity, batch or slack cannot be had.
         """
-        decoder = self.decoder_type(self.model, program.capacity, slack=program.slack)
-        return tuple(self._observe(decoder, operation) for operation in program.operations)
+        decoder = self.decoder_type(self.model, program.capacity, batch=program.batch, slack=program.slack)
+        with Interpreter(decoder) as interpreter:
+            return tuple(interpreter.observe(operation) for operation in program.operations)
 
     def run_workload(self, workload: Workload) -> Measurement:
         """Time ``workload.repeats`` generations after ``workload.warmup`` unrecorded ones.
@@ -96,50 +95,6 @@ class LocalEngine:
     def close(self) -> None:
         """Free the session; further calls fail."""
         del self.model
-
-    def _observe(self, decoder: Decoder, operation: ops.Operation) -> Observation:
-        rows: npt.NDArray[np.float32] = np.empty((0, self.model.spec.vocab_size), np.float32)
-        tokens: tuple[int, ...] = ()
-        error = None
-        try:
-            match operation:
-                case ops.Prefill():
-                    rows = decoder.prefill(operation.tokens, chunk=operation.chunk, logits=operation.logits)
-                case ops.Decode():
-                    rows = _decode_each(decoder, operation.tokens)
-                case ops.Generate():
-                    tokens = _feed_back(decoder, operation)
-                case _:
-                    _SIMPLE[type(operation)](decoder, operation)
-        except KvEngineError as refusal:
-            error = OperationError(type(refusal).__name__, str(refusal))
-        return Observation(decoder.position, rows, tokens, error)
-
-
-_SIMPLE: dict[type, Callable[..., object]] = {
-    ops.Reset: lambda decoder, _: decoder.reset(),
-    ops.Poison: lambda decoder, _: decoder.poison(),
-    ops.Rewind: lambda decoder, operation: decoder.rewind(operation.count),
-    ops.Fork: lambda decoder, _: decoder.fork(),
-    ops.Switch: lambda decoder, _: decoder.fork(),
-    ops.Save: lambda decoder, operation: decoder.save(operation.name),
-    ops.Load: lambda decoder, operation: decoder.load(operation.name),
-}
-
-
-def _decode_each(decoder: Decoder, tokens: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    # One check up front, so that a Decode either runs whole or changes nothing.
-    decoder.check(tokens)
-    return np.concatenate([decoder.decode(token) for token in tokens])
-
-
-def _feed_back(decoder: Decoder, operation: ops.Generate) -> tuple[int, ...]:
-    if operation.count < 1:
-        raise InvalidRequest(f"sought a count of at least 1 token, found {operation.count}")
-    decoder.check((operation.token,) * operation.count)
-    found = [int(decoder.start((operation.token,))[0])]
-    found += [int(decoder.step()[0]) for _ in range(operation.count - 1)]
-    return tuple(found)
 
 
 def _generate(decoder: Decoder, workload: Workload) -> Sample:

@@ -25,6 +25,14 @@ class InvalidRequest(KvEngineError):
     """Any other request that makes no sense: a negative chunk, a batch of the wrong size."""
 
 
+class RewindTooFar(KvEngineError):
+    """A rewind to where a window would need positions that are evicted already; nothing was changed."""
+
+
+class StateError(KvEngineError):
+    """A saved state that is missing, truncated, altered or another decoder's; nothing was changed."""
+
+
 class NotSupported(KvEngineError):
     """A known operation that this engine, plan or provider cannot do."""
 
@@ -49,16 +57,18 @@ class ProviderUnavailable(KvEngineError):
     """The execution provider asked for is not in this build of onnxruntime."""
 
 
-class EngineFailure(KvEngineError):
-    """onnxruntime failed in the middle of a step; the cache is undefined until ``reset``."""
-
-
 class InvalidModel(KvEngineError):
     """An ONNX file that is damaged or hostile: unreadable, cyclic, too large, or with data elsewhere."""
 
 
 class ContractIncomplete(KvEngineError):
     """The graph does not say all that driving it needs; the message names each ``--set`` that would."""
+
+
+class EngineFailure(KvEngineError):
+    """onnxruntime failed in the middle of a step; the cache is undefined until ``reset``."""
+
+
 # How onnxruntime 1.32's CPU arena says it (seen under RLIMIT_AS), and std::bad_alloc of libstdc++.
 _NO_MEMORY = ("Failed to allocate memory", "bad_alloc")
 

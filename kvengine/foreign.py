@@ -6,31 +6,32 @@ so greedy tokens are chosen here, from the logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from kvengine.buffers import Buffer
-from kvengine.contract import Contract, InputContract, LayerContract, Role
+from kvengine.contract import Contract, InputContract, Role
 from kvengine.decoder import Decoder, Float32Array, Int64Array
-from kvengine.errors import EngineFailure, InvalidRequest, NotSupported
+from kvengine.errors import EngineFailure, InvalidRequest, NotSupported, RewindTooFar, failure_of
+from kvengine.foreign_cache import ForeignCache
 from kvengine.model import Model
-
-# For masked dead rows: far from any key or value, yet finite in float16, for NaN would spread through the mask.
-_FINITE_POISON = 1e3
-Device = tuple[str, int]
+from kvengine.program import CacheRows
+from kvengine.rows import Rows
+from kvengine.steps import Step, equal_steps
 
 
 class ForeignDecoder(Decoder):
     """As Decoder, for a model with a Contract.
 
-    ``slack`` means nothing here: how many rows a windowed layer has is the graph's own choice.
+    Rows of a batch are always of the same length: no contract says how a row would be padded.
+    ``slack`` counts where GroupQueryAttention keeps a window; a ring has the rows its graph says.
 
     Raises:
-        InvalidRequest: a capacity or batch that the graph has no room for.
+        InvalidRequest: a capacity, batch or slack that the graph has no room for.
     """
 
     def __init__(self, model: Model, capacity: int, *, batch: int = 1, slack: int | None = None) -> None:
@@ -41,65 +42,102 @@ class ForeignDecoder(Decoder):
             raise InvalidRequest(f"sought a capacity of 1..{most} tokens (the model's), found {capacity}")
         if batch < 1 or (contract.batch is not None and batch != contract.batch):
             raise InvalidRequest(f"sought a batch of {contract.batch or '1 or more'}, found {batch}")
+        if slack is not None and slack < 0:
+            raise InvalidRequest(f"sought slack >= 0, found {slack}")
         self.model = model
         self.capacity = capacity
         self.batch = batch
-        self.position = 0
-        self.plan = model.plan
+        self.plan = model.plan if slack is None else dataclasses.replace(model.plan, slack=slack)
+        self.rows = Rows(len(contract.layers), batch, capacity)
         self._failed = False
         self._contract = contract
-        self._layers = tuple(_LAYERS[la.kind](la, capacity, batch, self._device) for la in contract.layers)
+        self.cache = cache = ForeignCache(contract, self.plan.slack, capacity, batch, model.recipe)
+        self._rings = cache.rings
         self._max_step = min((la.max_step for la in contract.layers if la.max_step), default=capacity)
-        self._newest_tokens = np.zeros(batch, np.int64)
+        self._tokens = [Buffer((batch, 1), np.int64)]
+        self._newest = 0
 
-    @property
-    def kv_bytes(self) -> int:
-        """Bytes of KV cache held now."""
-        return sum(layer.nbytes for layer in self._layers)
-
-    def prefill(
-        self,
-        tokens: Sequence[int] | Int64Array,
-        *,
-        chunk: int = 0,
-        logits: Literal["all", "last"] = "last",
-    ) -> Float32Array:
-        """As Decoder.prefill.
-
-        Raises:
-            NotSupported: all rows are sought of a graph that returns the last row alone.
-        """
-        ids = self._checked(tokens)
-        longest = min(chunk or ids.shape[1], ids.shape[1], self._max_step)
-        if logits == "all" and longest > 1 and self._contract.logits_rows == "last":
-            raise NotSupported(
-                "this graph returns the logits of a step's last token only; ask for logits=last"
-            )
-        return super().prefill(ids, chunk=chunk, logits=logits)
-
-    def start(self, tokens: Sequence[int] | Int64Array, *, chunk: int = 0) -> Int64Array:
-        """As Decoder.start; the logits come to the host, where the greedy tokens are chosen."""
-        self._newest_tokens = self.prefill(tokens, chunk=chunk).argmax(axis=1)
+    def step(self, rows: Sequence[bool] | None = None) -> Int64Array:
+        """As Decoder.step. Raises NotSupported unless all rows take part."""
+        if rows is not None and not all(rows):
+            raise _ragged()
+        self._check_room(1)
+        self._run(self._tokens[0].read().copy(), np.arange(self.batch), keep_token=True)
         return self.newest_token()
 
-    def step(self) -> Int64Array:
-        return self.start(self._newest_tokens[:, None])
+    def rewind(self, count: int, row: int = 0) -> None:
+        """As Decoder.rewind.
 
-    def newest_token(self) -> Int64Array:
-        return self._newest_tokens.copy()
+        A ring of R rows holds the positions from b = max(T - R, floor) on, where floor is what earlier
+        rewinds found there. Its slots need no moving: a stale one is taken for a position at least R
+        older, which is outside the window of every query to come as R >= W. So T' is exact if b = 0
+        or T' >= b + W - 1, as in CachePlan.rewind_limit.
+        """
+        self._check_alive()
+        if self.batch > 1:
+            raise _ragged()
+        if not self._rings:
+            super().rewind(count, row)
+            return
+        held = self.rows.held[self._row(row)]
+        if not 0 <= count <= held:
+            raise InvalidRequest(f"sought to drop 0..{held} tokens, found {count}")
+        oldest = {index: self._oldest(index, row) for index in self._rings}
+        limit = max(b + (self._contract.layers[i].window or 1) - 1 if b else 0 for i, b in oldest.items())
+        if 0 < held - count < limit:
+            raise RewindTooFar(
+                f"sought to drop {count} of {held} tokens, found rings that can drop {held - limit}"
+            )
+        if held == count:
+            self.rows.clear(row)
+        else:
+            self.rows.held[row] = held - count
+            for index, position in oldest.items():
+                self.rows.floors[index, row] = position
+        self.cache.trim(self.rows.longest)
 
-    def reset(self) -> None:
-        self.position = 0
-        self._failed = False
-        for layer in self._layers:
-            layer.reset()
+    def read_cache(self, layer: int, row: int = 0) -> CacheRows:
+        """As Decoder.read_cache."""
+        if layer not in self._rings:
+            return super().read_cache(layer, row)
+        self._check_alive()
+        positions = np.arange(self._oldest(layer, self._row(row)), self.rows.held[row], dtype=np.int64)
+        slots = positions % self._rings[layer]
+        keys, values = (half[row][:, slots].copy() for half in self.cache.read(layer))
+        one, _ = self.model.cache_scales[layer]
+        return CacheRows(
+            positions, keys.astype(np.float32), values.astype(np.float32), keys, values, one, one
+        )
 
-    def poison(self) -> None:
-        """Overwrite all dead rows: NaN where the writer never reads them, else a number far off."""
-        for layer in self._layers:
-            layer.poison(self.position)
+    def compact(self, *_: object, **__: object) -> NoReturn:
+        raise NotSupported("compact drops rows of the cache; this graph counts positions by its rows")
 
-    def _run(self, ids: Int64Array, rows: Int64Array, keep_token: bool = False) -> Float32Array:
+    def _oldest(self, layer: int, row: int) -> int:
+        """The oldest position that a ring really holds."""
+        return max(self.rows.held[row] - self._rings[layer], int(self.rows.floors[layer, row]), 0)
+
+    def _checked_rows(self, tokens: Sequence[Sequence[int]] | Int64Array) -> list[Int64Array]:
+        parts = super()._checked_rows(tokens)
+        if len({part.size for part in parts}) > 1 or len(set(self.rows.held)) > 1:
+            raise _ragged()
+        return parts
+
+    def _steps(self, parts: Sequence[Int64Array], chunk: int) -> Iterator[Step]:
+        if chunk < 0:
+            raise InvalidRequest(f"sought a chunk of 0 (one shot) or more tokens, found {chunk}")
+        return equal_steps(np.stack(parts), chunk)
+
+    def _append(
+        self, parts: Sequence[Int64Array], chunk: int, logits: Literal["all", "last"]
+    ) -> Float32Array:
+        longest = min(chunk or parts[0].size, parts[0].size, self._max_step)
+        if logits == "all" and longest > 1 and self._contract.logits_rows == "last":
+            raise NotSupported("this graph returns logits of a step's last token only; ask for logits=last")
+        return super()._append(parts, chunk, logits)
+
+    def _run(
+        self, ids: Int64Array, rows: Int64Array, keep_token: bool = False, new: Int64Array | None = None
+    ) -> Float32Array:
         """``ids`` [batch, n] in as many steps as the cache needs; the logits of the flat ``rows``."""
         count, vocabulary = ids.shape[1], self.model.spec.vocab_size
         parts = [self._step(ids[:, at : at + self._max_step]) for at in range(0, count, self._max_step)]
@@ -107,7 +145,10 @@ class ForeignDecoder(Decoder):
         if found.shape[1] != count:  # last rows alone, and nothing else is asked for
             found = found[:, -1:]
             rows = np.arange(len(rows), dtype=np.int64)
-        return found.reshape(-1, vocabulary)[rows]
+        logits: Float32Array = found.reshape(-1, vocabulary)[rows]
+        if keep_token:
+            self._tokens[0].write(logits.argmax(axis=1)[:, None])
+        return logits
 
     def _step(self, ids: Int64Array) -> Float32Array:
         """One run over ``ids``; float32 logits [batch, n or 1, vocab]."""
@@ -116,18 +157,17 @@ class ForeignDecoder(Decoder):
         for name, buffer in fed.items():
             binding.bind_ortvalue_input(name, buffer.value)
         binding.bind_output(self._contract.logits, "cpu")
-        for layer in self._layers:
-            layer.bind(binding)
+        self.cache.bind(binding)
         try:
             self.model.session.run_with_iobinding(binding, self.model.run_options)
         except Exception as error:  # onnxruntime raises a dozen unrelated classes
             self._failed = True
-            raise EngineFailure(f"onnxruntime failed at position {self.position}: {error}") from error
-        logits, *presents = binding.get_outputs()
-        for layer, key, value in zip(self._layers, presents[::2], presents[1::2], strict=True):
-            layer.collect(key, value)
-        self.position += ids.shape[1]
-        return self._logits(logits.numpy(), ids.shape[1])
+            raise failure_of(error, f"onnxruntime failed at position {self.position}") from error
+        self.cache.collect(binding)
+        for row in range(self.batch):
+            self.rows.append(row, ids[row])
+        self.rows.held = [held + ids.shape[1] for held in self.rows.held]
+        return self._logits(binding.get_outputs()[0].numpy(), ids.shape[1])
 
     def _logits(self, found: npt.NDArray[Any], count: int) -> Float32Array:
         rows = count if self._contract.logits_rows == "all" else 1
@@ -158,6 +198,10 @@ def contract_of(model: Model) -> Contract:
     return contract
 
 
+def _ragged() -> NotSupported:
+    return NotSupported("a model brought as ONNX runs batch rows of the same length only; use batch 1")
+
+
 _Make = Callable[[ForeignDecoder, Int64Array, int], Any]
 # Of the decoder, the step's token ids [batch, new] and the rows of the cache concerned.
 _ROLES: dict[Role, _Make] = {
@@ -177,95 +221,3 @@ _ROLES: dict[Role, _Make] = {
 
 def _positions(decoder: ForeignDecoder, ids: Int64Array) -> Int64Array:
     return np.arange(decoder.position, decoder.position + ids.shape[1], dtype=np.int64)
-
-
-class _Growing:
-    """Past and present are two tensors; present is handed over as the next past, without a copy."""
-
-    def __init__(self, layer: LayerContract, capacity: int, batch: int, device: Device) -> None:
-        self._layer = layer
-        self._batch = batch
-        self._device = device
-        self.rows = capacity
-        self.reset()
-
-    @property
-    def nbytes(self) -> int:
-        return sum(value.tensor_size_in_bytes() for value in self._values)
-
-    def reset(self) -> None:
-        shape = self._layer.shape(self._batch, 0)
-        self._values = [Buffer(shape, self._layer.dtype, *self._device).value for _ in "KV"]
-
-    def bind(self, binding: ort.IOBinding) -> None:
-        layer = self._layer
-        for name, value in zip((layer.past_key, layer.past_value), self._values, strict=True):
-            binding.bind_ortvalue_input(name, value)
-        for name in (layer.present_key, layer.present_value):
-            binding.bind_output(name, *self._device)
-
-    def collect(self, key: ort.OrtValue, value: ort.OrtValue) -> None:
-        self._values = [key, value]
-
-    def poison(self, total: int) -> None:
-        """A growing cache has no dead rows."""
-
-
-class _Static:
-    """Buffers allocated once: present is bound onto past, or where the graph reads past elsewhere too, beside it."""
-
-    def __init__(self, layer: LayerContract, capacity: int, batch: int, device: Device) -> None:
-        self._layer = layer
-        self.rows = layer.rows if layer.rows is not None else self._default_rows(capacity)
-        shape = layer.shape(batch, self.rows)
-        self._past = [Buffer(shape, layer.dtype, *device) for _ in "KV"]
-        self._present = self._past if layer.shared else [Buffer(shape, layer.dtype, *device) for _ in "KV"]
-
-    def _default_rows(self, capacity: int) -> int:
-        # GroupQueryAttention refuses a windowed cache with fewer rows than the window.
-        if self._layer.kind == "windowed":
-            assert self._layer.window is not None
-            return self._layer.window
-        return capacity
-
-    @property
-    def nbytes(self) -> int:
-        buffers = self._past if self._layer.shared else [*self._past, *self._present]
-        return sum(buffer.nbytes for buffer in buffers)
-
-    def reset(self) -> None:
-        """Which rows are alive follows from the position alone."""
-
-    def bind(self, binding: ort.IOBinding) -> None:
-        layer = self._layer
-        for name, buffer in zip((layer.past_key, layer.past_value), self._past, strict=True):
-            binding.bind_ortvalue_input(name, buffer.value)
-        for name, buffer in zip((layer.present_key, layer.present_value), self._present, strict=True):
-            binding.bind_ortvalue_output(name, buffer.value)
-
-    def collect(self, key: ort.OrtValue, value: ort.OrtValue) -> None:
-        self._past, self._present = self._present, self._past
-
-    def poison(self, total: int) -> None:
-        layer = self._layer
-        # A ring of R rows is full from R tokens on, and so is GroupQueryAttention's of exactly its window.
-        dead = [slice(None)] * 4
-        dead[layer.sequence_axis] = slice(min(total, self.rows), None)
-        for buffer in self._past:
-            contents = buffer.read()
-            contents[tuple(dead)] = _poison(contents.dtype, layer.skips_dead_rows)
-            buffer.write(contents)
-
-
-_Layer = _Growing | _Static
-_LAYERS: dict[str, type[_Growing] | type[_Static]] = {
-    "growing": _Growing,
-    "static": _Static,
-    "windowed": _Static,
-}
-
-
-def _poison(dtype: np.dtype[Any], skips_dead_rows: bool) -> float | int:
-    if dtype.kind != "f":
-        return -128
-    return float("nan") if skips_dead_rows else _FINITE_POISON

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
+from functools import cached_property
 
 import onnxruntime as ort
 
 from kvengine import providers
 from kvengine.artifact import Artifact
+from kvengine.codes import Scales, no_scales, read_scales
 from kvengine.errors import failure_of
 from kvengine.plan import CachePlan
 from kvengine.recipe import SessionRecipe
@@ -62,6 +64,13 @@ class Model:
     @property
     def plan(self) -> CachePlan:
         return self.artifact.manifest.recipe.cache
+
+    @cached_property
+    def cache_scales(self) -> list[Scales]:
+        """Of K and V of each layer, [kv_heads, head_dim]; ones for float caches. Raises ArtifactError."""
+        if self.plan.dtype not in ("int8", "int4"):
+            return no_scales(self.spec.layers)
+        return read_scales(self.artifact.folder, self.spec.layers)
 
     def nodes_by_provider(self) -> dict[str, int]:
         """Graph nodes each execution provider really took, after optimization."""

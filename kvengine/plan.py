@@ -76,6 +76,36 @@ class CachePlan:
         gap = rows - layer.window + 1
         return total - gap * math.ceil((total - rows) / gap)
 
+    def oldest(self, layer: LayerSpec, capacity: int, total: int) -> int:
+        """The position in row 0 after ``total`` tokens: base(T) = T - L(T); everything before is evicted."""
+        return total - self.resident(layer, capacity, total)
+
+    def rewind_limit(self, layer: LayerSpec, capacity: int, total: int, floor: int = 0) -> int:
+        """The shortest length that a layer of ``total`` tokens can be rewound to and still be exact.
+
+        floor: the oldest position that is really there, where an earlier rewind or compaction left
+        fewer than the formula says.
+
+        The bound, and why it is right: let b = max(base(T), floor), so that positions [b, T) are
+        there. Rewound to T', the next query stands at T' and its window W reads positions
+        T'-W+1 .. T'-1 from the cache; later queries read newer ones only. So T' is exact if and
+        only if b = 0 or b <= T'-W+1, that is T' >= b + W - 1, for any layout of the rows.
+
+        The rows may have to move. base(T) is a multiple m*G of G = C-W+1, and base(T') = m*G exactly
+        for T' > C + (m-1)*G = base(T) + W - 1: there the buffer is already as the op wants it (its
+        documentation's L(T-k) = L(T) - k). Only T' = base(T) + W - 1 falls one eviction back: its
+        C rows begin at base(T) - G, so the W-1 that are left move up by G, and the G rows below them
+        lie outside every window to come. Two naive bounds are wrong: "the last W tokens" (T - T' <= W)
+        reads evicted positions, and "within the C rows" (T' >= T - C) does too, as both count rows
+        where only base(T) tells which positions they hold.
+        """
+        if layer.window is None:
+            return 0
+        there = floor
+        if self.is_windowed(layer):
+            there = max(floor, self.oldest(layer, capacity, total))
+        return there + layer.window - 1 if there else 0
+
     def layer_bytes(self, layer: LayerSpec, capacity: int, batch: int = 1) -> int:
         """Bytes of K plus V of one layer: 2 * batch * kv_heads * rows * head_dim * bits / 8."""
         elements = batch * layer.kv_heads * self.rows(layer, capacity) * layer.head_dim

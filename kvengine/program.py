@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from kvengine.codec import decode, encode
+
+# Operations on one sequence take ``row``, the batch row they act on; the other rows stay as they are.
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Prefill:
     tokens: tuple[int, ...]
     chunk: int = 0
     logits: Literal["all", "last"] = "all"
+    row: int = 0
     kind: Literal["prefill"] = "prefill"
 
 
@@ -32,6 +35,7 @@ class Decode:
     """Append each token in a step of its own; one row of logits a step."""
 
     tokens: tuple[int, ...]
+    row: int = 0
     kind: Literal["decode"] = "decode"
 
 
@@ -44,13 +48,51 @@ class Generate:
 
     token: int
     count: int
+    row: int = 0
     kind: Literal["generate"] = "generate"
 
 
 @dataclass(frozen=True)
-class Reset:
-    """Forget everything, keep the buffers."""
+class Speculate:
+    """As Generate, by prompt lookup: up to ``draft`` tokens that once followed the newest ``ngram`` tokens
+    are verified in one step, and those rejected are rewound. Returns the same tokens as Generate."""
 
+    token: int
+    count: int
+    draft: int = 4
+    ngram: int = 2
+    row: int = 0
+    kind: Literal["speculate"] = "speculate"
+
+
+@dataclass(frozen=True)
+class Extend:
+    """Append to several rows in the same steps: ``tokens[b]`` to row b, of any length; () leaves it idle."""
+
+    tokens: tuple[tuple[int, ...], ...]
+    chunk: int = 0
+    kind: Literal["extend"] = "extend"
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """Make a row hold exactly ``tokens``: keep the longest common prefix, rewind to it, append the rest.
+
+    The last token is always run again, for its logits; where the prefix cannot be rewound to,
+    everything is.
+    """
+
+    tokens: tuple[int, ...]
+    chunk: int = 0
+    row: int = 0
+    kind: Literal["reuse"] = "reuse"
+
+
+@dataclass(frozen=True)
+class Reset:
+    """Forget everything, or one row, which thereby leaves the batch; keep the buffers."""
+
+    row: int | None = None
     kind: Literal["reset"] = "reset"
 
 
@@ -66,12 +108,37 @@ class Rewind:
     """Drop the newest ``count`` tokens."""
 
     count: int
+    row: int = 0
     kind: Literal["rewind"] = "rewind"
 
 
 @dataclass(frozen=True)
+class Compact:
+    """Drop old tokens, but the first ``sinks`` and the newest ``keep``: an approximation.
+
+    See Decoder.compact for what it preserves.
+    """
+
+    keep: int
+    sinks: int = 0
+    row: int = 0
+    kind: Literal["compact"] = "compact"
+
+
+@dataclass(frozen=True)
+class Reorder:
+    """Row i becomes what row ``order[i]`` was, as beam search does; a row may be taken more than once."""
+
+    order: tuple[int, ...]
+    kind: Literal["reorder"] = "reorder"
+
+
+@dataclass(frozen=True)
 class Fork:
-    """Copy the current state under ``name`` and go on in the original."""
+    """Copy the state under ``name`` and go on in the original, which is called "main" at first.
+
+    A state that ``name`` named before is forgotten.
+    """
 
     name: str
     kind: Literal["fork"] = "fork"
@@ -79,7 +146,7 @@ class Fork:
 
 @dataclass(frozen=True)
 class Switch:
-    """Go on in the state called ``name``."""
+    """Go on in the state called ``name``; the one left stays under its own name."""
 
     name: str
     kind: Literal["switch"] = "switch"
@@ -87,7 +154,7 @@ class Switch:
 
 @dataclass(frozen=True)
 class Save:
-    """Write the state to slot ``name`` on the device's disk."""
+    """Write the state to slot ``name`` on the device's disk; slots end with the program."""
 
     name: str
     kind: Literal["save"] = "save"
@@ -101,12 +168,34 @@ class Load:
     kind: Literal["load"] = "load"
 
 
-Operation = Prefill | Decode | Generate | Reset | Poison | Rewind | Fork | Switch | Save | Load
+@dataclass(frozen=True)
+class Damage:
+    """Flip every bit of byte ``at`` (modulo its size) of slot ``name``, or cut the file off there."""
+
+    name: str
+    at: int
+    cut: bool = False
+    kind: Literal["damage"] = "damage"
+
+
+@dataclass(frozen=True)
+class ReadCache:
+    """Read back what ``layer`` holds of a row: Observation.cache."""
+
+    layer: int
+    row: int = 0
+    kind: Literal["read_cache"] = "read_cache"
+
+
+Append = Prefill | Decode | Generate | Speculate | Extend | Reuse
+Operation = (
+    Append | Reset | Poison | Rewind | Compact | Reorder | Fork | Switch | Save | Load | Damage | ReadCache
+)
 
 
 @dataclass(frozen=True)
 class Program:
-    """Operations on one fresh decoder with ``capacity`` tokens of context.
+    """Operations on one fresh decoder of ``batch`` rows with ``capacity`` tokens of context each.
 
     slack: rows above the window for windowed layers; None takes the artifact's plan.
     """
@@ -114,6 +203,7 @@ class Program:
     capacity: int
     operations: tuple[Operation, ...]
     slack: int | None = None
+    batch: int = 1
     version: Literal[1] = 1
 
     def to_json(self) -> str:
@@ -138,19 +228,48 @@ class OperationError:
 
 
 @dataclass(frozen=True)
+class CacheRows:
+    """The valid cache rows of one layer and batch row, oldest first; L of them.
+
+    positions: int64 [L], the position in the sequence that each row stands for.
+    key, value: float32 [kv_heads, L, head_dim], dequantised; keys are rotated.
+    key_codes, value_codes: the same as stored: float32, float16 or int8 [kv_heads, L, head_dim];
+        int4: uint8 [kv_heads, L, head_dim / 2], element 2i in the low nibble of byte i, plus 8.
+    key_scale, value_scale: float32 [kv_heads, head_dim]; code times scale is the element. Ones for
+        float caches.
+    """
+
+    positions: npt.NDArray[np.int64]
+    key: npt.NDArray[np.float32]
+    value: npt.NDArray[np.float32]
+    key_codes: npt.NDArray[Any]
+    value_codes: npt.NDArray[Any]
+    key_scale: npt.NDArray[np.float32]
+    value_scale: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class Observation:
     """What the engine returned for one operation.
 
-    position: tokens in the cache afterwards. tokens: what Generate produced.
+    positions: tokens in each batch row afterwards. tokens: what Generate or Speculate produced.
     logits: float32 [rows, vocab_size] (rows may be 0): one row per token of a Prefill with
-    logits="all" or a Decode, one row for logits="last", none otherwise.
+    logits="all", of a Decode, of an Extend (batch row 0's tokens first, then row 1's) and per token
+    that a Reuse really ran; one row for logits="last"; none otherwise.
+    cache: what ReadCache read.
     An operation that failed has ``error`` set and no rows.
     """
 
-    position: int
+    positions: tuple[int, ...]
     logits: npt.NDArray[np.float32]
     tokens: tuple[int, ...] = ()
     error: OperationError | None = None
+    cache: CacheRows | None = None
+
+    @property
+    def position(self) -> int:
+        """Tokens in the longest row."""
+        return max(self.positions)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import onnxruntime
 
 import kvengine
 from kvengine.artifact import MANIFEST, MODEL, Artifact, Blob, Manifest, sha256_of
+from kvengine.codes import write_scales
 from kvengine.errors import ArtifactError
 from kvengine.export.calibrate import calibrate
 from kvengine.export.config import read_architecture
@@ -52,11 +53,12 @@ def export(
     with _whole_or_nothing(output) as folder, Checkpoint(checkpoint) as tensors:
         with DataFile(folder) as data:
             weights = WeightWriter(tensors, data, recipe, report).write(architecture)
-            blob = data.blob()
+            blobs = [data.blob()]
         scales: CacheScales | None = None
         calibration: dict[str, str] = {}
         if recipe.cache.dtype in ("int8", "int4"):
             scales, calibration = calibrate(folder, architecture, recipe, weights, calibration_tokens, report)
+            blobs.append(_blob(write_scales(folder, scales)))
         model = build_graph(architecture, recipe, weights, scales)
         (folder / MODEL).write_bytes(model.SerializeToString(deterministic=True))
         report("identity", 0, 1)
@@ -64,7 +66,7 @@ def export(
             spec=architecture.spec,
             recipe=recipe,
             plan=tuple(recipe.cache.of_layer(layer) for layer in architecture.spec.layers),
-            blobs=(_blob(folder / MODEL), blob),
+            blobs=(_blob(folder / MODEL), *blobs),
             checkpoint=checkpoint.resolve().name,
             checkpoint_sha256=tensors.sha256(),
             calibration=calibration,

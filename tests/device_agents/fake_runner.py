@@ -76,9 +76,9 @@ class FakeEngine:
 def _observe(operation: Operation) -> Observation:
     if not isinstance(operation, Prefill):
         empty = np.zeros((0, VOCAB), np.float32)
-        return Observation(0, empty, (), OperationError(InvalidToken.__name__, "sought 0..4"))
+        return Observation((0,), empty, (), OperationError(InvalidToken.__name__, "sought 0..4"))
     rows = np.repeat(np.array(operation.tokens, np.float32)[:, None], VOCAB, axis=1)
-    return Observation(len(operation.tokens), rows)
+    return Observation((len(operation.tokens),), rows)
 
 
 def misbehave(how: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from device_agents.messages import Reply, Request
 from device_agents.probe import Probe
 from kvengine.codec import encode
 from kvengine.program import (
+    CacheRows,
     Decode,
     Generate,
     Measurement,
@@ -44,14 +46,14 @@ REQUESTS: list[Request] = [
 REPLIES: list[Reply] = [
     messages.HelloReply(Probe("m", "s", "arm64-v8a", "os", "b", 8, 1 << 33, ("X",), {"python": "3.11"})),
     messages.Opened(SessionInfo("id", RECIPE, 1.5, "1.32.0", "2.4", "3.11", {"cpu": 9}, ("note",))),
-    messages.Observations((messages.ObservationHead(3, (1, 2), OperationError("InvalidToken", "why")),)),
+    messages.Observations((messages.ObservationHead((3,), (1, 2), OperationError("InvalidToken", "why")),)),
     messages.Measured(Measurement((Sample(1.5, (0.5,), (7,)),), 2.0, 1, 2, {"cpu": 9}, 2)),
     messages.VitalsReply(Vitals(1e9, 0.5, 1, (1, 2), "g", {"BIG": 41.5}, 0, 55.0, True)),
     messages.Closed(),
     messages.Failed("InvalidToken", "why"),
     messages.RunnerError("Traceback ..."),
 ]
-OBSERVATION = Observation(2, np.arange(6, dtype=np.float32).reshape(2, 3), (1,), OperationError("X", "y"))
+OBSERVATION = Observation((2,), np.arange(6, dtype=np.float32).reshape(2, 3), (1,), OperationError("X", "y"))
 
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=lambda r: r.kind)
@@ -120,7 +122,7 @@ def test_observations_must_answer_every_operation(count: int) -> None:
     reply, arrays = messages.pack_observations([OBSERVATION] * count)
     with pytest.raises(ProtocolError, match="2 operations were answered by"):
         messages.unpack_observations(reply, arrays, 2)
-    with pytest.raises(ProtocolError, match="arrays of logits"):
+    with pytest.raises(ProtocolError, match="arrays, where"):
         messages.unpack_observations(reply, arrays[:-1], count or 1)
 
 
@@ -129,3 +131,42 @@ def test_logits_are_float32_rows(array: Any) -> None:
     reply, _ = messages.pack_observations([OBSERVATION])
     with pytest.raises(ProtocolError, match=r"sought logits as float32 \[rows, vocab_size\]"):
         messages.unpack_observations(reply, (array,), 1)
+
+
+def cache_rows(**other: Any) -> CacheRows:
+    """Two heads, three positions, four channels of int4."""
+    key = np.ones((2, 3, 4), np.float32)
+    codes, scale = np.zeros((2, 3, 2), np.uint8), np.ones((2, 4), np.float32)
+    right = CacheRows(np.arange(3), key, 2 * key, codes, codes + 1, scale, 3 * scale)
+    return dataclasses.replace(right, **other)
+
+
+def test_cache_rows_travel_beside_the_logits() -> None:
+    read = Observation((3, 1), np.zeros((0, 9), np.float32), cache=cache_rows())
+    reply, arrays = messages.pack_observations([OBSERVATION, read, OBSERVATION])
+    first, found, last = messages.unpack_observations(reply, arrays, 3)
+    assert found.positions == (3, 1)
+    assert found.cache is not None
+    assert first.cache is None
+    for field in dataclasses.fields(CacheRows):
+        np.testing.assert_array_equal(getattr(found.cache, field.name), getattr(cache_rows(), field.name))
+    np.testing.assert_array_equal(last.logits, OBSERVATION.logits)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"positions": np.arange(4)},
+        {"positions": np.arange(3, dtype=np.int32)},
+        {"value": np.ones((2, 2, 4), np.float32)},
+        {"key": np.ones((2, 3), np.float32)},
+        {"key_codes": np.zeros((2, 3, 2), np.int64)},
+        {"key_scale": np.ones(4, np.float32)},
+    ],
+    ids=str,
+)
+def test_cache_rows_of_another_shape_are_a_protocol_error(wrong: dict[str, Any]) -> None:
+    read = Observation((3,), np.zeros((0, 9), np.float32), cache=cache_rows(**wrong))
+    reply, arrays = messages.pack_observations([read])
+    with pytest.raises(ProtocolError, match="arrays of CacheRows"):
+        messages.unpack_observations(reply, arrays, 1)

@@ -32,4 +32,4 @@ class Fixed:
 def test_a_tie_within_the_band_may_come_either_way_round(band: Tolerance, hits: int) -> None:
     reference = Fixed(gap=1e-5)
     swapped = reference.logits((1, 2))[:, [1, 0, *range(2, SPEC.vocab_size)]]
-    assert agree_with_reference(PROGRAM, [Observation(2, swapped)], reference, SPEC, band).hits == hits
+    assert agree_with_reference(PROGRAM, [Observation((2,), swapped)], reference, SPEC, band).hits == hits

@@ -44,46 +44,48 @@ class RopeOffByOne(Decoder):
 class ForgetsTheLastTokenOfAChunk(Decoder):
     """The last row of every chunk but the final one is dropped and the one before counted twice."""
 
-    def _run(self, ids: Int64Array, rows: Int64Array, keep_token: bool = False) -> Float32Array:
+    def _run(
+        self, ids: Int64Array, rows: Int64Array, keep_token: bool = False, new: Int64Array | None = None
+    ) -> Float32Array:
         if ids.shape[1] > 1 and self.position:
             ids = np.ascontiguousarray(np.concatenate([ids[:, :-1], ids[:, -2:-1]], axis=1))
-        return super()._run(ids, rows, keep_token)
+        return super()._run(ids, rows, keep_token, new)
 
 
 class ResetKeepsThePosition(Decoder):
-    def reset(self) -> None:
+    def reset(self, row: int | None = None) -> None:
         position = self.position
-        super().reset()
-        self.position = min(position, 1)
+        super().reset(row)
+        self.rows.held[0] = min(position, 1)
 
 
 class ReadsOneRowTooMany(Decoder):
     """Counts one token too many: a row that was never written takes part."""
 
-    def _advance(self, binding: object, count: int) -> None:
+    def _advance(self, binding: object, ids: Int64Array, new: Int64Array | None) -> None:
         bound = self._lengths, self._total
         self._lengths, self._total = Buffer((self.batch,), np.int32), Buffer((1,), np.int32)
-        bound[0].read()[:] = self.position + count
-        bound[1].read()[:] = self.position + count + 1
+        bound[0].read()[:] = self.position + ids.shape[1]
+        bound[1].read()[:] = self.position + ids.shape[1] + 1
         try:
-            super()._advance(binding, count)
+            super()._advance(binding, ids, new)
         finally:
             self._lengths, self._total = bound
 
 
 class NeverRefusesRoom(Decoder):
-    def _check_room(self, count: int) -> None:
+    def _check_room(self, count: int, new: Int64Array | None = None) -> None:
         """Let it overflow."""
 
 
 class RefusesButMoves(Decoder):
     """Refuses an overflow only after it has counted the tokens."""
 
-    def _check_room(self, count: int) -> None:
+    def _check_room(self, count: int, new: Int64Array | None = None) -> None:
         try:
-            super()._check_room(count)
+            super()._check_room(count, new)
         except Exception:
-            self.position += 1
+            self.rows.held[0] += 1
             raise
 
 

@@ -16,7 +16,7 @@ from kvengine.errors import (
     NotSupported,
 )
 from kvengine.plan import BITS, CacheDtype, CachePlan, PlanKind
-from kvengine.program import Decode, Fork, Load, Operation, Program, Rewind, Save, Switch
+from kvengine.program import Decode, Load, Operation, Program, Save
 from kvengine.recipe import ExportRecipe
 from tests.conftest import OpenTiny
 
@@ -196,9 +196,7 @@ def test_two_decoders_on_one_model_do_not_disturb_each_other(hybrid: LocalEngine
         np.testing.assert_array_equal(sought, got)
 
 
-@pytest.mark.parametrize(
-    "operation", [Rewind(1), Fork("a"), Switch("a"), Save("a"), Load("a")], ids=lambda o: o.kind
-)
+@pytest.mark.parametrize("operation", [Save("a"), Load("a")], ids=lambda o: o.kind)
 def test_what_is_not_built_yet_says_so_and_the_program_goes_on(
     hybrid: LocalEngine, operation: Operation
 ) -> None:

@@ -272,6 +272,7 @@ def test_calibration_is_recorded_and_follows_the_sample(tiny: Path, tmp_path: Pa
     assert plain.manifest.calibration == {}
     assert {path.name for path in random.folder.iterdir()} == {
         "artifact.json",
+        "cache_scales.f32",
         "model.onnx",
         "model.onnx.data",
     }

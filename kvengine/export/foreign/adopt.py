@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 import onnx
 import onnxruntime
@@ -90,7 +91,7 @@ def export_recipe(inspection: Inspection) -> ExportRecipe:
     contract = inspection.complete()
     dtypes = {layer.dtype for layer in contract.layers}
     coarsest = next(d for d in ("int8", "float16", "float32") if d in dtypes)
-    activations = "float16" if inspection.weights == "float16" else "float32"
+    activations: Literal["float32", "float16"] = "float16" if inspection.weights == "float16" else "float32"
     return ExportRecipe(inspection.weights, 32, activations, CachePlan(contract.kind, coarsest))
 
 

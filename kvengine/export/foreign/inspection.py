@@ -424,7 +424,7 @@ class _Inference:
 
     def _batch(self, carried: list[Carried]) -> int | None:
         fixed = {c.past.dims[0] for c in carried if isinstance(c.past.dims[0], int) and c.past.dims[0] > 0}
-        return typing.cast(int, fixed.pop()) if len(fixed) == 1 else None
+        return fixed.pop() if len(fixed) == 1 else None
 
     def _convention(self) -> str:
         if self._has_genai:

@@ -135,7 +135,7 @@ def _check_tensor(path: Path, tensor: onnx.TensorProto) -> str | None:
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
         return None
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    location = entries.get("location", "")
+    location = str(entries.get("location", ""))
     file = _inside(path, tensor.name, location)
     offset, length = (_number(path, tensor.name, entries, key) for key in ("offset", "length"))
     if tensor.data_type not in _BITS:
