@@ -17,6 +17,7 @@ from harness.programs import Limits
 from harness.recipes import Recipe
 from harness.reference.protocol import Reference
 from harness.tolerances import Tolerance, tolerance_for
+from kvengine.errors import NotSupported
 from kvengine.plan import PlanKind
 from kvengine.program import Observation, Program
 from kvengine.session import EngineSession
@@ -32,6 +33,11 @@ class InfrastructureStop(BaseException):
     def __init__(self, error: InfrastructureError) -> None:
         super().__init__(str(error))
         self.error = error
+
+
+class Unsupported(BaseException):
+    """The model under test cannot do what a property needs: neither passed nor failed, and the report says
+    so. A BaseException for the reason that InfrastructureStop is one."""
 
 
 @dataclass
@@ -82,20 +88,31 @@ class Cell:
 
     @property
     def tolerance(self) -> Tolerance:
-        return tolerance_for(self.recipe.export)
+        return tolerance_for(self.recipe.export, rounded_reference=self.recipe.foreign is None)
 
     @property
     def limits(self) -> Limits:
         return Limits.of(self.spec)
 
     def run(self, program: Program, plan: PlanKind | None = None) -> Sequence[Observation]:
-        """One program on the device, in one round trip; ``plan`` for another cache plan kind."""
+        """One program on the device, in one round trip; ``plan`` for another cache plan kind.
+
+        Raises Unsupported where a foreign model cannot do an operation, or has no other plan.
+        """
         self.tally.programs += 1
         self.on_program(self.tally)
         try:
-            return self.open_plan(plan or self.recipe.export.cache.kind).run_program(program)
+            observations = self.open_plan(plan or self.recipe.export.cache.kind).run_program(program)
         except InfrastructureError as error:
             raise InfrastructureStop(error) from error
+        except NotSupported as error:
+            raise Unsupported(str(error)) from error
+        # One of ours that refuses what the oracle expects is a failure, a foreign one's graph is as it is.
+        if self.recipe.foreign is not None:
+            for operation, seen in zip(program.operations, observations, strict=True):
+                if seen.error is not None and seen.error.type == NotSupported.__name__:
+                    raise Unsupported(f"{operation.kind}: {seen.error.message}")
+        return observations
 
     def check_reference(self, program: Program, observations: Sequence[Observation]) -> None:
         """Raises CheckFailed unless the observations are the reference's, within the recipe's tolerance."""

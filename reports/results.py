@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Outcome = Literal["passed", "failed", "infrastructure", "not_run"]
+# not_supported: the check needs what the model under test cannot do; it proves nothing and is no failure.
+Outcome = Literal["passed", "failed", "infrastructure", "not_run", "not_supported"]
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def adopt(
     """
     report = progress or (lambda stage, done, total: None)
     spec = read_architecture(checkpoint).spec
-    inspection = inspect_model(model, {**stated(spec), **(answers or {})})
+    inspection = inspect_model(model, {**_stated(spec), **(answers or {})})
     contract = inspection.complete()
     spec = _fitted(model, spec, contract)
     files = {MODEL: model, **{_plain(model, name): model.parent / name for name in inspection.file.data}}
@@ -59,7 +59,7 @@ def adopt(
         checkpoint_sha256 = tensors.sha256()
     manifest = Manifest(
         spec=spec,
-        recipe=export_recipe(inspection),
+        recipe=recipe_of(inspection),
         plan=tuple(LayerPlan(la.kind, la.dtype, la.rows) for la in contract.layers),
         blobs=tuple(blobs),
         checkpoint=checkpoint.resolve().name,
@@ -76,8 +76,12 @@ def adopt(
     return _laid_out(root / f"{model.stem}-{manifest.id[:16]}", manifest, files)
 
 
-def stated(spec: ModelSpec) -> dict[str, str]:
+def stated_by(checkpoint: Path) -> dict[str, str]:
     """What a checkpoint's config.json says of a cache, as answers; only what is the same for all layers."""
+    return _stated(read_architecture(checkpoint).spec)
+
+
+def _stated(spec: ModelSpec) -> dict[str, str]:
     found = {
         "past.heads": {layer.kv_heads for layer in spec.layers},
         "past.head_dim": {layer.head_dim for layer in spec.layers},
@@ -86,7 +90,7 @@ def stated(spec: ModelSpec) -> dict[str, str]:
     return {key: str(values.pop()) for key, values in found.items() if len(values) == 1}
 
 
-def export_recipe(inspection: Inspection) -> ExportRecipe:
+def recipe_of(inspection: Inspection) -> ExportRecipe:
     """What the graph is made of, in the words of our own recipes: what tolerances go by."""
     contract = inspection.complete()
     dtypes = {layer.dtype for layer in contract.layers}

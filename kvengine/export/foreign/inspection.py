@@ -335,7 +335,9 @@ class _Inference:
         if axis == "n" and one.node.op_type == "GroupQueryAttention":
             return attribute(one.node, "kv_num_heads", 0) or None
         if key not in self._answers and stated is not None:
-            self._notes.append(f"{key} {stated} is genai_config.json's") if len(self._notes) < 4 else None
+            note = f"{key} {stated} is what genai_config.json says"
+            if note not in self._notes:
+                self._notes.append(note)
             return stated
         return self._answered(key, f"{one.past.name} says {dim!r} for it, not a number")
 
