@@ -108,7 +108,9 @@ class Graph:
         return self.op("Range", first, self.op("Add", first, many), self.const(1))
 
     def save(self, path: Path, producer: str, opset: int) -> Path:
-        graph = helper.make_graph(self.nodes, "main_graph", self.inputs, self.outputs, list(self.tensors.values()))
+        graph = helper.make_graph(
+            self.nodes, "main_graph", self.inputs, self.outputs, list(self.tensors.values())
+        )
         model = helper.make_model(
             graph, producer_name=producer, opset_imports=[helper.make_opsetid("", opset)], ir_version=10
         )
@@ -122,7 +124,12 @@ _Attend = Callable[[Graph, int, str, str, str], str]
 
 
 def decomposed(
-    source: Path, path: Path, *, position_ids: bool = True, twist: Twist = "", rename: Callable[[str], str] = str
+    source: Path,
+    path: Path,
+    *,
+    position_ids: bool = True,
+    twist: Twist = "",
+    rename: Callable[[str], str] = str,
 ) -> Path:
     """As ``optimum-cli export onnx --task text-generation-with-past``: growing cache, attention in small operators.
 
@@ -223,9 +230,7 @@ def _repeat(graph: Graph, half: str, twist: Twist) -> str:
     return graph.op("Gather", half, graph.const(order), axis=1)
 
 
-def _decoder(
-    graph: Graph, source: Path, ids: str, positions: str, attend: _Attend, twist: Twist
-) -> None:
+def _decoder(graph: Graph, source: Path, ids: str, positions: str, attend: _Attend, twist: Twist) -> None:
     """Everything around the attention; adds the output ``logits``."""
     weights = load_file(str(source / "model.safetensors"))
 
