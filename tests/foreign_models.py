@@ -131,7 +131,7 @@ def decomposed(
     twist: Twist = "",
     rename: Callable[[str], str] = str,
 ) -> Path:
-    """As ``optimum-cli export onnx --task text-generation-with-past``: growing cache, attention in small operators.
+    """As optimum exports for text-generation-with-past: growing cache, attention in small operators.
 
     Without ``position_ids`` positions are counted along attention_mask.
     """
@@ -167,11 +167,15 @@ def decomposed(
     return graph.save(path, "pytorch", 18)
 
 
-def scattering(source: Path, path: Path, *, rows: int | None = None, twist: Twist = "") -> Path:
+def scattering(
+    source: Path, path: Path, *, rows: int | None = None, circular: bool | None = None, twist: Twist = ""
+) -> Path:
     """TensorScatter and Attention of opset 24: a static cache, or with ``rows`` a ring of so many.
 
     The static one leaves causality to Attention (is_causal, nonpad_kv_seqlen), the ring masks by itself.
+    circular: False for a static cache with ``rows``.
     """
+    circular = rows is not None if circular is None else circular
     graph, window = Graph(), _window(source, twist)
     ids = graph.input("input_ids", ["batch", "sequence"])
     start = graph.input("write_indices", ["batch"])
@@ -180,7 +184,7 @@ def scattering(source: Path, path: Path, *, rows: int | None = None, twist: Twis
     positions = graph.op("Add", graph.op("Unsqueeze", start, graph.const([1])), steps)
     queries = graph.op("Unsqueeze", positions, graph.const([2]))  # [b, s, 1]
     valid = seen = ""
-    if rows is None:
+    if not circular:
         valid = graph.input("nonpad_kv_seqlen", ["batch"])
     else:
         # Slot j holds the newest position that is j modulo rows: last - (last - j) mod rows.
@@ -199,7 +203,7 @@ def scattering(source: Path, path: Path, *, rows: int | None = None, twist: Twis
             shape: list[int | str] = ["batch", KV_HEADS, rows or "max_sequence_length", HEAD_DIM]
             past = g.input(f"past_key_values.{layer}.{half}", shape, TensorProto.FLOAT)
             g.output(f"present.{layer}.{half}", shape)
-            mode = "linear" if rows is None else "circular"
+            mode = "circular" if circular else "linear"
             name = f"present.{layer}.{half}"
             merged.append(g.op("TensorScatter", past, fresh, start, name=name, axis=-2, mode=mode))
         extra = ["", "", "", valid] if valid else [seen]

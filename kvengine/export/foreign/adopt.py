@@ -121,8 +121,8 @@ def _fitted(model: Path, spec: ModelSpec, contract: Contract) -> ModelSpec:
 def _plain(model: Path, name: str) -> str:
     if PurePosixPath(name).name != name or name in (MODEL, MANIFEST) or name.startswith("."):
         raise UnsupportedModel(
-            f"{model} keeps data in {name!r}; sought a plain file beside the model, not called {MODEL}, {MANIFEST} "
-            "or .something; save it again with onnx.save_model(..., save_as_external_data=True, location='weights')"
+            f"{model} keeps data in {name!r}; sought a plain file beside the model, not called {MODEL}, "
+            f"{MANIFEST} or .something; save it again with onnx.save_model(..., location='weights')"
         )
     return name
 

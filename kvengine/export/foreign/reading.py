@@ -165,10 +165,10 @@ def _inside(path: Path, name: str, location: str) -> Path:
                 return folder / location
             raise InvalidModel(f"{path}: sought the data of {name!r} in {location!r}, found no such file")
         escapes = True
-    except (OSError, ValueError) as error:  # a name too long, a loop of links
+    except (OSError, ValueError, RuntimeError) as error:  # a name too long, a loop of links
         raise InvalidModel(f"{path}: the data of {name!r} is in {location[:80]!r}: {error}") from error
     raise InvalidModel(
-        f"{path}: the data of {name!r} is in {location[:80]!r}, outside the model's folder; it is not followed"
+        f"{path}: the data of {name!r} is in {location[:80]!r}, outside the model's folder: not followed; copy it there"
     )
 
 

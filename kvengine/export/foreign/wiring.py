@@ -101,7 +101,7 @@ class Wiring:
         return (None, 0) if node is None else (node, list(node.output).index(name))
 
     def _origin(self, name: str) -> str:
-        """Back through Identity (nodes are in order, so this ends). Not through Cast: that is another tensor."""
+        """Back through Identity (nodes are in order, so this ends), not Cast: that makes another tensor."""
         while (node := self._makers.get(name)) is not None and node.op_type == "Identity" and node.input:
             name = node.input[0]
         return name
