@@ -130,10 +130,12 @@ def decomposed(
     position_ids: bool = True,
     twist: Twist = "",
     rename: Callable[[str], str] = str,
+    last_row: bool = False,
 ) -> Path:
     """As optimum exports for text-generation-with-past: growing cache, attention in small operators.
 
-    Without ``position_ids`` positions are counted along attention_mask.
+    Without ``position_ids`` positions are counted along attention_mask. last_row: logits of the last
+    token only.
     """
     graph, window = Graph(), _window(source, twist)
     ids = graph.input("input_ids", ["batch_size", "sequence_length"])
@@ -163,7 +165,7 @@ def decomposed(
         scaled = g.op("Add", g.op("Mul", scores, g.const(HEAD_DIM**-0.5, np.float32)), bias)
         return g.op("MatMul", g.op("Softmax", scaled, axis=-1), wide[1])
 
-    _decoder(graph, source, ids, positions, attend, twist)
+    _decoder(graph, source, ids, positions, attend, twist, last_row)
     return graph.save(path, "pytorch", 18)
 
 
@@ -234,7 +236,15 @@ def _repeat(graph: Graph, half: str, twist: Twist) -> str:
     return graph.op("Gather", half, graph.const(order), axis=1)
 
 
-def _decoder(graph: Graph, source: Path, ids: str, positions: str, attend: _Attend, twist: Twist) -> None:
+def _decoder(
+    graph: Graph,
+    source: Path,
+    ids: str,
+    positions: str,
+    attend: _Attend,
+    twist: Twist,
+    last_row: bool = False,
+) -> None:
     """Everything around the attention; adds the output ``logits``."""
     weights = load_file(str(source / "model.safetensors"))
 
@@ -285,6 +295,8 @@ def _decoder(graph: Graph, source: Path, ids: str, positions: str, attend: _Atte
         up = linear(h, at + "mlp.up_proj.weight")
         gated = graph.op("Mul", graph.op("Mul", gate, graph.op("Sigmoid", gate)), up)
         x = graph.op("Add", x, linear(gated, at + "mlp.down_proj.weight"))
+    if last_row:
+        x = graph.op("Slice", x, graph.const([-1]), graph.const([2**31]), graph.const([1]))
     h = norm(x, "model.norm.weight")
     graph.op("MatMul", h, graph.const(weights["lm_head.weight"].T, np.float32, "lm_head"), name="logits")
-    graph.output("logits", ["batch", "tokens", VOCABULARY])
+    graph.output("logits", ["batch", 1 if last_row else "tokens", VOCABULARY])

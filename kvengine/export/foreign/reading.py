@@ -168,7 +168,8 @@ def _inside(path: Path, name: str, location: str) -> Path:
     except (OSError, ValueError, RuntimeError) as error:  # a name too long, a loop of links
         raise InvalidModel(f"{path}: the data of {name!r} is in {location[:80]!r}: {error}") from error
     raise InvalidModel(
-        f"{path}: the data of {name!r} is in {location[:80]!r}, outside the model's folder: not followed; copy it there"
+        f"{path}: the data of {name!r} is in {location[:80]!r}, outside the model's folder, and is not "
+        "followed; copy it there"
     )
 
 

@@ -1,0 +1,139 @@
+"""The suite on models that somebody else exported: right ones pass, what one cannot do is said, wrong ones fail."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.artifacts import artifact_of, resolved
+from harness.checking import Cell, Unsupported
+from harness.compare import CheckFailed
+from harness.recipes import parse_recipe
+from harness.reference import CachedReference, Reference, TransformersReference
+from harness.suite import test_correctness as suite
+from kvengine.engine import LocalEngine
+from kvengine.errors import NotSupported
+from kvengine.recipe import SessionRecipe
+from tests import foreign_models
+from tests.foreign_models import WINDOW, Twist
+
+CHECKS: dict[str, Callable[[Cell], None]] = {
+    name: check for name, check in inspect.getmembers(suite, inspect.isfunction) if name.startswith("test_")
+}
+EXPORTS: dict[str, Callable[..., Path]] = {
+    "optimum": foreign_models.decomposed,
+    "optimum, no position_ids": lambda *a, **k: foreign_models.decomposed(*a, position_ids=False, **k),
+    "scatter, fixed": lambda *a, **k: foreign_models.scattering(*a, rows=64, circular=False, **k),
+    "scatter": foreign_models.scattering,
+    "ring": lambda *a, **k: foreign_models.scattering(*a, rows=WINDOW + 4, **k),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("foreign")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(folder: Path) -> dict[str, tuple[Path, Reference]]:
+    """Without and with a sliding window, each with its reference."""
+    made = {
+        "full": foreign_models.checkpoint(folder / "full"),
+        "windowed": foreign_models.checkpoint(folder / "windowed", WINDOW),
+    }
+    return {name: (path, CachedReference(TransformersReference(path))) for name, path in made.items()}
+
+
+def cell_of(model: Path, checkpoint: tuple[Path, Reference], folder: Path, examples: int = 15) -> Cell:
+    path, reference = checkpoint
+    recipe = resolved(parse_recipe(f"onnx,model={model}"), path)
+    artifact = artifact_of(path, recipe, folder / "artifacts")
+    engine = LocalEngine.open(artifact.folder, SessionRecipe(threads=1))
+
+    def open_plan(kind: str) -> LocalEngine:
+        if kind != recipe.export.cache.kind:
+            raise NotSupported("a model brought has one cache plan")
+        return engine
+
+    return Cell("here", recipe, artifact.manifest.spec, reference, open_plan, examples=examples, seed=1)
+
+
+def outcomes(cell: Cell) -> dict[str, str]:
+    found = {}
+    for name, check in CHECKS.items():
+        try:
+            check(cell)
+        except Unsupported as error:
+            found[name] = f"not supported: {error}"
+        except CheckFailed as error:
+            found[name] = f"failed: {error}"
+        else:
+            found[name] = "passed"
+    return found
+
+
+@pytest.mark.parametrize(
+    ("export", "checkpoint"),
+    [
+        ("optimum", "windowed"),
+        ("optimum, no position_ids", "full"),
+        ("scatter", "full"),
+        ("scatter, fixed", "full"),
+        ("ring", "windowed"),
+    ],
+)
+def test_a_right_export_passes_whatever_its_convention(
+    export: str, checkpoint: str, checkpoints: dict[str, tuple[Path, Reference]], folder: Path
+) -> None:
+    source = checkpoints[checkpoint][0]
+    model = EXPORTS[export](source, folder / f"{export.replace(' ', '-').replace(',', '')}.onnx")
+    cell = cell_of(model, checkpoints[checkpoint], folder)
+    found = outcomes(cell)
+    assert not [why for why in found.values() if why.startswith("failed")]
+    assert found["test_every_decode_step_equals_the_reference"] == "passed"
+    assert list(found.values()).count("passed") >= len(found) - 3, found
+    assert cell.take_tally().rows > 100
+
+
+@pytest.mark.parametrize(
+    ("export", "twist", "checkpoint"),
+    [
+        ("optimum", "window", "windowed"),
+        ("optimum", "positions", "full"),
+        ("optimum", "heads", "full"),
+        ("optimum", "theta", "full"),
+        ("optimum, no position_ids", "window", "windowed"),
+        ("ring", "window", "windowed"),
+        ("ring", "positions", "windowed"),
+        ("scatter", "positions", "full"),
+    ],
+)
+def test_a_wrong_export_fails(
+    export: str, twist: Twist, checkpoint: str, checkpoints: dict[str, tuple[Path, Reference]], tmp_path: Path
+) -> None:
+    model = EXPORTS[export](checkpoints[checkpoint][0], tmp_path / "model.onnx", twist=twist)
+    cell = cell_of(model, checkpoints[checkpoint], tmp_path)
+    with pytest.raises(CheckFailed, match="logits differ from the reference|greedy token"):
+        CHECKS["test_every_decode_step_equals_the_reference"](cell)
+
+
+def test_what_a_graph_cannot_do_is_said(
+    checkpoints: dict[str, tuple[Path, Reference]], tmp_path: Path
+) -> None:
+    """One that returns the last row of logits only cannot be asked for every row."""
+    model = foreign_models.decomposed(checkpoints["full"][0], tmp_path / "model.onnx", last_row=True)
+    cell = cell_of(model, checkpoints["full"], tmp_path, examples=40)
+    with pytest.raises(Unsupported, match="last token only"):
+        CHECKS["test_every_decode_step_equals_the_reference"](cell)
+
+
+def test_another_plan_of_a_foreign_model_is_not_supported(
+    checkpoints: dict[str, tuple[Path, Reference]], folder: Path, tmp_path: Path
+) -> None:
+    model = EXPORTS["ring"](checkpoints["windowed"][0], tmp_path / "model.onnx")
+    cell = cell_of(model, checkpoints["windowed"], tmp_path)
+    with pytest.raises(Unsupported, match="one cache plan"):
+        CHECKS["test_hybrid_equals_static"](cell)
