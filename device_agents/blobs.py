@@ -18,7 +18,8 @@ import shutil
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -246,11 +247,12 @@ class BlobStore:
         artifact (also a half-arrived one) counts as an artifact of its own. Returns the bytes freed.
         """
         with self._layout:
-            sizes = {path: path.stat().st_size for path in self._blobs.iterdir()}
-            age = {_sha256_of_name(path): path.stat().st_mtime for path in sizes}
+            stats = dict(_stats(self._blobs))
+            sizes = {path: stat.st_size for path, stat in stats.items()}
+            age = {_sha256_of_name(path): stat.st_mtime for path, stat in stats.items()}
             users: dict[Path, set[str]] = {path: {_sha256_of_name(path)} & set(keep) for path in sizes}
-            for folder in self._artifacts.iterdir():
-                age[folder.name] = folder.stat().st_mtime
+            for folder, stat in _stats(self._artifacts):
+                age[folder.name] = stat.st_mtime
                 for sha256 in _blobs_of(folder):
                     users.setdefault(self._blobs / sha256, set()).add(folder.name)
             for path in sizes:
@@ -285,6 +287,13 @@ def _check_sha256(sha256: str) -> str:
 
 def _sha256_of_name(path: Path) -> str:
     return path.name.removesuffix(".part")
+
+
+def _stats(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """What lies in ``folder``. Others write there: a part may get its name while we look."""
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):
+            yield path, path.stat()
 
 
 def _stamp(path: Path) -> _Stamp:

@@ -149,6 +149,7 @@ class LabAgent:
         self._budgets = budgets or AgentBudgets()
         self._clock = clock
         self._slots = {c.name: _Slot(c, make(c, self._store)) for c in devices}
+        self._making_room = threading.Lock()  # held while artifacts are evicted
         self._announcing = threading.Lock()  # guards what follows
         self._announced: dict[str, tuple[float, frozenset[str]]] = {}  # by artifact: when, what it is made of
         self._under_way: Counter[str] = Counter()  # deploys of an artifact
@@ -241,12 +242,14 @@ class LabAgent:
         """What to send with put_chunk and commit_blob before ``deploy``; makes room for it first."""
         self._check_running()
         manifest = parse_manifest(manifest_json)
-        missing = self._store.missing(manifest)
-        needed = sum(blob.size - blob.present for blob in missing)
-        keep = self._announce(manifest)
-        for slot in self._slots.values():
-            keep |= slot.deployed.keys() if slot.lease is not None else set()
-        self._store.gc(max(0, self._store_limit - needed), keep)
+        # One at a time: what is announced between our look and our eviction would be evicted.
+        with self._making_room:
+            keep = self._announce(manifest)
+            missing = self._store.missing(manifest)
+            needed = sum(blob.size - blob.present for blob in missing)
+            for slot in self._slots.values():
+                keep |= slot.deployed.keys() if slot.lease is not None else set()
+            self._store.gc(max(0, self._store_limit - needed), keep)
         self._store.check_space(needed)
         return missing
 

@@ -234,6 +234,12 @@ def test_gc_keeps_a_wanted_blob_of_an_unwanted_artifact(store: BlobStore) -> Non
     assert store.has(Blob("a", sha256(b"aaaa"), 4))
 
 
+def test_gc_does_not_trip_over_what_vanishes_while_it_looks(store: BlobStore) -> None:
+    """An upload that gets its name meanwhile; a link to nowhere is what is listed and cannot be looked at."""
+    (store.root / "blobs" / f"{'a' * 64}.part").symlink_to("nowhere")
+    assert store.gc(0) == 0
+
+
 def test_gc_evicts_abandoned_uploads(store: BlobStore) -> None:
     store.write(sha256(b"abandoned"), 0, b"aban")
     assert store.gc(0) == 4

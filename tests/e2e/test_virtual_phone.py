@@ -475,15 +475,18 @@ def test_phones_up_prints_addresses_and_ends_with_ctrl_c(cache: Path, server: Pr
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     ) as command:
-        assert command.stdout is not None
-        assert command.stderr is not None
-        phones = json.loads(command.stdout.readline())["phones"]
-        assert [each["virtual"] for each in phones] == [True, True]
-        for each in phones:
-            server.connect(each["address"], Deadline(20))
-            assert Adb(server, each["address"])("getprop ro.product.model") == f"{each['model']}\n"
-        processes = tree(command.pid)
-        command.send_signal(signal.SIGINT)
-        assert command.wait(20) == 0
-        assert "virtual" in command.stderr.read()
+        try:
+            assert command.stdout is not None
+            assert command.stderr is not None
+            phones = json.loads(command.stdout.readline())["phones"]
+            assert [each["virtual"] for each in phones] == [True, True]
+            for each in phones:
+                server.connect(each["address"], Deadline(20))
+                assert Adb(server, each["address"])("getprop ro.product.model") == f"{each['model']}\n"
+            processes = tree(command.pid)
+            command.send_signal(signal.SIGINT)
+            assert command.wait(20) == 0
+            assert "virtual" in command.stderr.read()
+        finally:
+            command.kill()  # else a failure here would wait for it for ever
     assert not [pid for pid in processes if alive(pid)]

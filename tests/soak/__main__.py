@@ -13,6 +13,7 @@ from device_agents.virtual.rootfs import native_abi
 from harness.recipes import parse_recipe
 from harness.synth import synth
 from kvengine.export import export
+from tests.soak.faults import REAL
 from tests.soak.soak import run_soak
 
 
@@ -23,6 +24,11 @@ def main() -> int:
     parser.add_argument("--phones", type=int, default=3, help="that are struck, besides the witness")
     parser.add_argument("--within", type=float, default=840.0, help="seconds to strike in")
     parser.add_argument("--only", default="", help="faults with this in their name")
+    parser.add_argument(
+        "--real-freezes",
+        action="store_true",
+        help="only frozen links, of 10 s and 90 s, against the budgets that a release runs with",
+    )
     parser.add_argument("--json", type=Path, default=Path("out") / "soak.json", help="default: %(default)s")
     options = parser.parse_args()
     bundle = build(native_abi(), Path(".kvfarm") / "bundles")
@@ -36,7 +42,8 @@ def main() -> int:
             seed=secrets.randbits(32) if options.seed is None else options.seed,
             struck=options.phones,
             within_s=options.within,
-            only=options.only,
+            only="frozen" if options.real_freezes else options.only,
+            scale=REAL if options.real_freezes else None,
         )
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(report.to_json())

@@ -14,7 +14,9 @@ import psutil
 from device_agents.adb.devices import AttachedPhone
 from device_agents.bundle import Bundle
 from device_agents.deadline import Deadline
+from device_agents.remote_session import Budgets
 from device_agents.virtual import VirtualPhone
+from harness.recovery import RecoveryPolicy
 from tests.device_agents.virtual_support import tree
 
 Point = Literal["cell", "shell", "push", "frame"]
@@ -48,13 +50,32 @@ class Fault:
 
 @dataclass(frozen=True)
 class Scale:
-    """Seconds. The budgets of the soak's devices are scaled down from the real ones (120 s a program), and
-    so are the freezes: the short one is below every budget, as 10 s are below most, the long one above a
-    program's, which is more than the real 90 s are."""
+    """Seconds. The budgets of the soak's devices are scaled down from the real ones, and so are the freezes:
+    the short one is below every budget, the long one above a program's. ``REAL`` has nothing scaled.
 
+    round_s: far more than a round takes; one that takes longer is lost.
+    """
+
+    hello_s: float = 20.0
     program_s: float = 5.0
+    vitals_s: float = 4.0
+    reach_s: float = 4.0
+    answer_s: float = 8.0
     short_freeze_s: float = 0.5
     long_freeze_s: float = 7.0
+    round_s: float = 90.0
+
+
+REAL = Scale(
+    hello_s=Budgets().hello_s,
+    program_s=Budgets().program_s,
+    vitals_s=Budgets().vitals_s,
+    reach_s=10.0,
+    answer_s=RecoveryPolicy().answer_s,
+    short_freeze_s=10.0,
+    long_freeze_s=90.0,
+    round_s=400.0,
+)
 
 
 def phone_of(target: Target) -> VirtualPhone:
@@ -139,6 +160,10 @@ def faults(scale: Scale) -> tuple[Fault, ...]:
     again: frozenset[Outcome] = frozenset({"retried"})
     either: frozenset[Outcome] = frozenset({"survived", "retried"})
 
+    # The real short freeze is as long as some budgets are, the real long one shorter than a program's.
+    short = either if scale == REAL else frozenset[Outcome]({"survived"})
+    long = either if scale == REAL else again
+
     def freeze(seconds: float) -> Callable[[Target, random.Random], None]:
         return lambda target, _: phone_of(target).relay.freeze(seconds)
 
@@ -149,8 +174,8 @@ def faults(scale: Scale) -> tuple[Fault, ...]:
         Fault("adbd killed mid-shell", "shell", _kill_adbd_in_an_answer, either),
         Fault("adbd killed mid-push", "push", _kill_adbd_in_a_push, again),
         Fault("adbd killed mid-frame", "frame", _kill_adbd_in_a_frame, again),
-        Fault("link frozen, short", "cell", freeze(scale.short_freeze_s), frozenset({"survived"}), 0.5),
-        Fault("link frozen, long", "frame", freeze(scale.long_freeze_s), again),
+        Fault(f"link frozen {scale.short_freeze_s:g} s", "cell", freeze(scale.short_freeze_s), short, 0.5),
+        Fault(f"link frozen {scale.long_freeze_s:g} s", "frame", freeze(scale.long_freeze_s), long),
         Fault("reboot", "cell", _reboot, either, 0.5, loses_data=True),
         Fault("adb server killed", "cell", _kill_adb_server, either, 0.5),
         Fault(

@@ -35,8 +35,6 @@ from tests.soak.phones import RECIPE, Lab, PhoneAtWork, Row, answers, mark_proce
 
 WITNESS = "witness"  # at work all the time, and never struck
 STORAGE = 1 << 30
-_ROUND_S = 90.0  # far more than a round takes; a round that takes longer is lost
-_POLICY = RecoveryPolicy(retries=2, answer_s=8.0, lost_in_a_row=2, pause_s=0.1)
 
 
 @dataclass(frozen=True)
@@ -116,16 +114,17 @@ class Soak:
     @contextmanager
     def running(self, struck: int) -> Iterator[None]:
         """``struck`` phones and the witness at work; afterwards nothing is."""
-        attached: dict[str, AttachedPhone] = {}
+        scale, attached = self._scale, dict[str, AttachedPhone]()
+        policy = RecoveryPolicy(retries=2, answer_s=scale.answer_s, lost_in_a_row=2, pause_s=0.1)
 
         def make(config: DeviceConfig, _: object) -> AndroidDevice:
             phone = attached[config.name] = AttachedPhone(
                 config,
                 self._work / "phones",
                 storage=STORAGE if config.name == "phone-1" else 0,
-                reach_s=4.0,
+                reach_s=scale.reach_s,
             )
-            budgets = Budgets(hello_s=20, program_s=self._scale.program_s, workload_s=self._scale.program_s)
+            budgets = Budgets(scale.hello_s, scale.program_s, workload_s=scale.program_s)
             return AndroidDevice(
                 config.name,
                 phone.attach,
@@ -137,7 +136,7 @@ class Soak:
 
         names = [*(f"phone-{number}" for number in range(1, struck + 1)), WITNESS]
         configs = [DeviceConfig(name, "android", options={"virtual": "true"}) for name in names]
-        budgets = AgentBudgets(identity_s=120, deploy_s=30, open_s=30, vitals_s=4)
+        budgets = AgentBudgets(identity_s=120, deploy_s=30, open_s=30, vitals_s=scale.vitals_s)
         with ExitStack() as stack:
             store = stack.enter_context(open_store(self._work / "results.db"))
             store.begin_run(_header(self._seed))
@@ -150,7 +149,7 @@ class Soak:
             engine.close()
 
             def recovery() -> Recovery:
-                return Recovery(agent.vitals, _POLICY)
+                return Recovery(agent.vitals, policy)
 
             self.phones = [PhoneAtWork(lab, name, attached[name], recovery) for name in names]
             try:
@@ -205,9 +204,8 @@ class Soak:
             try:
                 found = self._round(phone, fault, draw)
             except Exception as error:
-                found = Round(
-                    fault.name, phone.name, "unknown", _ROUND_S, (f"{type(error).__name__}: {error}",)
-                )
+                said = f"{type(error).__name__}: {error}"
+                found = Round(fault.name, phone.name, "unknown", self._scale.round_s, (said,))
             with self._reporting:
                 self.report.rounds.append(found)
 
@@ -219,22 +217,22 @@ class Soak:
             fault.strike(phone, draw)
 
         pending = _arm(phone, fault, strike, draw)
-        assert pending.wait(_ROUND_S), f"never came to its point ({fault.point})"
+        assert pending.wait(self._scale.round_s), f"never came to its point ({fault.point})"
         error = phone.pending.error if phone.pending else None
         phone.pending = None
         assert error is None, f"could not strike: {error!r}"
         # The cell under way and the next, for a fault may show only then; then one without any trouble.
-        settled = phone.wait_rows(lambda rows: _settled(rows[first:], at[0]), _ROUND_S)
+        settled = phone.wait_rows(lambda rows: _settled(rows[first:], at[0]), self._scale.round_s)
         if fault.undo is not None:
             fault.undo(phone)
         rows = [row for row in phone.rows[first:] if row.ended >= at[0]]
-        assert settled, f"no result within {_ROUND_S:g} s: {rows}"
+        assert settled, f"no result within {self._scale.round_s:g} s: {rows}"
         outcome = "quarantined" if phone.recovery.quarantined else _outcome(rows)
         wrong = _judge(fault, outcome, rows)
         if phone.recovery.quarantined:
             wrong += self._after_quarantine(phone)
         ended = self._usable_again(phone, at[0])
-        with phone.paused(_ROUND_S):
+        with phone.paused(self._scale.round_s):
             left = leftovers.on_the_phone(phone, self._settings[phone.name])
         return Round(fault.name, phone.name, outcome, ended - at[0], tuple(wrong), tuple(left))
 
@@ -242,10 +240,10 @@ class Soak:
         """What is left for the device is reported without asking it; then a new one is plugged in."""
         (evidence,) = phone.recovery.quarantined.values()
         more = len(phone.rows) + 3
-        assert phone.wait_rows(lambda rows: len(rows) >= more, _ROUND_S), "its cells wait for it"
+        assert phone.wait_rows(lambda rows: len(rows) >= more, self._scale.round_s), "its cells wait for it"
         late = phone.rows[more - 2 : more]
         wrong = [f"not told to be in quarantine: {row}" for row in late if "quarantined: " not in row.message]
-        with phone.paused(_ROUND_S):
+        with phone.paused(self._scale.round_s):
             phone.replace()
         return wrong + ([] if "did not answer again" in evidence else [f"no evidence: {evidence}"])
 
@@ -256,7 +254,7 @@ class Soak:
         def clean(row: Row) -> bool:
             return row.began >= start and row.outcome == "passed" and not row.retries
 
-        assert phone.wait_rows(lambda rows: any(map(clean, rows)), _ROUND_S), "not usable again"
+        assert phone.wait_rows(lambda rows: any(map(clean, rows)), self._scale.round_s), "not usable again"
         return next(row.ended for row in phone.rows if clean(row))
 
     def _count(self, results: RunResults) -> None:
@@ -359,9 +357,10 @@ def run_soak(
     struck: int = 3,
     within_s: float = 840.0,
     only: str = "",
+    scale: Scale | None = None,
 ) -> Report:
     """Raises InfrastructureError where the machine allows no virtual phones."""
-    scale = Scale()
+    scale = scale or Scale()
     which = tuple(fault for fault in faults(scale) if only in fault.name)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="kvfarm-soak-") as folder:
