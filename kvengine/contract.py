@@ -6,8 +6,15 @@ Inferred on the build machine (``kvengine.export.foreign``), carried in artifact
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
+
+import onnxruntime as ort
+
+from kvengine.errors import ArtifactError
+
+_MOST = 1 << 24  # of any size
 
 # Axes of a cache tensor: b batch, n KV heads, s sequence, h head_dim.
 Layout = Literal["bnsh", "bsnh", "bnhs"]
@@ -86,9 +93,7 @@ class LayerContract:
         """
         if self.kind != "windowed" or self.writer != "TensorScatter":
             return None
-        assert self.rows is not None
-        assert self.window is not None
-        return self.rows - self.window + 1
+        return (self.rows or 0) - (self.window or 0) + 1
 
     def shape(self, batch: int, rows: int) -> tuple[int, ...]:
         """Of past and present with ``rows`` rows."""
@@ -129,3 +134,38 @@ class Contract:
         if "windowed" in kinds:
             return "hybrid"
         return "static" if "static" in kinds else "growing"
+
+
+def wrong_in_contract(contract: Contract, layers: int) -> Iterator[str]:
+    """What no contract says; anybody may have edited the artifact.json it is read from."""
+    if len(contract.layers) != layers:
+        yield f"sought a contract for {layers} layers, found one for {len(contract.layers)}"
+    names = [contract.logits, *(entry.name for entry in contract.inputs)]
+    for number, layer in enumerate(contract.layers):
+        names += [layer.past_key, layer.past_value, layer.present_key, layer.present_value]
+        sizes = (layer.kv_heads, layer.head_dim, layer.rows or 1, layer.window or 1)
+        if not all(1 <= size <= _MOST for size in sizes):
+            yield f"contract of layer {number}: sought sizes in 1..{_MOST}, found another"
+        if layer.kind == "windowed" and layer.window is None:
+            yield f"contract of layer {number}: sought the window of a windowed cache, found none"
+        if layer.max_step is not None and layer.max_step < 1:
+            yield f"contract of layer {number}: sought a ring of at least its window's rows, found fewer"
+    if len(set(names)) != len(names):
+        yield "sought a name of its own for every input and output of the contract"
+    if not any(entry.role == "input_ids" for entry in contract.inputs):
+        yield "sought an input of token ids in the contract"
+    if any(not 0 <= entry.rank <= 2 for entry in contract.inputs):
+        yield "sought inputs of at most two axes in the contract"
+
+
+def check_names(contract: Contract, session: ort.InferenceSession) -> None:
+    """Raise ArtifactError unless the contract's names are those of the graph."""
+    pasts = {name for layer in contract.layers for name in (layer.past_key, layer.past_value)}
+    presents = {name for layer in contract.layers for name in (layer.present_key, layer.present_value)}
+    fed = pasts | {entry.name for entry in contract.inputs}
+    inputs = {value.name for value in session.get_inputs()}
+    outputs = {value.name for value in session.get_outputs()}
+    if wrong := sorted((fed ^ inputs) | ((presents | {contract.logits}) - outputs)):
+        raise ArtifactError(
+            f"the graph is not what its contract says: {wrong[:4]}; inspect and adopt it again"
+        )

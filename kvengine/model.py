@@ -11,10 +11,12 @@ import onnxruntime as ort
 
 from kvengine import providers
 from kvengine.artifact import Artifact
+from kvengine.contract import check_names
 from kvengine.codes import Scales, no_scales, read_scales
 from kvengine.errors import failure_of
 from kvengine.plan import CachePlan
 from kvengine.recipe import SessionRecipe
+from kvengine.sanity import check_signature
 from kvengine.spec import ModelSpec
 from kvengine.threads import choose_threads
 
@@ -33,6 +35,7 @@ class Model:
     Raises:
         RecipeError, ProviderUnavailable: the recipe asks for what there is not.
         EngineFailure: onnxruntime could not load the graph. MemoryError: for want of memory.
+        ArtifactError: the graph is not the one that the manifest describes.
     """
 
     def __init__(self, artifact: Artifact, recipe: SessionRecipe) -> None:
@@ -49,6 +52,11 @@ class Model:
             )
         except Exception as error:  # onnxruntime raises a dozen unrelated classes
             raise failure_of(error, f"onnxruntime could not load {artifact.model_path}") from error
+        contract = artifact.manifest.contract
+        if contract is None:
+            check_signature(self.session, artifact.manifest)
+        else:
+            check_names(contract, self.session)
         self.load_ms = (time.perf_counter() - started) * 1e3
         self.run_options = ort.RunOptions()
         self.run_options.log_severity_level = 4

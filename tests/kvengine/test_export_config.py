@@ -53,7 +53,7 @@ def test_the_geometry_is_read() -> None:
     assert spec.attention_scale == pytest.approx(24**-0.5)
     assert [layer.window for layer in spec.layers] == [5, 5, None, 5, 5, None]
     assert {(layer.kv_heads, layer.head_dim) for layer in spec.layers} == {(2, 32)}
-    assert [spec.ropes[layer.rope] for layer in spec.layers[1:3]] == [
+    assert [spec.ropes[layer.rope or 0] for layer in spec.layers[1:3]] == [
         RopeSpec(100.0),
         RopeSpec(10_000.0, factor=8.0),
     ]
@@ -77,6 +77,7 @@ def test_transformers_reads_the_same(config: dict[str, Any]) -> None:
     for layer, kind in zip(spec.layers, theirs.layer_types, strict=True):
         rope = theirs.rope_parameters[kind]
         assert layer.window == (theirs.sliding_window if kind == LOCAL else None)
+        assert layer.rope is not None
         assert spec.ropes[layer.rope] == RopeSpec(rope["rope_theta"], rope.get("factor", 1.0))
         assert layer.head_dim == theirs.head_dim
 
@@ -119,14 +120,15 @@ def test_layers_that_rotate_alike_share_one_table() -> None:
     [
         ({"model_type": "mamba"}, ["'mamba'", "gemma3_text"]),
         ({"model_type": None}, ["None", "gemma3_text"]),
-        ({"rope_parameters": {FULL: {"rope_type": "yarn", "rope_theta": 1.0}}}, ["'yarn'", "linear"]),
+        ({"rope_parameters": {FULL: {"rope_type": "dynamic", "rope_theta": 1.0}}}, ["'dynamic'", "linear"]),
         ({"rope_parameters": {FULL: {"rope_type": "linear", "rope_theta": 1.0}}}, ["factor"]),
         ({"rope_parameters": {FULL: {"partial_rotary_factor": 0.5}}}, ["partial_rotary_factor"]),
         ({"layer_types": [*PATTERN[:5], "chunked_attention"]}, ["'chunked_attention'", FULL]),
         ({"layer_types": PATTERN[:5]}, ["6", "5"]),
         ({"sliding_window": 0}, ["sliding_window", "0"]),
-        ({"final_logit_softcapping": 30.0}, ["final_logit_softcapping=30.0"]),
-        ({"attn_logit_softcapping": 50.0}, ["attn_logit_softcapping=50.0"]),
+        ({"sliding_window": 1025}, ["sliding_window 1025", "1024"]),
+        ({"model_type": "llama", "final_logit_softcapping": 30.0}, ["final_logit_softcapping=30.0"]),
+        ({"model_type": "llama", "attn_logit_softcapping": 50.0}, ["attn_logit_softcapping=50.0"]),
         ({"use_bidirectional_attention": True}, ["use_bidirectional_attention=True"]),
         ({"attention_bias": True}, ["attention_bias=True"]),
         ({"quantization_config": {"quant_method": "gptq"}}, ["quantization_config"]),
