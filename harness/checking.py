@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.database import DirectoryBasedExampleDatabase
+from hypothesis.stateful import run_state_machine_as_test
 
 from device_agents.errors import InfrastructureError
 from harness import compare
 from harness.errors import ReferenceFailed
+from harness.machine import ProgramMachine
 from harness.programs import Limits
 from harness.recipes import Recipe
 from harness.reference.protocol import Reference
 from harness.tolerances import Tolerance, tolerance_for
 from kvengine.errors import NotSupported
-from kvengine.plan import PlanKind
+from kvengine.plan import CachePlan, PlanKind
 from kvengine.program import Observation, Program
 from kvengine.session import EngineSession
 from kvengine.spec import ModelSpec
 
 Drawn = TypeVar("Drawn")
+PROGRAM_STEPS = 14  # most operations of one program
 
 
 class InfrastructureStop(BaseException):
@@ -91,8 +96,17 @@ class Cell:
         return tolerance_for(self.recipe.export, rounded_reference=self.recipe.foreign is None)
 
     @property
+    def plan(self) -> CachePlan:
+        """The cache plan of the recipe's artifact."""
+        return self.recipe.export.cache
+
+    @property
     def limits(self) -> Limits:
-        return Limits.of(self.spec)
+        limits = Limits.of(self.spec)
+        if self.recipe.foreign is None:
+            return limits
+        # A foreign graph's windowed cache has the rows that it has.
+        return dataclasses.replace(limits, most_slack=self.plan.slack)
 
     def run(self, program: Program, plan: PlanKind | None = None) -> Sequence[Observation]:
         """One program on the device, in one round trip; ``plan`` for another cache plan kind.
@@ -114,11 +128,17 @@ class Cell:
                     raise Unsupported(f"{operation.kind}: {seen.error.message}")
         return observations
 
-    def check_reference(self, program: Program, observations: Sequence[Observation]) -> None:
-        """Raises CheckFailed unless the observations are the reference's, within the recipe's tolerance."""
+    def check_reference(
+        self, program: Program, observations: Sequence[Observation], kind: PlanKind | None = None
+    ) -> None:
+        """Raises CheckFailed unless the observations are the reference's, within the recipe's tolerance.
+
+        kind: of the cache plan they were made with, where it is not the recipe's own.
+        """
+        plan = dataclasses.replace(self.plan, kind=kind or self.plan.kind)
         try:
             agreement = compare.agree_with_reference(
-                program, observations, self.reference, self.spec, self.tolerance
+                program, observations, self.reference, self.spec, plan, self.tolerance
             )
         except InfrastructureError as error:
             raise InfrastructureStop(ReferenceFailed(str(error))) from error
@@ -161,21 +181,35 @@ class Cell:
             CheckFailed: for the smallest failing program found.
             InfrastructureError: the device failed, not the engine; nothing is shrunk.
         """
-        store = DirectoryBasedExampleDatabase(self.database) if self.database else None
 
         @seed(self.seed)
-        @settings(
+        @self._settings(check)
+        @given(drawn)
+        def property_holds(value: Drawn) -> None:
+            check(value)
+
+        self._hold(property_holds)
+
+    def for_all_programs(self, check: Callable[[Program], None]) -> None:
+        """As ``for_all``, with programs that ProgramMachine writes over all operations."""
+        machine = seed(self.seed)(ProgramMachine.of(self.limits, self.spec, self.plan, check))
+        steps = settings(self._settings(check), stateful_step_count=PROGRAM_STEPS)
+        self._hold(lambda: run_state_machine_as_test(machine, settings=steps))
+
+    def _settings(self, check: Callable[..., None]) -> settings:
+        """Failing examples are kept in a folder for each property, which may be copied or committed."""
+        name = check.__qualname__.partition(".")[0]
+        folder = None if self.database is None else Path(self.database) / name
+        return settings(
             max_examples=self.examples,
-            database=store,
+            database=None if folder is None else DirectoryBasedExampleDatabase(folder),
             deadline=None,  # a phone is slow; deadlines are the session's
             report_multiple_bugs=False,
             suppress_health_check=list(HealthCheck),
             phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
         )
-        @given(drawn)
-        def property_holds(value: Drawn) -> None:
-            check(value)
 
+    def _hold(self, property_holds: Callable[[], None]) -> None:
         try:
             property_holds()
         except InfrastructureStop as stop:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from harness.oracle import Expected, expectations
 from harness.reference.protocol import Reference
 from harness.tolerances import Tolerance
+from kvengine.plan import CachePlan
 from kvengine.program import Observation, Program
 from kvengine.spec import ModelSpec
 from reports.results import Divergence, TopLogits
@@ -46,17 +47,19 @@ def agree_with_reference(
     observations: Sequence[Observation],
     reference: Reference,
     spec: ModelSpec,
+    plan: CachePlan,
     tolerance: Tolerance,
 ) -> Agreement:
-    """Hold every observation against the cacheless reference.
+    """Hold every observation against the cacheless reference. plan: of the artifact that ran.
 
     Raises:
-        CheckFailed: a wrong position, refusal, row count, greedy token, a non-finite logit, or a row
-            outside the tolerance.
+        CheckFailed: a wrong position, refusal, row count, greedy token, set of cached positions, a
+            non-finite logit, or a row outside the tolerance.
     """
     _same_count(program, observations)
+    _tokens_exist(program, observations, spec)
     error, kl, hits, rows = 0.0, 0.0, 0, 0
-    answers = expectations(program, observations, reference, spec)
+    answers = expectations(program, observations, reference, spec, plan)
     for index, (expected, found) in enumerate(zip(answers, observations, strict=True)):
         _same_outcome(program, index, expected, found)
         _greedy_is_argmax(program, index, expected, found, tolerance)
@@ -64,7 +67,7 @@ def agree_with_reference(
             off, row_kl = row_error(sought, got), kl_divergence(sought, got)
             outside = tolerance.logits is not None and off > tolerance.logits
             if outside or not row_kl <= tolerance.row_kl:  # "not <=" also catches NaN
-                _diverged(program, index, row, expected.position - len(expected.rows) + row, sought, got)
+                _diverged(program, index, row, expected.places[row], sought, got)
             error, kl, rows = max(error, off), kl + row_kl, rows + 1
             # What ties within the band may come either way round, as for greedy tokens.
             hits += bool(sought.max() - sought[np.argmax(got)] <= 2 * (tolerance.logits or 0))
@@ -140,9 +143,11 @@ def _same_outcome(program: Program, index: int, expected: Expected, found: Obser
             f"found {refusal or 'no refusal'}{detail}",
             program,
         )
-    if found.position != expected.position:
+    if found.positions != expected.positions:
         raise CheckFailed(
-            f"operation {index}: sought position {expected.position}, found {found.position}", program
+            f"operation {index}: sought {_tokens_in(expected.positions)}, "
+            f"found {_tokens_in(found.positions)}",
+            program,
         )
     if found.logits.shape != expected.rows.shape:
         raise CheckFailed(
@@ -153,6 +158,27 @@ def _same_outcome(program: Program, index: int, expected: Expected, found: Obser
         raise CheckFailed(
             f"operation {index}: sought {len(expected.choices)} tokens, found {len(found.tokens)}", program
         )
+
+    cached = () if found.cache is None else tuple(found.cache.positions.tolist())
+    if cached != expected.cached:
+        raise CheckFailed(
+            f"operation {index}: sought cache rows of positions {list(expected.cached)}, "
+            f"found {list(cached)}",
+            program,
+        )
+
+
+def _tokens_in(positions: tuple[int, ...]) -> str:
+    return f"position {positions[0]}" if len(positions) == 1 else f"positions {list(positions)}"
+
+
+def _tokens_exist(program: Program, observations: Sequence[Observation], spec: ModelSpec) -> None:
+    for index, observation in enumerate(observations):
+        wrong = [token for token in observation.tokens if not 0 <= token < spec.vocab_size]
+        if wrong:
+            raise CheckFailed(
+                f"operation {index}: sought tokens below {spec.vocab_size}, found {wrong[0]}", program
+            )
 
 
 def _greedy_is_argmax(
@@ -165,7 +191,7 @@ def _greedy_is_argmax(
         gap = float(choice.max() - choice[token])
         if gap > 2 * tolerance.logits:
             raise CheckFailed(
-                f"operation {index}: greedy token {row} (position {expected.start + row + 1}) is {token}, "
+                f"operation {index}: greedy token {row} is {token}, "
                 f"the reference's argmax is {int(choice.argmax())}, {gap:.3g} above it",
                 program,
             )
@@ -200,9 +226,9 @@ def _diverged(
 def _outcome(observation: Observation) -> tuple[object, ...]:
     """Everything but the logits' values."""
     refusal = observation.error.type if observation.error else ""
-    return observation.position, refusal, observation.tokens, observation.logits.shape
+    return observation.positions, refusal, observation.tokens, observation.logits.shape
 
 
 def _brief(observation: Observation) -> str:
-    position, refusal, tokens, shape = _outcome(observation)
-    return f"(position {position}, {refusal or 'no refusal'}, tokens {tokens}, logits {shape})"
+    positions, refusal, tokens, shape = _outcome(observation)
+    return f"(positions {positions}, {refusal or 'no refusal'}, tokens {tokens}, logits {shape})"

@@ -8,18 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from harness.reference.protocol import Reference
-from kvengine.program import (
-    Decode,
-    Generate,
-    Observation,
-    Operation,
-    Poison,
-    Prefill,
-    Program,
-    ReadCache,
-    Reset,
-)
+from harness.reference.protocol import Hidden, Reference
+from harness.rules import Refused, Rules, Span
+from kvengine.plan import CachePlan
+from kvengine.program import Generate, Observation, Operation, Prefill, Program, ReadCache, Speculate
 from kvengine.spec import ModelSpec
 
 Float32Array = npt.NDArray[np.float32]
@@ -29,95 +21,103 @@ Float32Array = npt.NDArray[np.float32]
 class Expected:
     """One operation's right answer.
 
-    start: position before the operation. rows: float32 [n, vocab], the reference's logits for the
-    rows the engine returns. choices: for Generate, the reference's logits [count, vocab] that each
-    greedy token must be an argmax of. refusal: class name in kvengine.errors, "" for none.
+    positions: tokens in each batch row afterwards. rows: float32 [n, vocab], the reference's logits
+    for the rows the engine returns; places: [n], the index of each row's token in its batch row.
+    choices: for Generate and Speculate, the reference's logits [count, vocab] that each greedy token
+    must be an argmax of. refusal: class name in kvengine.errors, "" for none. cached: for ReadCache,
+    the positions it must find.
     """
 
-    start: int
-    position: int
+    positions: tuple[int, ...]
     rows: Float32Array
+    places: tuple[int, ...]
     choices: Float32Array
     refusal: str = ""
+    cached: tuple[int, ...] = ()
 
 
 def expectations(
-    program: Program, observations: Sequence[Observation], reference: Reference, spec: ModelSpec
+    program: Program,
+    observations: Sequence[Observation],
+    reference: Reference,
+    spec: ModelSpec,
+    plan: CachePlan,
 ) -> list[Expected]:
-    """One Expected per operation.
+    """One Expected per operation of ``program`` on a model with cache ``plan``.
 
-    ``observations`` are needed only for the tokens that Generate chose: those are in the cache
+    ``observations`` are needed only for the tokens that the engine chose: those are in the cache
     afterwards, also where two logits tie and the engine picked the other one.
     """
-    spans, sequences = _walk(program, observations, spec)
-    # Attention is causal: one forward of a whole sequence holds the logits of every operation on it.
-    logits = [reference.logits(sequence) if sequence else None for sequence in sequences]
-    nothing = np.empty((0, spec.vocab_size), np.float32)
-    expected = []
-    for operation, span in zip(program.operations, spans, strict=True):
-        rows = choices = nothing
-        whole = logits[span.sequence]
-        if whole is not None and span.end > span.start:
-            rows = whole[span.start : span.end]
-            if isinstance(operation, Generate):
-                rows, choices = nothing, rows
-            elif isinstance(operation, Prefill) and operation.logits == "last":
-                rows = rows[-1:]
-        expected.append(Expected(span.start, span.end, rows, choices, span.refusal))
-    return expected
+    rules = Rules(program, spec, plan)
+    followed = [_follow(rules, *pair) for pair in zip(program.operations, observations, strict=True)]
+    logits = _Logits(reference, [span for step in followed for span in step.spans], spec.vocab_size)
+    return [
+        step.expected(operation, logits) for step, operation in zip(followed, program.operations, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
-class _Span:
-    """Positions before and after one operation, and in which of the program's sequences they are."""
+class _Step:
+    """What the rules say of one operation."""
 
-    start: int
-    end: int
-    sequence: int
-    refusal: str = ""
+    spans: list[Span]
+    positions: tuple[int, ...]
+    refusal: str
+    cached: tuple[int, ...]
 
-
-def _walk(
-    program: Program, observations: Sequence[Observation], spec: ModelSpec
-) -> tuple[list[_Span], list[tuple[int, ...]]]:
-    """Every operation's span, and the token sequences between resets."""
-    spans: list[_Span] = []
-    sequences: list[tuple[int, ...]] = [()]
-    for operation, observation in zip(program.operations, observations, strict=True):
-        start = len(sequences[-1])
-        refusal = _refusal(operation, start, program.capacity, spec.vocab_size)
-        if isinstance(operation, Reset):
-            sequences.append(())
-            start = 0
-        elif not refusal:
-            sequences[-1] += _appended(operation, observation)
-        spans.append(_Span(start, len(sequences[-1]), len(sequences) - 1, refusal))
-    return spans, sequences
+    def expected(self, operation: Operation, logits: _Logits) -> Expected:
+        rows, choices = logits.of(self.spans), logits.nothing
+        places = tuple(place for span in self.spans for place in range(span.start, span.row.held))
+        if isinstance(operation, Generate | Speculate):
+            rows, choices, places = logits.nothing, rows, ()
+        elif isinstance(operation, Prefill) and operation.logits == "last":
+            rows, places = rows[-1:], places[-1:]
+        return Expected(self.positions, rows, places, choices, self.refusal, self.cached)
 
 
-def _appended(operation: Operation, observation: Observation) -> tuple[int, ...]:
-    match operation:
-        case Prefill() | Decode():
-            return operation.tokens
-        case Generate():
-            return (operation.token, *observation.tokens[: operation.count - 1])
-        case _:
-            return ()
+def _follow(rules: Rules, operation: Operation, observation: Observation) -> _Step:
+    spans: list[Span] = []
+    refusal = ""
+    cached: tuple[int, ...] = ()
+    try:
+        spans = rules.do(operation, observation.tokens)
+        if isinstance(operation, ReadCache):
+            cached = rules.positions(operation)
+    except Refused as refused:
+        refusal = str(refused)
+    return _Step(spans, tuple(row.held for row in rules.state), refusal, cached)
 
 
-def _refusal(operation: Operation, start: int, capacity: int, vocabulary: int) -> str:
-    """The order in which the engine checks: emptiness, token ids, then room."""
-    match operation:
-        case Prefill() | Decode():
-            tokens: tuple[int, ...] = operation.tokens
-        case Generate():
-            tokens = (operation.token,) * operation.count
-        case Reset() | Poison() | ReadCache():
-            return ""
-        case _:
-            return "NotSupported"
-    if not tokens:
-        return "EmptyPrompt"
-    if any(not 0 <= token < vocabulary for token in tokens):
-        return "InvalidToken"
-    return "ContextOverflow" if start + len(tokens) > capacity else ""
+class _Logits:
+    """The reference's logits, asked once for each longest sequence.
+
+    Attention is causal: one forward of a whole sequence holds the logits of every operation on it.
+    """
+
+    def __init__(self, reference: Reference, spans: Sequence[Span], vocab_size: int) -> None:
+        self.nothing = np.empty((0, vocab_size), np.float32)
+        self._found: dict[tuple[tuple[int, ...], tuple[Hidden, ...]], Float32Array] = {}
+        for tokens, hidden in sorted({_question(span) for span in spans}, key=lambda q: -len(q[0])):
+            if self._whole(tokens, hidden) is None:
+                self._found[tokens, hidden] = reference.logits(tokens, hidden)
+
+    def of(self, spans: Sequence[Span]) -> Float32Array:
+        """The rows of all spans, one span's after the other's."""
+        return np.concatenate([self.nothing, *(self._rows(span) for span in spans)])
+
+    def _rows(self, span: Span) -> Float32Array:
+        whole = self._whole(*_question(span))
+        assert whole is not None
+        places = span.row.alive[span.start :]
+        return whole[list(places)]
+
+    def _whole(self, tokens: tuple[int, ...], hidden: tuple[Hidden, ...]) -> Float32Array | None:
+        for (longer, same), rows in self._found.items():
+            if same == hidden and longer[: len(tokens)] == tokens:
+                return rows
+        return None
+
+
+def _question(span: Span) -> tuple[tuple[int, ...], tuple[Hidden, ...]]:
+    """What to ask the reference for one span."""
+    return span.row.tokens, span.row.hidden

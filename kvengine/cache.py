@@ -41,7 +41,12 @@ class StaticCache:
         dtype = STORAGE[plan.dtype]
         self._buffers = [
             tuple(
-                Buffer(_shape(plan, layer, capacity, batch), dtype, recipe.device_type, recipe.device_id)
+                Buffer(
+                    _shape(plan, layer, plan.rows(layer, capacity, batch), batch),
+                    dtype,
+                    recipe.device_type,
+                    recipe.device_id,
+                )
                 for _ in "KV"
             )
             for layer in spec.layers
@@ -81,6 +86,13 @@ class StaticCache:
         """Replace K and V of a layer."""
         for buffer, contents in zip(self._buffers[layer], (key, value), strict=True):
             buffer.write(contents)
+
+    def put(self, layer: int, key: Stored, value: Stored) -> None:
+        """Overwrite the first rows of K and V of a layer; what is behind them is dead."""
+        whole = self.read(layer)
+        for mine, theirs in zip(whole, (key, value), strict=True):
+            mine[:, :, : theirs.shape[2]] = theirs
+        self.write(layer, *whole)
 
     def trim(self, rows: int) -> None:
         """Nothing to do: the buffers keep their size."""
@@ -145,6 +157,12 @@ class GrowingCache:
         """Replace K and V of a layer; of any number of rows."""
         self._values[layer] = (self._value(key), self._value(value))
 
+    def put(self, layer: int, key: Stored, value: Stored) -> None:
+        """Replace K and V of a layer, padded to as many rows as there must be."""
+        missing = max(0, self._least - key.shape[2])
+        padding = ((0, 0), (0, 0), (0, missing), (0, 0))
+        self.write(layer, np.pad(key, padding), np.pad(value, padding))
+
     def trim(self, rows: int) -> None:
         """Forget what is behind the first ``rows`` rows."""
         rows = max(rows, self._least)
@@ -180,6 +198,8 @@ class Cache(Protocol):
 
     def write(self, layer: int, key: Stored, value: Stored) -> None: ...
 
+    def put(self, layer: int, key: Stored, value: Stored) -> None: ...
+
     def trim(self, rows: int) -> None: ...
 
     def arrays(self) -> Iterator[tuple[Stored, Stored]]: ...
@@ -192,9 +212,9 @@ def take_rows(cache: Cache, layers: int, order: Sequence[int]) -> None:
         cache.write(layer, key[list(order)], value[list(order)])
 
 
-def _shape(plan: CachePlan, layer: LayerSpec, capacity: int, batch: int) -> tuple[int, int, int, int]:
+def _shape(plan: CachePlan, layer: LayerSpec, rows: int, batch: int) -> tuple[int, int, int, int]:
     width = layer.head_dim // 2 if plan.dtype == "int4" else layer.head_dim
-    return batch, layer.kv_heads, plan.rows(layer, capacity), width
+    return batch, layer.kv_heads, rows, width
 
 
 def _poison_of(dtype: np.dtype[Any]) -> float | int:

@@ -30,7 +30,8 @@ _INT4_ZERO = 8  # GroupQueryAttention stores an int4 code plus 8, element 2i in 
 def dequantize(codes: Codes, scale: Float32Array, dtype: CacheDtype) -> Float32Array:
     """float32 [kv_heads, rows, head_dim] from what is stored; scale [kv_heads, head_dim]."""
     if dtype == "int4":
-        nibbles = np.stack([codes & 0xF, codes >> 4], axis=-1).reshape(*codes.shape[:-1], -1)
+        nibbles = np.stack([codes & 0xF, codes >> 4], axis=-1)
+        nibbles = nibbles.reshape(*codes.shape[:-1], 2 * codes.shape[-1])
         codes = nibbles.astype(np.int8) - _INT4_ZERO
     elements: Float32Array = codes.astype(np.float32)
     if dtype in ("int8", "int4"):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from kvengine import editing
+from kvengine import editing, shortcuts, state
 from kvengine.buffers import Buffer
 from kvengine.cache import Cache, GrowingCache, StaticCache, take_rows
 from kvengine.errors import (
@@ -22,6 +23,7 @@ from kvengine.errors import (
     failure_of,
 )
 from kvengine.model import Model
+from kvengine.plan import PADDING_ROWS
 from kvengine.program import CacheRows
 from kvengine.rope import rope_tables
 from kvengine.rows import Rows
@@ -29,6 +31,8 @@ from kvengine.steps import Step, equal_steps, ragged_steps
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
+Tokens = Sequence[int] | Int64Array
+RowTokens = Sequence[Tokens] | Int64Array  # the tokens of each batch row
 
 
 class Decoder:
@@ -52,8 +56,6 @@ class Decoder:
             )
         if batch < 1 or (slack is not None and slack < 0):
             raise InvalidRequest(f"sought batch >= 1 and slack >= 0, found batch {batch} and slack {slack}")
-        if batch > 1 and capacity < 2:
-            raise InvalidRequest(f"sought a capacity of at least 2 tokens for {batch} rows, found {capacity}")
         self.model = model
         self.capacity = capacity
         self.batch = batch
@@ -67,7 +69,7 @@ class Decoder:
         self._new = Buffer((batch,), np.int32)  # query_seqlens
         device = model.recipe.device_type, model.recipe.device_id
         # Greedy tokens alternate between two buffers: one is read while the other is written.
-        self._tokens = [Buffer((batch, 1), np.int64, *device) for _ in range(2)]
+        self.newest_buffers = [Buffer((batch, 1), np.int64, *device) for _ in range(2)]
         self._every_row = Buffer((batch,), np.int64, *device)
         self._every_row.write(np.arange(batch, dtype=np.int64))
         self._newest = 0  # index of the buffer that holds the newest greedy token
@@ -89,7 +91,7 @@ class Decoder:
 
     def prefill(
         self,
-        tokens: Sequence[int] | Int64Array,
+        tokens: Tokens,
         *,
         chunk: int = 0,
         logits: Literal["all", "last"] = "last",
@@ -104,7 +106,7 @@ class Decoder:
 
     def extend(
         self,
-        tokens: Sequence[Sequence[int]] | Int64Array,
+        tokens: RowTokens,
         *,
         chunk: int = 0,
         logits: Literal["all", "last"] = "last",
@@ -123,7 +125,7 @@ class Decoder:
         """
         return self._append(self._checked_rows(tokens), chunk, logits)
 
-    def check_rows(self, tokens: Sequence[Sequence[int]]) -> None:
+    def check_rows(self, tokens: RowTokens) -> None:
         """Raise what ``extend`` would raise, without running anything."""
         self._checked_rows(tokens)
 
@@ -132,17 +134,44 @@ class Decoder:
         each = [tokens] if isinstance(tokens, int | np.integer) else list(tokens)
         return self.prefill(np.array([[token] for token in each], np.int64))
 
-    def start(self, tokens: Sequence[int] | Int64Array, *, chunk: int = 0) -> Int64Array:
+    def start(self, tokens: Tokens, *, chunk: int = 0) -> Int64Array:
         """Append a prompt ([n], or [batch, n]) and return the greedy next token of each row, int64 [batch].
 
         No logits leave the device; the tokens stay there for ``step``.
         """
         return self._start(self._checked(tokens), chunk)
 
-    def start_rows(self, tokens: Sequence[Sequence[int]] | Int64Array, *, chunk: int = 0) -> Int64Array:
+    def start_rows(self, tokens: RowTokens, *, chunk: int = 0) -> Int64Array:
         """As ``start`` with a prompt of its own for each row; one that gets none is idle, its token means
         nothing."""
         return self._start(self._checked_rows(tokens), chunk)
+
+    def reuse(self, tokens: Sequence[int], *, chunk: int = 0, row: int = 0) -> Float32Array:
+        """Make ``row`` hold exactly ``tokens``, running only those behind the longest common prefix.
+
+        The prefix is kept by ``rewind``; where that cannot reach it, or the row was compacted, the row
+        starts again from nothing. The last token always runs, for its logits.
+
+        Returns:
+            float32 [tokens really run, vocab].
+        """
+        self._check_alive()
+        return shortcuts.reuse(self, tokens, chunk, self._row(row))
+
+    def speculate(
+        self, token: int, count: int, *, draft: int = 4, ngram: int = 2, row: int = 0
+    ) -> tuple[int, ...]:
+        """Append ``token`` and greedy tokens after it, by prompt lookup; the last one is not appended.
+
+        What followed the last ``ngram`` tokens when they last occurred, up to ``draft`` tokens and no more
+        than could be rewound, is run in one step with the newest token. As far as it is what the model
+        would have said it is kept, the rest is rewound: the tokens are those of greedy decoding.
+
+        Returns:
+            the ``count`` tokens that follow ``token``.
+        """
+        self._check_alive()
+        return shortcuts.speculate(self, token, count, draft, ngram, self._row(row))
 
     def step(self, rows: Sequence[bool] | None = None) -> Int64Array:
         """Append the newest greedy token and return the one after it, int64 [batch].
@@ -154,13 +183,13 @@ class Decoder:
         binding = self._feedback[self._newest]
         if self.plan.kind == "growing":
             self.cache.bind(binding)
-        self._advance(binding, self._tokens[self._newest].read(), new)
+        self._advance(binding, self.newest_buffers[self._newest].read(), new)
         self._newest = 1 - self._newest
         return self.newest_token()
 
     def newest_token(self) -> Int64Array:
         """The token that ``start`` or ``step`` found last, int64 [batch]."""
-        newest: Int64Array = self._tokens[self._newest].read().reshape(-1).copy()
+        newest: Int64Array = self.newest_buffers[self._newest].read().reshape(-1).copy()
         return newest
 
     # -- forgetting and moving --------------------------------------------------------------------
@@ -191,6 +220,25 @@ class Decoder:
         self._check_alive()
         editing.rewind(self, count, self._row(row))
 
+    def compact(self, keep: int, sinks: int = 0, row: int = 0) -> None:
+        """Drop all tokens of ``row`` but the first ``sinks`` and the newest ``keep``; makes room, inexactly.
+
+        What it preserves, and what not: nothing that stays is computed again, so the keys and values of
+        later layers still carry what they took from dropped tokens. From here on no token attends to a
+        dropped one. Distances stay: a key that was n positions back still is, sinks included, since
+        all keys are rotated by the same angle. So the logits are exactly those of a model whose
+        attention mask hides the dropped positions from every token appended after this call (up to the
+        rounding of that rotation; an int8 or int4 cache rounds its keys once more). They are not those
+        of a run on the kept tokens alone, nor of the uncompacted run. Windows lose nothing if
+        ``keep`` is at least window - 1, which is demanded where there are sinks.
+
+        Nothing happens where nothing is to be dropped.
+
+        Raises InvalidRequest: keep below 1, sinks below 0, or a window that would reach the sinks.
+        """
+        self._check_alive()
+        editing.compact(self, keep, sinks, self._row(row))
+
     def read_cache(self, layer: int, row: int = 0) -> CacheRows:
         """What ``layer`` holds of ``row``. Raises InvalidRequest for a layer or row there is not."""
         self._check_alive()
@@ -207,7 +255,7 @@ class Decoder:
         chosen = [self._row(row) for row in order]
         take_rows(self.cache, len(self.model.spec.layers), chosen)
         self.rows.take(chosen)
-        for buffer in self._tokens:
+        for buffer in self.newest_buffers:
             buffer.write(buffer.read()[chosen])
 
     def fork(self) -> Decoder:
@@ -218,9 +266,27 @@ class Decoder:
             other.cache.write(layer, key, value)
         other.rows.copy_from(self.rows)
         other._newest = self._newest
-        for mine, theirs in zip(self._tokens, other._tokens, strict=True):
+        for mine, theirs in zip(self.newest_buffers, other.newest_buffers, strict=True):
             theirs.write(mine.read())
         return other
+
+    def save(self, path: str | Path) -> None:
+        """Write the state to ``path``; see kvengine.state. Raises StateError where it cannot be written."""
+        self._check_alive()
+        state.save(self, Path(path))
+
+    def load(self, path: str | Path) -> None:
+        """Replace the state by the one in ``path``, which must be of this artifact, plan, capacity and batch.
+
+        Raises StateError: anything else, a truncated or an altered file; nothing was changed.
+        """
+        state.load(self, Path(path))
+        self._failed = False
+
+    def alone(self, tokens: Tokens, row: int) -> list[Tokens]:
+        """``tokens`` for one row and none for the others. Raises InvalidRequest for a row there is not."""
+        self._row(row)
+        return [tokens if each == row else () for each in range(self.batch)]
 
     # -- inside -----------------------------------------------------------------------------------
 
@@ -234,7 +300,7 @@ class Decoder:
             logits = self._run(step.ids, np.concatenate(step.last_rows), new=step.new)
             newest[ending, 0] = logits.argmax(axis=-1)
         self._newest = 0
-        self._tokens[0].write(newest)
+        self.newest_buffers[0].write(newest)
         return self.newest_token()
 
     def _append(
@@ -248,25 +314,26 @@ class Decoder:
                 found[row].append(answer)
         return np.concatenate([answer for answers in found for answer in answers])
 
-    def _checked(self, tokens: Sequence[int] | Sequence[Sequence[int]] | Int64Array) -> list[Int64Array]:
+    def _checked(self, tokens: Tokens | RowTokens) -> list[Int64Array]:
         """A request for all rows alike, [n] or [batch, n], as each row's tokens; or why it is refused."""
         ids = np.atleast_2d(np.asarray(tokens, dtype=np.int64))
         if ids.size and (ids.ndim != 2 or ids.shape[0] != self.batch):
             raise InvalidRequest(f"sought tokens of shape [{self.batch}, n], found {list(ids.shape)}")
         return self._checked_rows(ids if ids.size else [()] * self.batch)
 
-    def _checked_rows(self, tokens: Sequence[Sequence[int]] | Int64Array) -> list[Int64Array]:
+    def _checked_rows(self, tokens: RowTokens) -> list[Int64Array]:
         """The tokens of each row, or the reason they are refused."""
         if len(tokens) != self.batch:
             raise InvalidRequest(f"sought tokens for {self.batch} rows, found {len(tokens)}")
         parts = [np.asarray(part, np.int64).reshape(-1) for part in tokens]
-        if not any(part.size for part in parts):
-            raise EmptyPrompt("sought at least one token to append, found none; pass a token such as BOS")
-        self._check_tokens(np.concatenate(parts))
+        self.check_tokens(np.concatenate(parts))
         self._check_room(1, np.array([part.size for part in parts]))
         return parts
 
-    def _check_tokens(self, ids: Int64Array) -> None:
+    def check_tokens(self, ids: Int64Array) -> None:
+        """Raises EmptyPrompt, InvalidToken."""
+        if not ids.size:
+            raise EmptyPrompt("sought at least one token to append, found none; pass a token such as BOS")
         vocabulary = self.model.spec.vocab_size
         outside = ids[(ids < 0) | (ids >= vocabulary)]
         if outside.size:
@@ -300,8 +367,7 @@ class Decoder:
             raise InvalidRequest(f"sought a chunk of 0 (one shot) or more tokens, found {chunk}")
         if self.batch == 1:
             return equal_steps(np.stack(parts), chunk)
-        room = None if self.plan.kind == "growing" else self.capacity
-        return ragged_steps(parts, self.rows.held, chunk, room)
+        return ragged_steps(parts, self.rows.held, chunk, self.capacity + PADDING_ROWS)
 
     def _run(
         self, ids: Int64Array, rows: Int64Array, keep_token: bool = False, new: Int64Array | None = None
@@ -319,7 +385,7 @@ class Decoder:
         binding.clear_binding_outputs()
         if keep_token:
             self._newest = 0
-            binding.bind_ortvalue_output("next_token", self._tokens[0].value)
+            binding.bind_ortvalue_output("next_token", self.newest_buffers[0].value)
         else:
             binding.bind_output("logits", "cpu")
         self.cache.bind(binding)
@@ -334,13 +400,12 @@ class Decoder:
         held, count = self.rows.held, ids.shape[1]
         counts = [count] * self.batch if new is None else new.tolist()
         totals = [before + added for before, added in zip(held, counts, strict=True)]
-        lengths = totals
-        if new is not None and self.plan.kind != "growing":
-            # The op wants room for the padded chunk in idle rows too; one that says it holds a
-            # single token has it, and is not touched either.
-            lengths = [total if added else 1 for total, added in zip(totals, counts, strict=True)]
-        self._lengths.read()[:] = [max(length, 1) - 1 for length in lengths]
-        self._total.read()[:] = max(totals) if new is None else max(held) + count
+        lengths = totals if new is None else [max(total, 1) for total in totals]  # the op knows no empty row
+        bound = max(lengths)
+        if new is not None and self.plan.kind == "growing":
+            bound = max(*held, 1) + count  # the length of the present, which must hold the padding too
+        self._lengths.read()[:] = [length - 1 for length in lengths]
+        self._total.read()[:] = bound
         self._new.read()[:] = counts
         try:
             self.model.session.run_with_iobinding(binding, self.model.run_options)
@@ -360,7 +425,8 @@ class Decoder:
         """cos_cache.r and sin_cache.r, each [rows, head_dim // 2] in the graph's activation dtype."""
         spec, activations = self.model.spec, self.model.artifact.manifest.recipe.activations
         # The op wants a row for every row of the longest cache, also where the window exceeds the capacity.
-        rows = max(self.capacity, *(self.plan.rows(layer, self.capacity) for layer in spec.layers))
+        rows = max(self.plan.rows(layer, self.capacity, self.batch) for layer in spec.layers)
+        rows = max(rows, self.capacity + (PADDING_ROWS if self.batch > 1 else 0))
         tables = []
         for index, rope in enumerate(spec.ropes):
             head_dim = next(layer.head_dim for layer in spec.layers if layer.rope == index)
@@ -383,8 +449,8 @@ class Decoder:
     def _make_feedback_binding(self, source: int) -> ort.IOBinding:
         """A step that reads its token from one buffer and writes the next into the other."""
         binding = self._make_binding()
-        binding.bind_ortvalue_input("input_ids", self._tokens[source].value)
+        binding.bind_ortvalue_input("input_ids", self.newest_buffers[source].value)
         binding.bind_ortvalue_input("logits_index", self._every_row.value)
-        binding.bind_ortvalue_output("next_token", self._tokens[1 - source].value)
+        binding.bind_ortvalue_output("next_token", self.newest_buffers[1 - source].value)
         self.cache.bind(binding)
         return binding

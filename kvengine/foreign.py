@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NoReturn
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from kvengine import editing
 from kvengine.buffers import Buffer
 from kvengine.contract import Contract, InputContract, Role
-from kvengine.decoder import Decoder, Float32Array, Int64Array
-from kvengine.errors import EngineFailure, InvalidRequest, NotSupported, RewindTooFar, failure_of
+from kvengine.decoder import Decoder, Float32Array, Int64Array, RowTokens
+from kvengine.errors import EngineFailure, InvalidRequest, NotSupported, failure_of
 from kvengine.foreign_cache import ForeignCache
 from kvengine.model import Model
 from kvengine.program import CacheRows
@@ -28,7 +30,7 @@ class ForeignDecoder(Decoder):
     """As Decoder, for a model with a Contract.
 
     Rows of a batch are always of the same length: no contract says how a row would be padded.
-    ``slack`` counts where GroupQueryAttention keeps a window; a ring has the rows its graph says.
+    A ring has the rows its graph says; less ``slack`` than that only means that less is counted on.
 
     Raises:
         InvalidRequest: a capacity, batch or slack that the graph has no room for.
@@ -44,6 +46,9 @@ class ForeignDecoder(Decoder):
             raise InvalidRequest(f"sought a batch of {contract.batch or '1 or more'}, found {batch}")
         if slack is not None and slack < 0:
             raise InvalidRequest(f"sought slack >= 0, found {slack}")
+        ring = any(layer.max_step is not None for layer in contract.layers)
+        if ring and slack is not None and slack > model.plan.slack:
+            raise InvalidRequest(f"sought a slack of at most {model.plan.slack}, the ring's, found {slack}")
         self.model = model
         self.capacity = capacity
         self.batch = batch
@@ -54,7 +59,7 @@ class ForeignDecoder(Decoder):
         self.cache = cache = ForeignCache(contract, self.plan.slack, capacity, batch, model.recipe)
         self._rings = cache.rings
         self._max_step = min((la.max_step for la in contract.layers if la.max_step), default=capacity)
-        self._tokens = [Buffer((batch, 1), np.int64)]
+        self.newest_buffers = [Buffer((batch, 1), np.int64)]
         self._newest = 0
 
     def step(self, rows: Sequence[bool] | None = None) -> Int64Array:
@@ -62,46 +67,50 @@ class ForeignDecoder(Decoder):
         if rows is not None and not all(rows):
             raise _ragged()
         self._check_room(1)
-        self._run(self._tokens[0].read().copy(), np.arange(self.batch), keep_token=True)
+        self._run(self.newest_buffers[0].read().copy(), np.arange(self.batch), keep_token=True)
         return self.newest_token()
 
     def rewind(self, count: int, row: int = 0) -> None:
-        """As Decoder.rewind.
+        """As Decoder.rewind, and to the same limit.
 
-        A ring of R rows holds the positions from b = max(T - R, floor) on, where floor is what earlier
-        rewinds found there. Its slots need no moving: a stale one is taken for a position at least R
-        older, which is outside the window of every query to come as R >= W. So T' is exact if b = 0
-        or T' >= b + W - 1, as in CachePlan.rewind_limit.
+        A ring of R rows holds more than the plan counts on: positions from T - R on. Its slots need no
+        moving: a stale one is taken for a position R older than the newest it could be, which is outside
+        the window of every query to come, as the limit keeps what is dropped to R - W + 1 tokens.
         """
-        self._check_alive()
-        if self.batch > 1:
-            raise _ragged()
         if not self._rings:
             super().rewind(count, row)
             return
-        held = self.rows.held[self._row(row)]
-        if not 0 <= count <= held:
-            raise InvalidRequest(f"sought to drop 0..{held} tokens, found {count}")
-        oldest = {index: self._oldest(index, row) for index in self._rings}
-        limit = max(b + (self._contract.layers[i].window or 1) - 1 if b else 0 for i, b in oldest.items())
-        if 0 < held - count < limit:
-            raise RewindTooFar(
-                f"sought to drop {count} of {held} tokens, found rings that can drop {held - limit}"
-            )
+        self._check_alive()
+        held, floors = self.rows.held[self._row(row)], self.rows.floors
+        editing.check_rewind(self, count, row)
         if held == count:
             self.rows.clear(row)
-        else:
-            self.rows.held[row] = held - count
-            for index, position in oldest.items():
-                self.rows.floors[index, row] = position
+        elif count:
+            for index in self._rings:
+                floors[index, row] = max(int(floors[index, row]), self._oldest(index, held))
+            self.rows.rewind(row, held - count)
         self.cache.trim(self.rows.longest)
 
+    def compact(self, keep: int, sinks: int = 0, row: int = 0) -> None:
+        """As Decoder.compact. Raises NotSupported for a ring, whose slots are tied to positions."""
+        if self._rings:
+            raise NotSupported("compact moves tokens to other positions; a ring's slots are tied to them")
+        super().compact(keep, sinks, row)
+
+    def save(self, path: str | Path) -> None:
+        """As Decoder.save. Raises NotSupported for a ring: its rows are not the first of its buffer."""
+        if self._rings:
+            raise NotSupported("the state of a ring cannot be saved; prefill again")
+        super().save(path)
+
     def read_cache(self, layer: int, row: int = 0) -> CacheRows:
-        """As Decoder.read_cache."""
+        """As Decoder.read_cache; of a ring what the plan counts on, in order of position."""
         if layer not in self._rings:
             return super().read_cache(layer, row)
         self._check_alive()
-        positions = np.arange(self._oldest(layer, self._row(row)), self.rows.held[row], dtype=np.int64)
+        held = self.rows.held[self._row(row)]
+        first = max(self._oldest(layer, held), int(self.rows.floors[layer, row]))
+        positions = np.arange(first, held, dtype=np.int64)
         slots = positions % self._rings[layer]
         keys, values = (half[row][:, slots].copy() for half in self.cache.read(layer))
         one, _ = self.model.cache_scales[layer]
@@ -109,14 +118,10 @@ class ForeignDecoder(Decoder):
             positions, keys.astype(np.float32), values.astype(np.float32), keys, values, one, one
         )
 
-    def compact(self, *_: object, **__: object) -> NoReturn:
-        raise NotSupported("compact drops rows of the cache; this graph counts positions by its rows")
+    def _oldest(self, layer: int, held: int) -> int:
+        return self.plan.oldest(self.model.spec.layers[layer], self.capacity, held)
 
-    def _oldest(self, layer: int, row: int) -> int:
-        """The oldest position that a ring really holds."""
-        return max(self.rows.held[row] - self._rings[layer], int(self.rows.floors[layer, row]), 0)
-
-    def _checked_rows(self, tokens: Sequence[Sequence[int]] | Int64Array) -> list[Int64Array]:
+    def _checked_rows(self, tokens: RowTokens) -> list[Int64Array]:
         parts = super()._checked_rows(tokens)
         if len({part.size for part in parts}) > 1 or len(set(self.rows.held)) > 1:
             raise _ragged()
@@ -147,7 +152,7 @@ class ForeignDecoder(Decoder):
             rows = np.arange(len(rows), dtype=np.int64)
         logits: Float32Array = found.reshape(-1, vocabulary)[rows]
         if keep_token:
-            self._tokens[0].write(logits.argmax(axis=1)[:, None])
+            self.newest_buffers[0].write(logits.argmax(axis=1)[:, None])
         return logits
 
     def _step(self, ids: Int64Array) -> Float32Array:

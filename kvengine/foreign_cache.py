@@ -81,6 +81,10 @@ class ForeignCache:
         """Replace K and V of a layer; of a growing one, by any number of rows."""
         self._layers[layer].write(key, value)
 
+    def put(self, layer: int, key: Stored, value: Stored) -> None:
+        """Overwrite the first rows of K and V of a layer; what is behind them is dead, or gone if it grows."""
+        self._layers[layer].put(key, value)
+
     def arrays(self) -> Iterator[tuple[Stored, Stored]]:
         """(K, V) of each layer, as stored."""
         return (self.read(layer) for layer in range(len(self._layers)))
@@ -122,6 +126,8 @@ class _Growing:
 
     def write(self, key: Stored, value: Stored) -> None:
         self._values = [self._value(_own(self._layer, half)) for half in (key, value)]
+
+    put = write
 
     def _value(self, contents: Stored) -> ort.OrtValue:
         buffer = Buffer(contents.shape, contents.dtype, *self._device)
@@ -169,6 +175,12 @@ class _Static:
 
     def read(self) -> list[Stored]:
         return [_plain(self._layer, buffer.read()) for buffer in self._past]
+
+    def put(self, key: Stored, value: Stored) -> None:
+        whole = self.read()
+        for mine, theirs in zip(whole, (key, value), strict=True):
+            mine[:, :, : theirs.shape[2]] = theirs
+        self.write(*whole)
 
     def write(self, key: Stored, value: Stored) -> None:
         for buffer, half in zip(self._past, (key, value), strict=True):

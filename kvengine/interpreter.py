@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -11,10 +12,19 @@ import numpy.typing as npt
 
 from kvengine import program as ops
 from kvengine.decoder import Decoder
-from kvengine.errors import InvalidRequest, KvEngineError, NotSupported
+from kvengine.errors import InvalidRequest, KvEngineError, StateError
 from kvengine.program import CacheRows, Observation, OperationError
 
 FIRST_STATE = "main"
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What one operation returned."""
+
+    logits: npt.NDArray[np.float32]
+    tokens: tuple[int, ...] = ()
+    cache: CacheRows | None = None
 
 
 class Interpreter:
@@ -63,6 +73,14 @@ class Interpreter:
                 self._decoder.rewind(operation.count, operation.row)
             case ops.Reorder():
                 self._decoder.reorder(operation.order)
+            case ops.Compact():
+                self._decoder.compact(operation.keep, operation.sinks, operation.row)
+            case ops.Save():
+                self._decoder.save(self._slot(operation.name))
+            case ops.Load():
+                self._decoder.load(self._slot(operation.name))
+            case ops.Damage():
+                self._damage(operation)
             case ops.Fork():
                 self._fork(operation.name)
             case ops.Switch():
@@ -71,15 +89,13 @@ class Interpreter:
                         f"sought a state called {operation.name!r}, found {sorted(self._states)}"
                     )
                 self._current = operation.name
-            case _:
-                raise NotSupported(f"{operation.kind} is not built yet")
         return None
 
     def _append(self, operation: ops.Append) -> _Found:
         decoder = self._decoder
         match operation:
             case ops.Prefill():
-                parts = self._alone(operation.tokens, operation.row)
+                parts = decoder.alone(operation.tokens, operation.row)
                 return self._found(decoder.extend(parts, chunk=operation.chunk, logits=operation.logits))
             case ops.Decode():
                 return self._found(self._decode(operation))
@@ -87,8 +103,11 @@ class Interpreter:
                 return self._found(tokens=self._generate(operation))
             case ops.Extend():
                 return self._found(decoder.extend(operation.tokens, chunk=operation.chunk, logits="all"))
-            case _:
-                raise NotSupported(f"{operation.kind} is not built yet")
+            case ops.Speculate(token, count, draft, ngram, row):
+                tokens = decoder.speculate(token, count, draft=draft, ngram=ngram, row=row)
+                return self._found(tokens=tokens)
+            case ops.Reuse(tokens, chunk, row):
+                return self._found(decoder.reuse(tokens, chunk=chunk, row=row))
 
     def _found(
         self,
@@ -99,24 +118,18 @@ class Interpreter:
         nothing = np.empty((0, self._decoder.model.spec.vocab_size), np.float32)
         return _Found(nothing if logits is None else logits, tokens, cache)
 
-    def _alone(self, tokens: tuple[int, ...], row: int) -> list[tuple[int, ...]]:
-        """``tokens`` for one row, none for the others."""
-        if not 0 <= row < self._decoder.batch:
-            raise InvalidRequest(f"sought a row of 0..{self._decoder.batch - 1}, found {row}")
-        return [tokens if each == row else () for each in range(self._decoder.batch)]
-
     def _decode(self, operation: ops.Decode) -> npt.NDArray[np.float32]:
         # One check up front, so that a Decode either runs whole or changes nothing.
-        self._decoder.check_rows(self._alone(operation.tokens, operation.row))
-        steps = [self._alone((token,), operation.row) for token in operation.tokens]
-        return np.concatenate([self._decoder.extend(step) for step in steps])
+        decoder, row = self._decoder, operation.row
+        decoder.check_rows(decoder.alone(operation.tokens, row))
+        return np.concatenate([decoder.extend(decoder.alone((token,), row)) for token in operation.tokens])
 
     def _generate(self, operation: ops.Generate) -> tuple[int, ...]:
         if operation.count < 1:
             raise InvalidRequest(f"sought a count of at least 1 token, found {operation.count}")
         decoder, row = self._decoder, operation.row
-        decoder.check_rows(self._alone((operation.token,) * operation.count, row))
-        found = [int(decoder.start_rows(self._alone((operation.token,), row))[row])]
+        decoder.check_rows(decoder.alone((operation.token,) * operation.count, row))
+        found = [int(decoder.start_rows(decoder.alone((operation.token,), row))[row])]
         stepping = None if decoder.batch == 1 else [each == row for each in range(decoder.batch)]
         found += [int(decoder.step(stepping)[row]) for _ in range(operation.count - 1)]
         return tuple(found)
@@ -126,20 +139,23 @@ class Interpreter:
             raise InvalidRequest(f"sought a name other than {name!r}, which is the state forked from")
         self._states[name] = self._decoder.fork()
 
+    def _damage(self, operation: ops.Damage) -> None:
+        path = self._slot(operation.name)
+        try:
+            data = bytearray(path.read_bytes())
+        except OSError as error:
+            raise StateError(f"sought slot {operation.name!r} to damage: {error}") from error
+        if data and operation.cut:
+            data = data[: operation.at % len(data)]
+        elif data:
+            data[operation.at % len(data)] = (data[operation.at % len(data)] + 1) % 256
+        path.write_bytes(data)
+
     def _slot(self, name: str) -> Path:
         """The file of slot ``name``; names are the program's, so they are not used as they are."""
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="kvfarm-states-")
+            try:
+                self._folder = tempfile.TemporaryDirectory(prefix="kvfarm-states-")
+            except OSError as error:
+                raise StateError(f"sought a folder for saved states: {error}; set TMPDIR") from error
         return Path(self._folder.name) / name.encode().hex()
-
-
-class _Found:
-    """What one operation returned."""
-
-    def __init__(
-        self,
-        logits: npt.NDArray[np.float32],
-        tokens: tuple[int, ...] = (),
-        cache: CacheRows | None = None,
-    ) -> None:
-        self.logits, self.tokens, self.cache = logits, tokens, cache

@@ -11,8 +11,8 @@ import onnxruntime as ort
 
 from kvengine import providers
 from kvengine.artifact import Artifact
-from kvengine.contract import check_names
 from kvengine.codes import Scales, no_scales, read_scales
+from kvengine.contract import check_names
 from kvengine.errors import failure_of
 from kvengine.plan import CachePlan
 from kvengine.recipe import SessionRecipe

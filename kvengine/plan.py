@@ -13,6 +13,9 @@ from kvengine.spec import LayerSpec, ModelSpec
 
 PlanKind = Literal["growing", "static", "hybrid"]
 CacheDtype = Literal["float32", "float16", "int8", "int4"]
+# In a batch a step is padded to its longest row, and the op wants room for that padding also behind a row
+# that is full. More rows here make fewer, longer steps while one row is full and another prefills.
+PADDING_ROWS = 8
 BITS: dict[CacheDtype, int] = {"float32": 32, "float16": 16, "int8": 8, "int4": 4}
 
 
@@ -50,8 +53,8 @@ class CachePlan:
             return LayerPlan("windowed", self.dtype, self.rows(layer, 0))
         return LayerPlan("growing" if self.kind == "growing" else "static", self.dtype, None)
 
-    def rows(self, layer: LayerSpec, capacity: int) -> int:
-        """Rows this layer allocates for a context of ``capacity`` tokens.
+    def rows(self, layer: LayerSpec, capacity: int, batch: int = 1) -> int:
+        """Rows this layer allocates for a context of ``capacity`` tokens, for each of ``batch`` sequences.
 
         A windowed layer holds its whole window even when the context is shorter: onnxruntime's
         GroupQueryAttention refuses a sliding_window_cache with fewer rows than the window.
@@ -59,7 +62,7 @@ class CachePlan:
         if self.is_windowed(layer):
             assert layer.window is not None
             return layer.window + self.slack
-        return capacity
+        return capacity + PADDING_ROWS if batch > 1 and self.kind != "growing" else capacity
 
     def resident(self, layer: LayerSpec, capacity: int, total: int) -> int:
         """Rows [0, L) that hold tokens after ``total`` tokens; rows beyond are dead.
@@ -88,8 +91,8 @@ class CachePlan:
 
         The bound, and why it is right: let b = max(base(T), floor), so that positions [b, T) are
         there. Rewound to T', the next query stands at T' and its window W reads positions
-        T'-W+1 .. T'-1 from the cache; later queries read newer ones only. So T' is exact if and
-        only if b = 0 or b <= T'-W+1, that is T' >= b + W - 1, for any layout of the rows.
+        T'-W+1 .. T'-1 from the cache; later queries read newer ones only. So (W > 1) T' is exact if
+        and only if b = 0 or b <= T'-W+1, that is T' >= b + W - 1, for any layout of the rows.
 
         The rows may have to move. base(T) is a multiple m*G of G = C-W+1, and base(T') = m*G exactly
         for T' > C + (m-1)*G = base(T) + W - 1: there the buffer is already as the op wants it (its
@@ -108,7 +111,7 @@ class CachePlan:
 
     def layer_bytes(self, layer: LayerSpec, capacity: int, batch: int = 1) -> int:
         """Bytes of K plus V of one layer: 2 * batch * kv_heads * rows * head_dim * bits / 8."""
-        elements = batch * layer.kv_heads * self.rows(layer, capacity) * layer.head_dim
+        elements = batch * layer.kv_heads * self.rows(layer, capacity, batch) * layer.head_dim
         return 2 * (elements * BITS[self.dtype] // 8)
 
     def total_bytes(self, spec: ModelSpec, capacity: int, batch: int = 1) -> int:

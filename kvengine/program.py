@@ -170,7 +170,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Damage:
-    """Flip every bit of byte ``at`` (modulo its size) of slot ``name``, or cut the file off there."""
+    """Add one to byte ``at`` (modulo its size) of the file of slot ``name``, or cut the file off there."""
 
     name: str
     at: int

@@ -39,6 +39,23 @@ class Rows:
         held = self.held[row]
         self.tokens[row, held : held + len(tokens)] = tokens
 
+    def compact(self, row: int, sinks: int, keep: int) -> None:
+        """Drop all but the first ``sinks`` and the newest ``keep`` tokens; floors are the caller's."""
+        held = self.held[row]
+        kept = np.r_[:sinks, held - keep : held]
+        self.tokens[row, : len(kept)] = self.tokens[row, kept]
+        later = self.origins[row, held - 1] + 1 + np.arange(self.origins.shape[1] - len(kept))
+        self.origins[row] = np.concatenate([self.origins[row, kept], later])
+        self.held[row] = len(kept)
+
+    def rewind(self, row: int, held: int) -> None:
+        """Keep the first ``held`` tokens; what comes next is as far from them as the rotation of their keys
+        says, which after a compaction counts what it dropped."""
+        capacity = self.origins.shape[1]
+        shift = self.origins[row, -1] - (capacity - 1)
+        self.origins[row, held:] = np.arange(held, capacity) + shift
+        self.held[row] = held
+
     def take(self, order: Sequence[int]) -> None:
         """Row i becomes what row ``order[i]`` was."""
         chosen = list(order)

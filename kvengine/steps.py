@@ -38,20 +38,14 @@ def equal_steps(ids: Int64Array, chunk: int) -> Iterator[Step]:
         yield Step(part, None, every, [row[-1:] if ends else _NOTHING for row in every])
 
 
-def ragged_steps(
-    parts: Sequence[Int64Array], held: Sequence[int], chunk: int, capacity: int | None
-) -> Iterator[Step]:
+def ragged_steps(parts: Sequence[Int64Array], held: Sequence[int], chunk: int, room: int) -> Iterator[Step]:
     """Steps over rows of different lengths; ``held`` tokens are in each row already.
 
-    capacity: the rows that a padded step must stay within (None: no such limit), also for idle rows,
-    which count as holding one token (see Decoder._advance).
+    room: the cache rows that a padded step must stay within, in idle rows too.
     """
     held, done = list(held), [0] * len(parts)
     while any(left := [len(part) - start for part, start in zip(parts, done, strict=True)]):
-        width = min(max(left), chunk or max(left))
-        if capacity is not None:
-            fullest = max(before if wanted else 1 for before, wanted in zip(held, left, strict=True))
-            width = min(width, capacity - fullest)
+        width = min(max(left), chunk or max(left), room - max(*held, 1))
         new = np.minimum(left, width)
         ids = np.zeros((len(parts), width), np.int64)
         every, last = [], []

@@ -114,7 +114,8 @@ def replay(
             data: dict[str, Any] = {"device": names[0], "recipe": chosen.name, "agrees": True}
             try:
                 spec = artifact.manifest.spec
-                agreement = agree_with_reference(parsed, observations, reference, spec, tolerance)
+                plan = chosen.export.cache
+                agreement = agree_with_reference(parsed, observations, reference, spec, plan, tolerance)
                 data |= {"error": agreement.error, "message": f"agrees; largest error {agreement.error:.3g}"}
             except CheckFailed as failure:
                 data |= {"agrees": False, "message": str(failure), "divergence": failure.divergence}
@@ -136,6 +137,7 @@ def _program(text: str) -> Program:
 def _operation(observation: Observation) -> dict[str, Any]:
     return {
         "position": observation.position,
+        "positions": observation.positions,
         "rows": len(observation.logits),
         "tokens": observation.tokens,
         "refusal": observation.error,

@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from device_agents.errors import DeadlineExceeded, InfrastructureError
 from harness.errors import HarnessError
 from harness.reference.cached import CachedReference
-from harness.reference.protocol import Float32Array
+from harness.reference.protocol import Float32Array, Hidden
 from harness.reference.transformers_reference import TransformersReference
 from kvengine.errors import KvEngineError
 
@@ -34,9 +34,9 @@ class _ReferenceActor:
         self._cached = CachedReference(self._model, folder=None if folder is None else Path(folder))
         return self._model.identity
 
-    def logits(self, tokens: tuple[int, ...]) -> Float32Array:
+    def logits(self, tokens: tuple[int, ...], hidden: tuple[Hidden, ...]) -> Float32Array:
         assert self._cached is not None, "load comes first"
-        return self._cached.logits(tokens)
+        return self._cached.logits(tokens, hidden)
 
     def greedy(self, tokens: tuple[int, ...], count: int) -> tuple[int, ...]:
         assert self._model is not None, "load comes first"
@@ -54,9 +54,9 @@ class RayReference:
         self._seconds = seconds
         self.identity = identity
 
-    def logits(self, tokens: tuple[int, ...]) -> Float32Array:
+    def logits(self, tokens: tuple[int, ...], hidden: tuple[Hidden, ...] = ()) -> Float32Array:
         """As Reference; raises InfrastructureError when the actor died, DeadlineExceeded when it is late."""
-        rows: Float32Array = _get(self._actor.logits.remote(tokens), "logits", self._seconds)
+        rows: Float32Array = _get(self._actor.logits.remote(tokens, hidden), "logits", self._seconds)
         return rows
 
     def greedy(self, tokens: tuple[int, ...], count: int) -> tuple[int, ...]:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.reference.protocol import Float32Array, Reference
+from harness.reference.protocol import Float32Array, Hidden, Reference
 
 _MIB = 1 << 20
+_Key = tuple[tuple[int, ...], tuple[Hidden, ...]]
 
 
 class CachedReference:
@@ -39,7 +40,7 @@ class CachedReference:
         self._memory_bytes = memory_bytes
         self._folder = folder
         self._folder_bytes = folder_bytes
-        self._kept: OrderedDict[tuple[int, ...], Float32Array] = OrderedDict()
+        self._kept: OrderedDict[_Key, Float32Array] = OrderedDict()
         self._used_bytes = 0
 
     @property
@@ -51,31 +52,33 @@ class CachedReference:
         """Memory that the kept logits take."""
         return self._used_bytes
 
-    def logits(self, tokens: tuple[int, ...]) -> Float32Array:
+    def logits(self, tokens: tuple[int, ...], hidden: tuple[Hidden, ...] = ()) -> Float32Array:
         for known, rows in self._kept.items():
-            if known[: len(tokens)] == tokens and tokens:
+            if known[1] == hidden and known[0][: len(tokens)] == tokens and tokens:
                 self._kept.move_to_end(known)
                 return rows[: len(tokens)]
-        found = self._load(tokens)
+        found = self._load(tokens) if not hidden else None
         if found is None:
-            found = self._inner.logits(tokens)
-            self._store(tokens, found)
+            found = self._inner.logits(tokens, hidden)
+            if not hidden:  # few sequences have any, and seldom the same
+                self._store(tokens, found)
         found.setflags(write=False)
-        self._keep(tokens, found)
+        self._keep((tokens, hidden), found)
         return found
 
-    def _keep(self, tokens: tuple[int, ...], rows: Float32Array) -> None:
+    def _keep(self, key: _Key, rows: Float32Array) -> None:
         if rows.nbytes > self._memory_bytes:
             return
-        for known in [known for known in self._kept if tokens[: len(known)] == known]:
+        tokens, hidden = key
+        for known in [k for k in self._kept if k[1] == hidden and tokens[: len(k[0])] == k[0]]:
             self._drop(known)  # the new, longer one answers for it
-        self._kept[tokens] = rows
+        self._kept[key] = rows
         self._used_bytes += rows.nbytes
         while self._used_bytes > self._memory_bytes:
             self._drop(next(iter(self._kept)))
 
-    def _drop(self, tokens: tuple[int, ...]) -> None:
-        self._used_bytes -= self._kept.pop(tokens).nbytes
+    def _drop(self, key: _Key) -> None:
+        self._used_bytes -= self._kept.pop(key).nbytes
 
     def _path(self, folder: Path, tokens: tuple[int, ...]) -> Path:
         digest = hashlib.sha256(self.identity.encode() + b"\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +17,15 @@ class ReferenceUnavailable(HarnessError):
     """The reference cannot be made here: its libraries are missing, or they refuse the checkpoint."""
 
 
+@dataclass(frozen=True)
+class Hidden:
+    """Positions ``start`` .. ``stop`` - 1 are hidden from every token at position ``since`` or later."""
+
+    start: int
+    stop: int
+    since: int
+
+
 class Reference(Protocol):
     """The right logits of one checkpoint."""
 
@@ -24,8 +34,10 @@ class Reference(Protocol):
         """What was asked: the checkpoint's sha256, the libraries and their versions, the precision."""
         ...
 
-    def logits(self, tokens: tuple[int, ...]) -> Float32Array:
+    def logits(self, tokens: tuple[int, ...], hidden: tuple[Hidden, ...] = ()) -> Float32Array:
         """Read-only float32 [len(tokens), vocab]; row i is after tokens[0..i].
+
+        hidden: what the attention mask hides, beside the future and what is outside a layer's window.
 
         Raises:
             ValueError: no tokens, or one outside the vocabulary.

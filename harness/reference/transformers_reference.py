@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.reference.protocol import Float32Array, ReferenceUnavailable
+from harness.reference.protocol import Float32Array, Hidden, ReferenceUnavailable
 from kvengine.export.weights import Checkpoint
 
 
@@ -41,10 +41,13 @@ class TransformersReference:
             f"{sha256} transformers {transformers.__version__} torch {self._torch.__version__} float32"
         )
 
-    def logits(self, tokens: tuple[int, ...]) -> Float32Array:
+    def logits(self, tokens: tuple[int, ...], hidden: tuple[Hidden, ...] = ()) -> Float32Array:
         self._check(tokens)
+        inputs = self._inputs(tokens)
+        if hidden:
+            inputs["attention_mask"] = self._masks(len(tokens), hidden)
         with self._torch.no_grad():
-            output = self._model(**self._inputs(tokens), use_cache=False)
+            output = self._model(**inputs, use_cache=False)
         rows: Float32Array = np.ascontiguousarray(output.logits[0].numpy())
         rows.setflags(write=False)
         return rows
@@ -67,6 +70,26 @@ class TransformersReference:
     def _inputs(self, tokens: tuple[int, ...]) -> dict[str, Any]:
         ids = self._torch.tensor([tokens], dtype=self._torch.int64)
         return {"input_ids": ids, "attention_mask": self._torch.ones_like(ids)}
+
+    def _masks(self, count: int, hidden: tuple[Hidden, ...]) -> Any:
+        """What the model itself would mask, and ``hidden``: additive, [1, 1, count, count].
+
+        One for each kind of layer where the model has several, as its forward takes them.
+        """
+        torch, config = self._torch, self._model.config.get_text_config()
+        query, key = torch.arange(count)[:, None], torch.arange(count)[None, :]
+        seen = key <= query
+        for part in hidden:
+            seen &= ~((query >= part.since) & (key >= part.start) & (key < part.stop))
+        window = getattr(config, "sliding_window", None)
+        near = seen & (key > query - window) if window else seen
+        full, sliding = (
+            torch.where(mask, 0.0, torch.finfo(torch.float32).min)[None, None] for mask in (seen, near)
+        )
+        kinds = getattr(config, "layer_types", None)
+        if kinds:
+            return {"full_attention": full, "sliding_attention": sliding}
+        return sliding
 
     def _check(self, tokens: tuple[int, ...]) -> None:
         if not tokens:

@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from harness.reference import CachedReference, ReferenceUnavailable, TransformersReference
+from harness.reference.protocol import Hidden
 from harness.synth import WEIGHTS, synth
 from kvengine.errors import CheckpointError
 
@@ -189,7 +190,7 @@ class Counting:
         self.identity = identity
         self.asked: list[tuple[int, ...]] = []
 
-    def logits(self, tokens: tuple[int, ...]) -> Float32Array:
+    def logits(self, tokens: tuple[int, ...], hidden: tuple[Hidden, ...] = ()) -> Float32Array:
         self.asked.append(tokens)
         return _sums(tokens)
 

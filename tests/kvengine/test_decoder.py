@@ -13,10 +13,23 @@ from kvengine.errors import (
     EngineFailure,
     InvalidRequest,
     InvalidToken,
-    NotSupported,
 )
 from kvengine.plan import BITS, CacheDtype, CachePlan, PlanKind
-from kvengine.program import Decode, Load, Operation, Program, Save
+from kvengine.program import (
+    Compact,
+    Damage,
+    Decode,
+    Extend,
+    Fork,
+    Load,
+    Operation,
+    Program,
+    Reorder,
+    Reset,
+    Reuse,
+    Speculate,
+    Switch,
+)
 from kvengine.recipe import ExportRecipe
 from tests.conftest import OpenTiny
 
@@ -196,12 +209,27 @@ def test_two_decoders_on_one_model_do_not_disturb_each_other(hybrid: LocalEngine
         np.testing.assert_array_equal(sought, got)
 
 
-@pytest.mark.parametrize("operation", [Save("a"), Load("a")], ids=lambda o: o.kind)
-def test_what_is_not_built_yet_says_so_and_the_program_goes_on(
-    hybrid: LocalEngine, operation: Operation
+NAMES_NOBODY = [
+    (Switch("a"), "InvalidRequest"),
+    (Fork("main"), "InvalidRequest"),
+    (Load("a"), "StateError"),
+    (Damage("a", 0), "StateError"),
+    (Reset(1), "InvalidRequest"),
+    (Decode((5,), row=1), "InvalidRequest"),
+    (Extend(((5,), (6,))), "InvalidRequest"),
+    (Reorder((0, 0)), "InvalidRequest"),
+    (Compact(0), "InvalidRequest"),
+    (Speculate(5, 2, draft=0), "InvalidRequest"),
+    (Reuse(()), "EmptyPrompt"),
+    (Reuse((5,) * 11), "ContextOverflow"),
+]
+
+
+@pytest.mark.parametrize(("operation", "refusal"), NAMES_NOBODY, ids=lambda o: getattr(o, "kind", ""))
+def test_what_there_is_not_is_refused_and_the_program_goes_on(
+    hybrid: LocalEngine, operation: Operation, refusal: str
 ) -> None:
-    refused, step = hybrid.run_program(Program(10, (operation, Decode((5,)))))
+    first, refused, step = hybrid.run_program(Program(10, (Decode((4,)), operation, Decode((5,)))))
     assert refused.error is not None
-    assert refused.error.type == NotSupported.__name__
-    assert step.error is None
-    assert step.position == 1
+    assert refused.error.type == refusal
+    assert (first.position, step.error, step.position) == (1, None, 2)

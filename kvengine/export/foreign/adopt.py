@@ -96,7 +96,9 @@ def recipe_of(inspection: Inspection) -> ExportRecipe:
     dtypes = {layer.dtype for layer in contract.layers}
     coarsest = next(d for d in ("int8", "float16", "float32") if d in dtypes)
     activations: Literal["float32", "float16"] = "float16" if inspection.weights == "float16" else "float32"
-    return ExportRecipe(inspection.weights, 32, activations, CachePlan(contract.kind, coarsest))
+    slack = min((la.rows - la.window for la in contract.layers if la.rows and la.window), default=0)
+    plan = CachePlan(contract.kind, coarsest, slack if contract.kind == "hybrid" else 0)
+    return ExportRecipe(inspection.weights, 32, activations, plan)
 
 
 def _fitted(model: Path, spec: ModelSpec, contract: Contract) -> ModelSpec:

@@ -1,0 +1,243 @@
+"""Hypothesis strategies for what happens to a cache beyond appending: batches, rewinds, copies, drafts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from hypothesis import strategies as st
+
+from harness.programs import Limits, fitting, sequences, slacks, token_lists
+from harness.rules import Row, Rules
+from kvengine.plan import CachePlan
+from kvengine.program import (
+    Compact,
+    Damage,
+    Decode,
+    Extend,
+    Fork,
+    Generate,
+    Load,
+    Observation,
+    Operation,
+    Poison,
+    Prefill,
+    Program,
+    Reorder,
+    Reset,
+    Reuse,
+    Rewind,
+    Save,
+    Speculate,
+    Switch,
+)
+from kvengine.spec import ModelSpec
+
+MOST_ROWS = 4
+
+
+@st.composite
+def ragged(draw: st.DrawFn, limits: Limits) -> Program:
+    """Rows of different lengths that grow together, sit out, leave and join again."""
+    batch = draw(st.integers(2, MOST_ROWS))
+    room = [limits.longest] * batch
+    operations: list[Operation] = []
+    for _ in range(draw(st.integers(1, 5))):
+        counts = [draw(st.integers(0, min(most, 9))) for most in room]
+        if any(counts):
+            parts = tuple(draw(token_lists(limits, count, least=count)) for count in counts)
+            operations.append(Extend(parts, draw(st.integers(0, max(counts)))))
+            room = [most - count for most, count in zip(room, counts, strict=True)]
+        if draw(st.booleans()):
+            leaving = draw(st.integers(0, batch - 1))
+            operations.append(Reset(leaving))
+            room[leaving] = limits.longest
+    if not operations:
+        operations.append(Extend(tuple((row,) for row in range(batch))))
+    capacity = limits.longest + draw(st.integers(0, 3))
+    return Program(capacity, tuple(operations), draw(slacks(limits)), batch)
+
+
+def reordered(program: Program, order: Sequence[int]) -> Program:
+    """The same with what row ``order[i]`` did done by row i."""
+    operations: list[Operation] = []
+    for operation in program.operations:
+        match operation:
+            case Extend(parts, chunk):
+                operations.append(Extend(tuple(parts[row] for row in order), chunk))
+            case Reset(row) if row is not None:
+                operations.append(Reset(list(order).index(row)))
+            case _:
+                operations.append(operation)
+    return Program(program.capacity, tuple(operations), program.slack, program.batch)
+
+
+def alone(program: Program, row: int) -> Program:
+    """What ``row`` does in a ragged program, as a batch of one."""
+    operations: list[Operation] = []
+    for operation in program.operations:
+        match operation:
+            case Extend(parts, chunk) if parts[row]:
+                operations.append(Extend((parts[row],), chunk))
+            case Reset(leaving) if leaving == row:
+                operations.append(Reset())
+    return Program(program.capacity, tuple(operations), program.slack)
+
+
+def row_of(program: Program, observations: Sequence[Observation], row: int) -> list[Observation]:
+    """What ``row`` of a ragged program observed, as ``alone`` would have."""
+    found = []
+    for operation, observation in zip(program.operations, observations, strict=True):
+        held = (observation.positions[row],)
+        match operation:
+            case Extend(parts) if parts[row]:
+                ends = np.cumsum([len(part) for part in parts])
+                rows = observation.logits[ends[row] - len(parts[row]) : ends[row]]
+                found.append(Observation(held, rows, (), observation.error))
+            case Reset(leaving) if leaving == row:
+                found.append(Observation(held, observation.logits, (), observation.error))
+    return found
+
+
+@st.composite
+def rewound(draw: st.DrawFn, limits: Limits) -> Program:
+    """Tokens appended and rewound, once or several times over, then a future of two operations."""
+    slack = draw(slacks(limits))
+    operations: list[Operation] = []
+    held = 0
+    for _ in range(draw(st.integers(1, 3))):
+        if held < limits.longest - 2:
+            part = draw(token_lists(limits, limits.longest - 2 - held))
+            operations.append(Prefill(part, draw(st.integers(0, len(part))), "last"))
+            held += len(part)
+        count = draw(st.integers(0, min(held, slack + 2)) | st.integers(0, held))
+        operations.append(Rewind(count))
+        held -= count
+    if draw(st.booleans()):
+        operations.append(Poison())
+    following = min(limits.window, 8) + 1
+    operations += [Decode(draw(token_lists(limits, 1))), Prefill(draw(token_lists(limits, following)))]
+    return Program(limits.longest + following, tuple(operations), slack)
+
+
+def never_happened(program: Program, spec: ModelSpec, plan: CachePlan) -> Program:
+    """What a ``rewound`` program leaves, appended in one shot, then the same future."""
+    past = [operation for operation in program.operations[:-2] if not isinstance(operation, Poison)]
+    row = held_after(Program(program.capacity, tuple(past), program.slack), spec, plan)
+    kept = tuple(row.tokens[place] for place in row.alive)
+    start = (Prefill(kept, 0, "last"),) if kept else ()
+    return Program(program.capacity, (*start, *program.operations[-2:]), program.slack)
+
+
+def held_after(program: Program, spec: ModelSpec, plan: CachePlan) -> Row:
+    """Row 0 by the rules after a program that chooses no tokens; refused operations change nothing."""
+    rules = Rules(program, spec, plan)
+    for operation in program.operations:
+        rules.attempt(operation)
+    return rules.state[0]
+
+
+@st.composite
+def copied(draw: st.DrawFn, limits: Limits) -> tuple[Program, int]:
+    """(a program, the length of its future): a past; the future run on; then again after a load, after
+    something else was done to the loaded state, and in a fork."""
+    past, future = draw(sequences(limits, 2)), draw(sequences(limits, 2))
+    other = draw(sequences(limits, 1))
+    choices: list[tuple[Operation, ...]] = [(), (Poison(),), (Reset(),), other]
+    between = draw(st.sampled_from(choices))
+    operations = (
+        *past,
+        Save("a"),
+        Fork("b"),
+        *future,
+        *between,
+        Load("a"),
+        *future,
+        Switch("b"),
+        *future,
+        Load("a"),
+        *future,
+    )
+    fits = fitting((*past, *future, *other), draw(st.integers(0, 3)), draw(slacks(limits)))
+    return Program(fits.capacity, operations, fits.slack), len(future)
+
+
+@st.composite
+def damaged(draw: st.DrawFn, limits: Limits) -> Program:
+    """A saved state whose file is damaged anywhere and then loaded, in the middle of a sequence."""
+    past, future = draw(sequences(limits, 2)), draw(sequences(limits, 2))
+    damage = Damage("a", draw(st.integers(0, 1 << 16)), draw(st.booleans()))
+    loads: list[Operation] = [damage, Load("a")]
+    operations = (Save("a"), *past, *loads, *future, Save("a"), Load("a"))
+    fits = fitting((*past, *future), draw(st.integers(0, 3)), draw(slacks(limits)))
+    return Program(fits.capacity, operations, fits.slack)
+
+
+@st.composite
+def beams(draw: st.DrawFn, limits: Limits) -> Program:
+    """Rows that split up and die out as beams do, each with a token of its own after every reorder."""
+    batch = draw(st.integers(2, MOST_ROWS))
+    prompts = tuple(draw(token_lists(limits, limits.longest - 8)) for _ in range(batch))
+    operations: list[Operation] = [Extend(prompts)]
+    for _ in range(draw(st.integers(1, 4))):
+        rows = st.integers(0, batch - 1)
+        operations.append(Reorder(tuple(draw(st.lists(rows, min_size=batch, max_size=batch)))))
+        operations.append(Extend(tuple(draw(token_lists(limits, 1)) for _ in range(batch))))
+    return Program(limits.longest, tuple(operations), draw(slacks(limits)), batch)
+
+
+@st.composite
+def drafted(draw: st.DrawFn, limits: Limits) -> Program:
+    """The same greedy run twice from a repetitive past: token by token, and by prompt lookup."""
+    few = st.lists(st.sampled_from(draw(token_lists(limits, 3, least=1))), min_size=1)
+    past = tuple(draw(few.map(lambda tokens: tokens[: limits.longest - 2])))
+    token = past[-1]
+    count = draw(st.integers(1, limits.longest - len(past)))
+    slack, draft, ngram = draw(slacks(limits)), draw(st.integers(1, 5)), draw(st.integers(1, 2))
+    operations = (
+        Prefill(past, 0, "last"),
+        Fork("by lookup"),
+        Generate(token, count),
+        Switch("by lookup"),
+        Speculate(token, count, draft, ngram),
+    )
+    return Program(limits.longest, operations, slack)
+
+
+@st.composite
+def reused(draw: st.DrawFn, limits: Limits) -> Program:
+    """Prompt after prompt in one row, each with a prefix of the one before, some with something between."""
+    operations: list[Operation] = []
+    before: tuple[int, ...] = ()
+    for _ in range(draw(st.integers(2, 4))):
+        kept = draw(st.integers(0, len(before)) | st.just(len(before)))
+        fresh = draw(token_lists(limits, max(1, limits.longest - kept)))
+        before = (before[:kept] + fresh)[: limits.longest]
+        operations.append(Reuse(before, draw(st.integers(0, len(before)))))
+        if draw(st.booleans()):
+            operations.append(Poison())
+    return Program(limits.longest, tuple(operations), draw(slacks(limits)))
+
+
+@st.composite
+def compacted(draw: st.DrawFn, limits: Limits) -> Program:
+    """A sequence compacted once or more, going on after each, past what it could hold otherwise."""
+    capacity = limits.longest
+    prompt = draw(token_lists(limits, capacity, least=2))
+    operations: list[Operation] = [Prefill(prompt, 0, "last")]
+    held = len(prompt)
+    for _ in range(draw(st.integers(1, 3))):
+        sinks = draw(st.integers(0, 2))
+        keep = draw(st.just(max(1, held // 2)) | st.integers(1, held))
+        if sinks and limits.window < held:
+            keep = max(keep, limits.window - 1)
+        operations.append(Compact(keep, sinks))
+        held = min(held, keep + sinks)
+        if draw(st.booleans()):
+            operations.append(Poison())
+        if draw(st.booleans()):
+            operations.append(Rewind(draw(st.integers(0, 2))))
+        tokens = draw(token_lists(limits, max(1, capacity - held)))
+        operations.append(Prefill(tokens, draw(st.integers(0, len(tokens)))))
+        held = min(capacity, held + len(tokens))
+    return Program(capacity, tuple(operations), draw(slacks(limits)))
