@@ -105,8 +105,8 @@ class Cell:
         limits = Limits.of(self.spec)
         if self.recipe.foreign is None:
             return limits
-        # A foreign graph's windowed cache has the rows that it has.
-        return dataclasses.replace(limits, most_slack=self.plan.slack)
+        # A foreign graph's windowed cache has the rows that it has, and no contract tells how to pad a row.
+        return dataclasses.replace(limits, most_slack=self.plan.slack, ragged=False)
 
     def run(self, program: Program, plan: PlanKind | None = None) -> Sequence[Observation]:
         """One program on the device, in one round trip; ``plan`` for another cache plan kind.

@@ -60,7 +60,8 @@ class ProgramMachine(RuleBasedStateMachine):
 
     @initialize(data=st.data())
     def begin(self, data: st.DataObject) -> None:
-        batch = data.draw(st.sampled_from([1, 1, 2, 3, MOST_ROWS]))
+        sizes = [1, 1, 2, 3, MOST_ROWS] if self.limits.ragged else [1]
+        batch = data.draw(st.sampled_from(sizes))
         capacity = data.draw(st.integers(max(2, self.limits.longest // 2), self.limits.longest))
         self.program = Program(capacity, (), data.draw(slacks(self.limits)), batch)
         self.followed = Rules(self.program, self.spec, self.plan)

@@ -21,6 +21,7 @@ class Limits:
     window: int  # the smallest of the model's windows; WITHOUT_WINDOW if it has none
     longest: int
     most_slack: int = 18  # rows above a window
+    ragged: bool = True  # whether batch rows may be of different lengths
 
     @classmethod
     def of(cls, spec: ModelSpec) -> Limits:

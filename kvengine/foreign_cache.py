@@ -82,7 +82,7 @@ class ForeignCache:
         self._layers[layer].write(key, value)
 
     def put(self, layer: int, key: Stored, value: Stored) -> None:
-        """Overwrite the first rows of K and V of a layer; what is behind them is dead, or gone if it grows."""
+        """Overwrite the first rows of K and V of a layer; a growing one has no others then."""
         self._layers[layer].put(key, value)
 
     def arrays(self) -> Iterator[tuple[Stored, Stored]]:

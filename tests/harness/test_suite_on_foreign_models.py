@@ -1,19 +1,22 @@
-"""The suite on models that somebody else exported: right ones pass, what one cannot do is said, wrong ones fail."""
+"""The suite on models that somebody else exported: right ones pass, wrong ones fail, and what one cannot
+do is said."""
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import harness.suite
 from harness.artifacts import artifact_of, resolved
 from harness.checking import Cell, Unsupported
 from harness.compare import CheckFailed
 from harness.recipes import parse_recipe
 from harness.reference import CachedReference, Reference, TransformersReference
-from harness.suite import test_correctness as suite
 from kvengine.engine import LocalEngine
 from kvengine.errors import NotSupported
 from kvengine.recipe import SessionRecipe
@@ -21,7 +24,24 @@ from tests import foreign_models
 from tests.foreign_models import WINDOW, Twist
 
 CHECKS: dict[str, Callable[[Cell], None]] = {
-    name: check for name, check in inspect.getmembers(suite, inspect.isfunction) if name.startswith("test_")
+    name: check
+    for module in pkgutil.iter_modules(harness.suite.__path__)
+    for name, check in inspect.getmembers(
+        importlib.import_module(f"harness.suite.{module.name}"), inspect.isfunction
+    )
+    if name.startswith("test_") and "cell" in inspect.signature(check).parameters
+}
+# What no foreign model can be asked, and what no ring can besides.
+NEED_MORE = {
+    "test_hybrid_equals_static",
+    "test_p07_beams_follow_their_parents",
+    "test_p07_ragged_rows_equal_rows_alone",
+}
+OF_RINGS = {
+    "test_any_program_equals_the_reference",
+    "test_compaction_hides_and_keeps_distances",
+    "test_p11_a_damaged_state_is_refused_and_harms_nothing",
+    "test_p11_saved_loaded_and_forked_equal_the_original",
 }
 EXPORTS: dict[str, Callable[..., Path]] = {
     "optimum": foreign_models.decomposed,
@@ -92,9 +112,11 @@ def test_a_right_export_passes_whatever_its_convention(
     model = EXPORTS[export](source, folder / f"{export.replace(' ', '-').replace(',', '')}.onnx")
     cell = cell_of(model, checkpoints[checkpoint], folder)
     found = outcomes(cell)
-    assert not [why for why in found.values() if why.startswith("failed")]
+    failed = {name: why for name, why in found.items() if why.startswith("failed")}
+    assert not failed
+    unsupported = {name: why for name, why in found.items() if why.startswith("not supported")}
+    assert set(unsupported) <= NEED_MORE | (OF_RINGS if export == "ring" else set()), unsupported
     assert found["test_every_decode_step_equals_the_reference"] == "passed"
-    assert list(found.values()).count("passed") >= len(found) - 3, found
     assert cell.take_tally().rows > 100
 
 
@@ -116,7 +138,7 @@ def test_a_wrong_export_fails(
 ) -> None:
     model = EXPORTS[export](checkpoints[checkpoint][0], tmp_path / "model.onnx", twist=twist)
     cell = cell_of(model, checkpoints[checkpoint], tmp_path)
-    with pytest.raises(CheckFailed, match="logits differ from the reference|greedy token"):
+    with pytest.raises(CheckFailed, match=r"logits differ from the reference|greedy token"):
         CHECKS["test_every_decode_step_equals_the_reference"](cell)
 
 
