@@ -20,7 +20,7 @@ from harness.reference import CachedReference, Reference, TransformersReference
 from kvengine.engine import LocalEngine
 from kvengine.errors import NotSupported
 from kvengine.recipe import SessionRecipe
-from tests import foreign_models
+from tests import foreign_exporters, foreign_models
 from tests.foreign_models import WINDOW, Twist
 
 CHECKS: dict[str, Callable[[Cell], None]] = {
@@ -159,3 +159,32 @@ def test_another_plan_of_a_foreign_model_is_not_supported(
     cell = cell_of(model, checkpoints["windowed"], tmp_path)
     with pytest.raises(Unsupported, match="one cache plan"):
         CHECKS["test_hybrid_equals_static"](cell)
+
+
+def test_a_real_export_of_optimum_passes(
+    checkpoints: dict[str, tuple[Path, Reference]], tmp_path: Path
+) -> None:
+    model = foreign_exporters.optimum(checkpoints["windowed"][0], tmp_path / "model.onnx")
+    found = outcomes(cell_of(model, checkpoints["windowed"], tmp_path))
+    assert {name for name, why in found.items() if why != "passed"} <= NEED_MORE
+
+
+def test_a_real_model_of_genais_builder_passes(
+    checkpoints: dict[str, tuple[Path, Reference]], tmp_path: Path
+) -> None:
+    model = foreign_exporters.genai(checkpoints["full"][0], tmp_path / "genai")
+    cell = cell_of(model, checkpoints["full"], tmp_path)
+    assert cell.recipe.export.cache.kind == "static"
+    found = outcomes(cell)
+    assert {name for name, why in found.items() if why != "passed"} <= NEED_MORE
+
+
+def test_a_window_that_genais_builder_drops_is_found(
+    checkpoints: dict[str, tuple[Path, Reference]], tmp_path: Path
+) -> None:
+    """The builder of onnxruntime-genai 0.18 takes a layer for local by ``layer_types`` alone, which Mistral's
+    config has not: its GroupQueryAttention gets local_window_size -1 (catalogue 7 in the wild)."""
+    model = foreign_exporters.genai(checkpoints["windowed"][0], tmp_path / "genai")
+    cell = cell_of(model, checkpoints["windowed"], tmp_path)
+    with pytest.raises(CheckFailed, match=f"token position {WINDOW}|greedy token"):
+        CHECKS["test_every_decode_step_equals_the_reference"](cell)
