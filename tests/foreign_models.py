@@ -131,11 +131,12 @@ def decomposed(
     twist: Twist = "",
     rename: Callable[[str], str] = str,
     last_row: bool = False,
+    layout: str = "bnsh",
 ) -> Path:
     """As optimum exports for text-generation-with-past: growing cache, attention in small operators.
 
     Without ``position_ids`` positions are counted along attention_mask. last_row: logits of the last
-    token only.
+    token only. layout: axes of the cache tensors (batch, KV heads, sequence, head_dim).
     """
     graph, window = Graph(), _window(source, twist)
     ids = graph.input("input_ids", ["batch_size", "sequence_length"])
@@ -155,11 +156,17 @@ def decomposed(
     def attend(g: Graph, layer: int, q: str, k: str, v: str) -> str:
         merged = []
         for half, fresh in (("key", k), ("value", v)):
-            shape: list[int | str] = ["batch_size", KV_HEADS, "past_sequence_length", HEAD_DIM]
-            name = g.input(rename(f"past_key_values.{layer}.{half}"), shape, TensorProto.FLOAT)
-            shape[2] = "past_sequence_length + sequence_length"
-            g.output(rename(f"present.{layer}.{half}"), shape)
-            merged.append(g.op("Concat", name, fresh, name=rename(f"present.{layer}.{half}"), axis=-2))
+            sizes: dict[str, int | str] = {"b": "batch_size", "n": KV_HEADS, "h": HEAD_DIM}
+            past, present = (
+                [(sizes | {"s": rows})[axis] for axis in layout]
+                for rows in ("past_sequence_length", "past_sequence_length + sequence_length")
+            )
+            name = g.input(rename(f"past_key_values.{layer}.{half}"), past, TensorProto.FLOAT)
+            g.output(rename(f"present.{layer}.{half}"), present)
+            own = g.op("Transpose", fresh, perm=["bnsh".index(axis) for axis in layout])
+            axis = layout.index("s") - 4
+            whole = g.op("Concat", name, own, name=rename(f"present.{layer}.{half}"), axis=axis)
+            merged.append(g.op("Transpose", whole, perm=[layout.index(axis) for axis in "bnsh"]))
         wide = [_repeat(g, half, twist) for half in merged]
         scores = g.op("MatMul", q, g.op("Transpose", wide[0], perm=[0, 1, 3, 2]))
         scaled = g.op("Add", g.op("Mul", scores, g.const(HEAD_DIM**-0.5, np.float32)), bias)
