@@ -51,7 +51,8 @@ def checkpoint(folder: Path, window: int | None = None) -> Path:
     rng = np.random.default_rng(7)
 
     def draw(rows: int, columns: int, gain: float = 1.0) -> npt.NDArray[np.float32]:
-        return (rng.standard_normal((rows, columns)) * gain / columns**0.5).astype(np.float32)
+        found: npt.NDArray[np.float32] = rng.standard_normal((rows, columns)).astype(np.float32)
+        return found * np.float32(gain / columns**0.5)
 
     tensors = {"model.embed_tokens.weight": draw(VOCABULARY, HIDDEN, HIDDEN**0.5)}
     for layer in range(LAYERS):
@@ -193,7 +194,7 @@ def scattering(
     positions = graph.op("Add", graph.op("Unsqueeze", start, graph.const([1])), steps)
     queries = graph.op("Unsqueeze", positions, graph.const([2]))  # [b, s, 1]
     valid = seen = ""
-    if not circular:
+    if not circular or rows is None:
         valid = graph.input("nonpad_kv_seqlen", ["batch"])
     else:
         # Slot j holds the newest position that is j modulo rows: last - (last - j) mod rows.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,11 @@ from onnx import helper
 
 from harness.reference import TransformersReference
 from kvengine.artifact import MANIFEST, Artifact
+from kvengine.decoder import Float32Array, Int64Array
 from kvengine.engine import LocalEngine
 from kvengine.errors import ArtifactError, ContextOverflow, InvalidRequest, NotSupported, RewindTooFar
 from kvengine.export.foreign import adopt
-from kvengine.foreign import ForeignDecoder
+from kvengine.foreign import ForeignDecoder, contract_of
 from kvengine.program import Workload
 from kvengine.recipe import SessionRecipe
 from tests import foreign_models
@@ -23,8 +23,6 @@ from tests.foreign_models import HEAD_DIM, KV_HEADS, LAYERS, VOCABULARY, WINDOW
 
 TOKENS = tuple(int(t) for t in np.random.default_rng(3).integers(0, VOCABULARY, 24))
 ROWS = WINDOW + 4  # of the ring
-
-Decode = Callable[..., ForeignDecoder]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +41,7 @@ def windowed(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(full: Path) -> np.ndarray:
+def expected(full: Path) -> Float32Array:
     return TransformersReference(full).logits(TOKENS)
 
 
@@ -56,11 +54,11 @@ def decoder(model: Path, checkpoint: Path, capacity: int = 32, **options: int) -
 
 @pytest.mark.parametrize("layout", ["bnsh", "bsnh", "bnhs"])
 def test_any_layout_is_told_by_the_axis_that_grows(
-    full: Path, tmp_path: Path, expected: np.ndarray, layout: str
+    full: Path, tmp_path: Path, expected: Float32Array, layout: str
 ) -> None:
     model = foreign_models.decomposed(full, tmp_path / "model.onnx", layout=layout)
     driven = decoder(model, full)
-    assert {la.layout for la in driven.model.artifact.manifest.contract.layers} == {layout}
+    assert {la.layout for la in contract_of(driven.model).layers} == {layout}
     found = driven.prefill(TOKENS, chunk=5, logits="all")
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
     (rows,) = {driven.read_cache(layer).key.shape for layer in range(LAYERS)}
@@ -87,7 +85,7 @@ def test_what_grows_is_handed_over_without_a_copy(full: Path, tmp_path: Path) ->
     assert driven.kv_bytes == 4 * 2 * LAYERS * KV_HEADS * HEAD_DIM * 4
 
 
-def test_what_is_static_is_written_in_place(full: Path, tmp_path: Path, expected: np.ndarray) -> None:
+def test_what_is_static_is_written_in_place(full: Path, tmp_path: Path, expected: Float32Array) -> None:
     driven = decoder(foreign_models.scattering(full, tmp_path / "model.onnx"), full)
     before = driven.kv_bytes
     key, _ = driven.cache.read(0)
@@ -101,14 +99,14 @@ def test_what_is_static_is_written_in_place(full: Path, tmp_path: Path, expected
 
 
 def test_past_that_others_read_gets_a_buffer_of_its_own(
-    full: Path, tmp_path: Path, expected: np.ndarray
+    full: Path, tmp_path: Path, expected: Float32Array
 ) -> None:
     proto = onnx.load(foreign_models.scattering(full, tmp_path / "plain.onnx"))
     proto.graph.node.append(helper.make_node("ReduceMax", ["past_key_values.0.key"], ["largest"]))
     proto.graph.output.append(helper.make_tensor_value_info("largest", onnx.TensorProto.FLOAT, None))
     onnx.save(proto, tmp_path / "model.onnx")
     driven = decoder(tmp_path / "model.onnx", full)
-    assert [la.shared for la in driven.model.artifact.manifest.contract.layers] == [False, True]
+    assert [la.shared for la in contract_of(driven.model).layers] == [False, True]
     found = driven.prefill(TOKENS, chunk=7, logits="all")
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
     driven.poison()
@@ -122,7 +120,12 @@ def test_a_ring_is_never_given_more_than_it_can_take(windowed: Path, tmp_path: P
     reference = TransformersReference(windowed).logits(TOKENS)
     steps: list[int] = []
     step = driven._step
-    driven._step = lambda ids: (steps.append(ids.shape[1]), step(ids))[1]  # type: ignore[method-assign]
+
+    def watch(ids: Int64Array) -> Float32Array:
+        steps.append(ids.shape[1])
+        return step(ids)
+
+    driven._step = watch  # type: ignore[method-assign]
     found = driven.prefill(TOKENS, logits="all")
     np.testing.assert_allclose(found, reference, rtol=0, atol=1e-4)
     assert steps == [5, 5, 5, 5, 4]
@@ -150,7 +153,7 @@ def test_a_ring_rewinds_within_its_rows(windowed: Path, tmp_path: Path) -> None:
 
 
 def test_rows_of_a_batch_that_are_alike_run_together(
-    full: Path, tmp_path: Path, expected: np.ndarray
+    full: Path, tmp_path: Path, expected: Float32Array
 ) -> None:
     driven = decoder(foreign_models.decomposed(full, tmp_path / "model.onnx"), full, batch=2)
     found = driven.prefill(np.array([TOKENS, TOKENS]), logits="all")
@@ -172,7 +175,7 @@ def test_greedy_tokens_are_the_references(full: Path, tmp_path: Path) -> None:
     assert measured.kv_bytes == (4 + 11) * 2 * LAYERS * KV_HEADS * HEAD_DIM * 4
 
 
-def test_logits_of_the_last_row_alone(full: Path, tmp_path: Path, expected: np.ndarray) -> None:
+def test_logits_of_the_last_row_alone(full: Path, tmp_path: Path, expected: Float32Array) -> None:
     driven = decoder(foreign_models.decomposed(full, tmp_path / "model.onnx", last_row=True), full)
     with pytest.raises(NotSupported, match="last token only"):
         driven.prefill(TOKENS, logits="all")
