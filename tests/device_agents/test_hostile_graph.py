@@ -7,7 +7,13 @@ defined and returns, so there a graph of the same kind does no harm and these te
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import os
 import platform
+import random
+import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +25,21 @@ from device_agents.deadline import Deadline
 from device_agents.errors import RunnerDied
 from device_agents.host import HostDevice
 from device_agents.local import LocalTransport
+from device_agents.streams import ProcessStream
+from kvengine.artifact import MANIFEST, MODEL, Artifact, Blob
 from kvengine.export.foreign import adopt
 from kvengine.program import Prefill, Program
 from kvengine.recipe import SessionRecipe
-from tests import foreign_models
+from tests import foreign_models, fuzzing
 from tests.device_agents.conftest import GRACE_S
 
+ROOT = Path(__file__).parents[2]
 PROGRAM = Program(8, (Prefill((3, 4, 5)),))
 
-pytestmark = pytest.mark.skipif(
+GRAPHS = fuzzing.count(in_test=40, in_soak=3000)
+WORKER = (sys.executable, "-P", str(Path(__file__).parent / "hostile_worker.py"))
+
+traps = pytest.mark.skipif(
     platform.machine() != "x86_64", reason="int64 overflow in a division traps on x86-64 only"
 )
 
@@ -57,6 +69,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return foreign_models.checkpoint(tmp_path_factory.mktemp("hostile") / "checkpoint")
 
 
+@traps
 @pytest.mark.parametrize("when", ["load", "run"])
 def test_only_the_runner_dies_and_is_named(when: str, checkpoint: Path, tmp_path: Path) -> None:
     good = foreign_models.decomposed(checkpoint, tmp_path / "good.onnx")
@@ -82,3 +95,76 @@ def _run(device: HostDevice, folder: Path) -> tuple[int, ...]:
         session.close()
     assert seen.error is None
     return seen.positions
+
+
+def test_damaged_graphs_end_in_a_type_or_in_the_runner(checkpoint: Path, tmp_path: Path) -> None:
+    """What onnxruntime makes of them: it runs them, refuses them, or dies; nothing else, and none hangs."""
+    sources = [
+        foreign_models.decomposed(checkpoint, tmp_path / "decomposed.onnx"),
+        foreign_models.scattering(checkpoint, tmp_path / "scattering.onnx"),
+        hostile_path(checkpoint, tmp_path),
+    ]
+    artifacts = [adopt(path, checkpoint, tmp_path / "artifacts") for path in sources]
+    models = [onnx.load(path) for path in sources]
+    draw = random.Random(11)
+    outcomes: Counter[str] = Counter()
+    with Worker() as worker:
+        for number in range(GRAPHS):
+            # Every 20th is one that is known to end the process.
+            chosen = 2 if number % 20 == 7 else draw.randrange(2)
+            data = (
+                models[2].SerializeToString() if chosen == 2 else fuzzing.damaged_model(draw, models[chosen])
+            )
+            outcomes[worker.outcome(_with_model(artifacts[chosen], data, tmp_path / "artifact"))] += 1
+    allowed = {"ran", "EngineFailure", "ArtifactError", "MemoryError"}
+    strange = {name for name in outcomes if name not in allowed and not name.startswith("killed by SIG")}
+    assert not strange, outcomes
+    assert {"ran", "EngineFailure"} <= set(outcomes), outcomes
+    if platform.machine() == "x86_64":
+        assert outcomes["killed by SIGFPE"] >= GRAPHS // 20
+
+
+def hostile_path(checkpoint: Path, folder: Path) -> Path:
+    good = foreign_models.decomposed(checkpoint, folder / "harmless.onnx")
+    onnx.save(hostile(onnx.load(good), "load"), folder / "hostile.onnx")
+    return folder / "hostile.onnx"
+
+
+def _with_model(artifact: Artifact, data: bytes, folder: Path) -> Path:
+    """``artifact`` with another graph, whole by its own manifest."""
+    folder.mkdir(exist_ok=True)
+    blob = Blob(MODEL, hashlib.sha256(data).hexdigest(), len(data))
+    manifest = dataclasses.replace(artifact.manifest, blobs=(blob,))
+    (folder / MODEL).write_bytes(data)
+    (folder / MANIFEST).write_text(manifest.to_json())
+    return folder
+
+
+class Worker:
+    """A process that opens artifacts; started again whenever one has ended it."""
+
+    def __init__(self) -> None:
+        self._stream: ProcessStream | None = None
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def outcome(self, folder: Path) -> str:
+        """Its line, or how it was killed. Raises DeadlineExceeded: it hangs."""
+        deadline = Deadline(60)
+        if self._stream is None:
+            self._stream = ProcessStream(WORKER, {**os.environ, "PYTHONPATH": str(ROOT)}, grace_s=GRACE_S)
+        line = b""
+        try:
+            self._stream.write(f"{folder}\n".encode(), deadline)
+            while not line.endswith(b"\n"):
+                line += self._stream.read_exactly(1, deadline)
+        except RunnerDied as death:
+            self._stream.close()
+            self._stream = None
+            return str(death).rpartition(": ")[2]
+        return line.decode().strip()
