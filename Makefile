@@ -50,6 +50,8 @@ docs: $(STAMP)
 	$(BIN)/python docs/generate_cli.py
 
 soak: $(TINY)
+	KVFARM_FUZZ=soak $(BIN)/pytest tests/device_agents/test_fuzz_frames.py tests/device_agents/test_hostile_graph.py \
+	  tests/kvengine/test_hostile_models.py
 	$(BIN)/pytest --devices=farm --model $(TINY) --examples 1000 --report out/soak
 
 bench: $(BIG)
