@@ -161,10 +161,10 @@ def _remarks(state: State, results: RunResults, counts: Counts) -> list[str]:
     if state in ("interrupted", "incomplete"):
         remarks.append("What is missing is not proved: this run is no ground for a release.")
     if counts.not_supported:
-        verb = "needs" if counts.not_supported == 1 else "need"
+        verb, proof = ("needs", "It proves") if counts.not_supported == 1 else ("need", "They prove")
         remarks.append(
             f"{plural(counts.not_supported, 'check')} {verb} what the model under test cannot do; the grid "
-            "below says what. They prove nothing either way."
+            f"below says what. {proof} nothing either way."
         )
     if state == "passed" and counts.noisy:
         verb = "is" if counts.noisy == 1 else "are"

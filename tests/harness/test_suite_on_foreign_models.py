@@ -17,6 +17,7 @@ from harness.checking import Cell, Unsupported
 from harness.compare import CheckFailed
 from harness.recipes import parse_recipe
 from harness.reference import CachedReference, Reference, TransformersReference
+from harness.synth import synth
 from kvengine.engine import LocalEngine
 from kvengine.errors import NotSupported
 from kvengine.recipe import SessionRecipe
@@ -175,6 +176,16 @@ def test_a_real_model_of_genais_builder_passes(
     model = foreign_exporters.genai(checkpoints["full"][0], tmp_path / "genai")
     cell = cell_of(model, checkpoints["full"], tmp_path)
     assert cell.recipe.export.cache.kind == "static"
+    found = outcomes(cell)
+    assert {name for name, why in found.items() if why != "passed"} <= NEED_MORE
+
+
+def test_a_model_of_genais_builder_with_windowed_caches_passes(tmp_path: Path) -> None:
+    """Gemma 2: every second layer's buffer is of its window's size (sliding_window_cache)."""
+    source = synth("tiny-gemma2", tmp_path / "checkpoint")
+    model = foreign_exporters.genai(source, tmp_path / "genai")
+    cell = cell_of(model, (source, CachedReference(TransformersReference(source))), tmp_path)
+    assert cell.recipe.export.cache.kind == "hybrid"
     found = outcomes(cell)
     assert {name for name, why in found.items() if why != "passed"} <= NEED_MORE
 
