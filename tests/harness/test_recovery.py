@@ -10,7 +10,8 @@ from device_agents.errors import DeviceUnreachable, InfrastructureError, RunnerD
 from harness.errors import Quarantined, ReferenceFailed
 from harness.recovery import Recovery, RecoveryPolicy
 
-QUICK = RecoveryPolicy(retries=2, answer_s=0.05, lost_in_a_row=2, pause_s=0.01)
+PATIENT = RecoveryPolicy(retries=2, answer_s=60.0, lost_in_a_row=2, pause_s=0.001)
+HASTY = RecoveryPolicy(retries=2, answer_s=0.05, lost_in_a_row=2, pause_s=0.01)
 
 
 class Device:
@@ -37,9 +38,9 @@ def device() -> Device:
     return Device()
 
 
-def recovery_of(device: Device) -> tuple[Recovery, list[tuple[str, str]]]:
+def recovery_of(device: Device, policy: RecoveryPolicy = PATIENT) -> tuple[Recovery, list[tuple[str, str]]]:
     aside: list[tuple[str, str]] = []
-    return Recovery(device.probe, QUICK, lambda *what: aside.append(what)), aside
+    return Recovery(device.probe, policy, lambda *what: aside.append(what)), aside
 
 
 def lose(recovery: Recovery, work: Callable[[], int], name: str = "one") -> list[str]:
@@ -105,7 +106,7 @@ def test_a_check_that_passes_in_between_breaks_the_row(device: Device) -> None:
 def test_a_device_that_does_not_come_back_is_quarantined_at_once(device: Device) -> None:
     device.fails = [DeviceUnreachable("cable")]
     device.probes = [DeviceUnreachable("still away")] * 99
-    recovery, aside = recovery_of(device)
+    recovery, aside = recovery_of(device, HASTY)
     assert lose(recovery, device.work) == []
     assert "DeviceUnreachable: cable; then it did not answer again within 0.05 s" in aside[0][1]
     assert "still away" in aside[0][1]
