@@ -53,6 +53,7 @@ soak: $(TINY)
 	KVFARM_FUZZ=soak $(BIN)/pytest tests/device_agents/test_fuzz_frames.py tests/device_agents/test_hostile_graph.py \
 	  tests/kvengine/test_hostile_models.py
 	$(BIN)/pytest --devices=farm --model $(TINY) --examples 1000 --report out/soak
+	KVFARM_FUZZ=10000 $(BIN)/pytest tests/kvengine/test_fuzz.py
 
 bench: $(BIG)
 	$(BIN)/python -m bench.genai --model $(BIG)

@@ -16,7 +16,7 @@ from kvengine.contract import check_names
 from kvengine.errors import failure_of
 from kvengine.plan import CachePlan
 from kvengine.recipe import SessionRecipe
-from kvengine.sanity import check_signature
+from kvengine.sanity import check_identity
 from kvengine.spec import ModelSpec
 from kvengine.threads import choose_threads
 
@@ -35,7 +35,7 @@ class Model:
     Raises:
         RecipeError, ProviderUnavailable: the recipe asks for what there is not.
         EngineFailure: onnxruntime could not load the graph. MemoryError: for want of memory.
-        ArtifactError: the graph is not the one that the manifest describes.
+        ArtifactError: the graph was not built from the spec and recipe of the manifest.
     """
 
     def __init__(self, artifact: Artifact, recipe: SessionRecipe) -> None:
@@ -54,8 +54,8 @@ class Model:
             raise failure_of(error, f"onnxruntime could not load {artifact.model_path}") from error
         contract = artifact.manifest.contract
         if contract is None:
-            check_signature(self.session, artifact.manifest)
-        else:
+            check_identity(self.session, artifact.manifest)
+        else:  # a foreign graph is not of our making
             check_names(contract, self.session)
         self.load_ms = (time.perf_counter() - started) * 1e3
         self.run_options = ort.RunOptions()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -9,14 +11,16 @@ from typing import TYPE_CHECKING
 
 import onnxruntime as ort
 
-from kvengine.cache import past_names, present_names
+from kvengine.codec import encode
 from kvengine.contract import wrong_in_contract
 from kvengine.errors import ArtifactError
+from kvengine.recipe import ExportRecipe
 from kvengine.spec import LayerSpec, LongRopeScaling, ModelSpec, RopeSpec, YarnScaling
 
 if TYPE_CHECKING:
     from kvengine.artifact import Blob, Manifest
 
+IDENTITY = "kvfarm.identity"  # key in the graph's metadata
 _MOST = 1 << 24  # of any size in a model
 _MOST_LAYERS = 4096
 _MOST_POSITIONS = 2**31 - 1  # lengths are int32 in the graph
@@ -30,47 +34,46 @@ def check_manifest(manifest: Manifest) -> None:
         raise ArtifactError(f"artifact.json makes no sense: {wrong}; export or deploy again")
 
 
-def check_signature(session: ort.InferenceSession, manifest: Manifest) -> None:
-    """Raise ArtifactError unless the graph's cache and logits have the shapes that the manifest's spec says.
+def identity_of(spec: ModelSpec, recipe: ExportRecipe) -> str:
+    """sha256 of what a graph was built from; the exporter writes it into the graph as ``IDENTITY``."""
+    return hashlib.sha256(json.dumps([encode(spec), encode(recipe)], sort_keys=True).encode()).hexdigest()
 
-    What is not a cache of the right heads and head_dim, or not as many logits as the vocabulary is large,
-    would fail only in the middle of a run.
+
+def check_identity(session: ort.InferenceSession, manifest: Manifest) -> None:
+    """Raise ArtifactError unless the graph was built from the manifest's spec and recipe.
+
+    The manifest vouches for the graph's bytes; this is the other direction. Another window, RoPE base
+    or head map in artifact.json would otherwise give wrong logits, or buffers of another size than
+    onnxruntime writes to.
     """
-    spec, packing = manifest.spec, 2 if manifest.recipe.cache.dtype == "int4" else 1
-    wanted: dict[str, list[int]] = {"logits": [spec.vocab_size]}
-    for i, layer in enumerate(spec.layers):
-        for name in (*past_names(i), *present_names(i)):
-            wanted[name] = [layer.kv_heads, layer.head_dim // packing]
-    values = {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
-    caches = sum(name.startswith(("past_key_values.", "present.")) for name in values)
-    for name, sizes in wanted.items():
-        found = [size for size in values.get(name, []) if isinstance(size, int)]
-        if found != sizes:
-            raise ArtifactError(
-                f"the graph is not what artifact.json says: {name}: sought the fixed sizes {sizes}, found "
-                f"{found if name in values else 'no such input or output'}; export or deploy again"
-            )
-    if caches != len(wanted) - 1:
+    found = session.get_modelmeta().custom_metadata_map.get(IDENTITY)
+    plan = tuple(manifest.recipe.cache.of_layer(layer) for layer in manifest.spec.layers)
+    if found != identity_of(manifest.spec, manifest.recipe) or plan != manifest.plan:
         raise ArtifactError(
-            f"the graph is not what artifact.json says: sought caches for {len(spec.layers)} layers, found "
-            f"{caches // 4}; export or deploy again"
+            "artifact.json is not what the graph was built from: its spec, recipe or plan was altered, or "
+            "an older kvfarm exported it; export again"
         )
 
 
 def _wrong_in(manifest: Manifest) -> Iterator[str]:
     yield from _wrong_in_files((*manifest.blobs, *manifest.extras))
     spec = manifest.spec
-    yield from _wrong_in_sizes(spec)
-    for number, layer in enumerate(spec.layers):
-        yield from (f"layer {number}: {wrong}" for wrong in _wrong_in_layer(layer, spec))
-    for number, rope in enumerate(spec.ropes):
-        yield from (f"rope {number}: {wrong}" for wrong in _wrong_in_rope(rope, number, spec))
+    yield from wrong_in_spec(spec)
     if manifest.contract is not None:
         yield from wrong_in_contract(manifest.contract, len(spec.layers))
     if len(manifest.plan) != len(spec.layers):
         yield f"sought a plan for {len(spec.layers)} layers, found one for {len(manifest.plan)}"
     if not 0 <= manifest.recipe.cache.slack <= _MOST:
         yield f"sought a slack of 0 or more rows, found {manifest.recipe.cache.slack}"
+
+
+def wrong_in_spec(spec: ModelSpec) -> Iterator[str]:
+    """Everything about a geometry that no model has; nothing for a sound one."""
+    yield from _wrong_in_sizes(spec)
+    for number, layer in enumerate(spec.layers):
+        yield from (f"layer {number}: {wrong}" for wrong in _wrong_in_layer(layer, spec))
+    for number, rope in enumerate(spec.ropes):
+        yield from (f"rope {number}: {wrong}" for wrong in _wrong_in_rope(rope, number, spec))
 
 
 def _wrong_in_files(blobs: tuple[Blob, ...]) -> Iterator[str]:

@@ -25,6 +25,7 @@ from kvengine.export.config import Architecture
 from kvengine.export.store import Stored, StoredModel
 from kvengine.plan import BITS, CacheDtype
 from kvengine.recipe import ExportRecipe
+from kvengine.sanity import IDENTITY, identity_of
 from kvengine.spec import LayerSpec
 
 # Per layer: scales of K and V, float32 [1, kv_heads, 1, head_dim].
@@ -90,7 +91,9 @@ class GraphBuilder:
             self._nodes, self._spec.family, self._inputs(), self._outputs(), list(self._tensors.values())
         )
         opsets = [helper.make_opsetid(domain, version) for domain, version in _OPSETS]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="kvfarm")
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="kvfarm")
+        helper.set_model_props(model, {IDENTITY: identity_of(self._spec, self._recipe)})
+        return model
 
     # Parts of the network.
 

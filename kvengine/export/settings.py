@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from kvengine.errors import CheckpointError, UnsupportedModel
 
@@ -41,21 +41,15 @@ class Settings:
 
     def number(self, key: str) -> float:
         value = self._values.get(key)
-        # A float32 of it must not overflow or vanish; that also keeps huge Python integers out.
-        if type(value) not in (int, float) or not 1e-30 < value < 1e30:  # type: ignore[operator]
+        if not _is_number(value):
             raise self._refusal(key, "a positive number")
-        return float(value)  # type: ignore[arg-type]
+        return float(value)
 
     def numbers(self, key: str, count: int) -> tuple[float, ...]:
         value = self._values.get(key)
-        if not isinstance(value, list) or len(value) != count:
+        if not isinstance(value, list) or len(value) != count or not all(map(_is_number, value)):
             raise self._refusal(key, f"a list of {count} positive numbers")
-        each = Settings({key: None}, self._where)
-        found = []
-        for item in value:
-            each._values = {key: item}
-            found.append(each.number(key))
-        return tuple(found)
+        return tuple(map(float, value))
 
     def flag(self, key: str) -> bool:
         value = self._values.get(key, False)
@@ -103,6 +97,11 @@ class Settings:
         return UnsupportedModel(
             f"{self._where} key {key}: sought {sought}, found {shown(self._values.get(key))}"
         )
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    """Positive, and such that its float32 neither overflows nor vanishes; nor is it a huge integer."""
+    return type(value) in (int, float) and 1e-30 < value < 1e30
 
 
 def shown(value: Any) -> str:

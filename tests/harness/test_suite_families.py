@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from harness.checking import Cell
 from harness.presets import PRESETS
 from harness.recipes import parse_recipe
 from harness.reference import CachedReference, Reference, TransformersReference
+from harness.reference.rounded import is_exact, rounded_checkpoint
 from harness.suite import test_correctness as suite
 from harness.synth import synth
 from kvengine.engine import LocalEngine
@@ -23,7 +25,7 @@ CHECKS: dict[str, Callable[[Cell], None]] = {
     name: check for name, check in inspect.getmembers(suite, inspect.isfunction) if name.startswith("test_")
 }
 FAMILIES = [name for name in PRESETS if name.startswith("tiny-")]
-RECIPES = ("hybrid,slack=2", "static", "naive", "hybrid-int8kv,slack=2")
+RECIPES = ("hybrid,slack=2", "static", "naive", "hybrid-int8kv,slack=2", "int4,cache-dtype=int8,slack=1")
 EXAMPLES = 3
 
 
@@ -32,27 +34,31 @@ class Models:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._references: dict[str, Reference] = {}
+        self._references: dict[Path, Reference] = {}
         self._engines: dict[tuple[str, str, str], LocalEngine] = {}
 
     def cell(self, family: str, recipe: str) -> Cell:
         chosen = parse_recipe(recipe)
         checkpoint = synth(family, self._root / family)
-        if family not in self._references:
-            self._references[family] = CachedReference(TransformersReference(checkpoint))
+        weights = checkpoint
+        if not is_exact(chosen.export):
+            weights = rounded_checkpoint(checkpoint, chosen.export, self._root / "rounded")
+        if weights not in self._references:
+            self._references[weights] = CachedReference(TransformersReference(weights))
 
         def open_plan(kind: PlanKind) -> LocalEngine:
             key = (family, recipe, kind)
             if key not in self._engines:
-                own = chosen.export.cache.kind == kind
-                wanted = chosen if own else parse_recipe(f"{recipe.split(',')[0]},cache={kind}")
+                cache = chosen.export.cache
+                if cache.kind != kind:
+                    cache = replace(cache, kind=kind, slack=0)
                 folder = self._root / f"{family}-{recipe}-{kind}"
-                artifact = export(checkpoint, folder, wanted.export)
+                artifact = export(checkpoint, folder, replace(chosen.export, cache=cache))
                 self._engines[key] = LocalEngine.open(artifact.folder, SessionRecipe(threads=1))
             return self._engines[key]
 
         spec = open_plan(chosen.export.cache.kind).model.spec
-        return Cell("here", chosen, spec, self._references[family], open_plan, EXAMPLES, seed=1)
+        return Cell("here", chosen, spec, self._references[weights], open_plan, EXAMPLES, seed=1)
 
 
 @pytest.fixture(scope="module")

@@ -146,6 +146,45 @@ def test_what_the_exporter_cannot_do_is_refused_by_name(change: dict[str, Any], 
         assert word in str(refusal.value)
 
 
+NOPE = {"model_type": "smollm3", "use_sliding_window": True}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"eos_token_id": 331}, ["eos_token_id", "331", "vocab_size"]),
+        ({"eos_token_id": [1, "2"]}, ["eos_token_id"]),
+        ({"head_dim": None, "hidden_size": 66}, ["66", "no multiple", "4"]),
+        ({"num_attention_heads": 0}, ["num_attention_heads"]),
+        ({"num_hidden_layers": 10**9, "layer_types": None}, ["num_hidden_layers", "4096"]),
+        ({"vocab_size": True}, ["vocab_size", "True"]),
+        ({"hidden_size": 10**400}, ["hidden_size"]),
+        ({"model_type": "qwen3", "use_sliding_window": False}, ["sliding_attention", "use_sliding_window"]),
+        (
+            {"model_type": "smollm3", "use_sliding_window": True, "no_rope_layers": [1, 0]},
+            ["6 zeros and ones"],
+        ),
+        (
+            {"model_type": "smollm3", "use_sliding_window": True, "no_rope_layers": [2] * 6},
+            ["zeros and ones"],
+        ),
+    ],
+)
+def test_a_config_that_contradicts_itself_is_refused(change: dict[str, Any], named: list[str]) -> None:
+    with pytest.raises(UnsupportedModel) as refusal:
+        load_spec(NEW | {"rope_parameters": {"rope_theta": 100.0}} | change)
+    for word in named:
+        assert word in str(refusal.value)
+    assert len(str(refusal.value)) < 500
+
+
+def test_phi_3s_window_beyond_its_context_is_none() -> None:
+    """microsoft/Phi-3-mini-128k-instruct: a window of 262,144 tokens in a context of 131,072."""
+    phi = GEOMETRY | {"model_type": "phi3", "rope_theta": 1e4, "sliding_window": 1024}
+    assert {layer.window for layer in load_spec(phi).layers} == {1024}
+    assert {layer.window for layer in load_spec(phi | {"sliding_window": 1025}).layers} == {None}
+
+
 def test_a_composite_around_another_language_model_is_refused() -> None:
     with pytest.raises(UnsupportedModel, match="'llama'"):
         load_spec({"model_type": "gemma3", "text_config": {"model_type": "llama"}})

@@ -120,7 +120,7 @@ def test_a_longrope_model_stops_where_its_factors_would_change() -> None:
         ({**YARN, "original_max_position_embeddings": 0}, "original_max_position_embeddings"),
         ({"rope_theta": 10**400}, "rope_theta"),
         ({"rope_type": "longrope", "short_factor": [1.0] * 31}, "list of 32 positive numbers"),
-        ({"rope_type": "longrope", "short_factor": [1.0] * 31 + [0.0]}, "short_factor.*found 0.0"),
+        ({"rope_type": "longrope", "short_factor": [1.0] * 31 + [0.0]}, "list of 32 positive numbers"),
         ([1.0], "rope_parameters: sought an object"),
     ],
 )
