@@ -60,12 +60,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoints(folder: Path) -> dict[str, tuple[Path, Reference]]:
-    """Without and with a sliding window, each with its reference."""
+    """Without and with a sliding window, and with one in every second layer; each with its reference."""
     made = {
         "full": foreign_models.checkpoint(folder / "full"),
         "windowed": foreign_models.checkpoint(folder / "windowed", WINDOW),
+        "gemma2": synth("tiny-gemma2", folder / "gemma2"),
     }
     return {name: (path, CachedReference(TransformersReference(path))) for name, path in made.items()}
+
+
+@pytest.fixture(scope="module")
+def built_by_genai(checkpoints: dict[str, tuple[Path, Reference]], folder: Path) -> dict[str, Path]:
+    sources = {name: source for name, (source, _) in checkpoints.items()}
+    return foreign_exporters.genai(sources, folder / "genai")
 
 
 def cell_of(model: Path, checkpoint: tuple[Path, Reference], folder: Path, examples: int = 15) -> Cell:
@@ -170,32 +177,26 @@ def test_a_real_export_of_optimum_passes(
     assert {name for name, why in found.items() if why != "passed"} <= NEED_MORE
 
 
+@pytest.mark.parametrize(("checkpoint", "kind"), [("full", "static"), ("gemma2", "hybrid")])
 def test_a_real_model_of_genais_builder_passes(
-    checkpoints: dict[str, tuple[Path, Reference]], tmp_path: Path
+    checkpoint: str,
+    kind: str,
+    built_by_genai: dict[str, Path],
+    checkpoints: dict[str, tuple[Path, Reference]],
+    tmp_path: Path,
 ) -> None:
-    model = foreign_exporters.genai(checkpoints["full"][0], tmp_path / "genai")
-    cell = cell_of(model, checkpoints["full"], tmp_path)
-    assert cell.recipe.export.cache.kind == "static"
-    found = outcomes(cell)
-    assert {name for name, why in found.items() if why != "passed"} <= NEED_MORE
-
-
-def test_a_model_of_genais_builder_with_windowed_caches_passes(tmp_path: Path) -> None:
-    """Gemma 2: every second layer's buffer is of its window's size (sliding_window_cache)."""
-    source = synth("tiny-gemma2", tmp_path / "checkpoint")
-    model = foreign_exporters.genai(source, tmp_path / "genai")
-    cell = cell_of(model, (source, CachedReference(TransformersReference(source))), tmp_path)
-    assert cell.recipe.export.cache.kind == "hybrid"
+    """Of Gemma 2 every second layer has a buffer of its window's size (sliding_window_cache)."""
+    cell = cell_of(built_by_genai[checkpoint], checkpoints[checkpoint], tmp_path)
+    assert cell.recipe.export.cache.kind == kind
     found = outcomes(cell)
     assert {name for name, why in found.items() if why != "passed"} <= NEED_MORE
 
 
 def test_a_window_that_genais_builder_drops_is_found(
-    checkpoints: dict[str, tuple[Path, Reference]], tmp_path: Path
+    built_by_genai: dict[str, Path], checkpoints: dict[str, tuple[Path, Reference]], tmp_path: Path
 ) -> None:
     """The builder of onnxruntime-genai 0.18 takes a layer for local by ``layer_types`` alone, which Mistral's
     config has not: its GroupQueryAttention gets local_window_size -1 (catalogue 7 in the wild)."""
-    model = foreign_exporters.genai(checkpoints["windowed"][0], tmp_path / "genai")
-    cell = cell_of(model, checkpoints["windowed"], tmp_path)
+    cell = cell_of(built_by_genai["windowed"], checkpoints["windowed"], tmp_path)
     with pytest.raises(CheckFailed, match=f"token position {WINDOW}|greedy token"):
         CHECKS["test_every_decode_step_equals_the_reference"](cell)
