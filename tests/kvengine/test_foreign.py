@@ -150,6 +150,8 @@ def test_a_ring_rewinds_within_its_rows(windowed: Path, tmp_path: Path) -> None:
     driven.rewind(len(TOKENS) - limit)
     found = driven.prefill(TOKENS[limit:], logits="all")
     np.testing.assert_allclose(found, reference[limit:], rtol=0, atol=1e-4)
+    # A kept prefix is rewound to in the same way.
+    np.testing.assert_allclose(driven.reuse(TOKENS), reference[-1:], rtol=0, atol=1e-4)
 
 
 def test_rows_of_a_batch_that_are_alike_run_together(
