@@ -71,6 +71,13 @@ class RunPlugin:
         except InventoryError as error:
             raise pytest.Collector.CollectError(str(error)) from error
 
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        """A property that applies to none of the recipes is deselected; pytest would plan and skip it."""
+        idle = [item for item in items if _applies_to_nothing(item)]
+        if idle:
+            config.hook.pytest_deselected(items=idle)
+            items[:] = [item for item in items if item not in idle]
+
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         if session.config.option.collectonly:
             return
@@ -165,3 +172,9 @@ class RunPlugin:
 
     def pytest_unconfigure(self) -> None:
         self.run.close()
+
+
+def _applies_to_nothing(item: pytest.Item) -> bool:
+    """Whether ``cell`` was parametrized with no values, which pytest marks by a parameter of its own."""
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    return "cell" in params and not isinstance(params["cell"], tuple | NoDevice)
