@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Literal
 
 from device_agents.bundle.lock import ABIS
-from device_agents.config import DeviceSettings
+from device_agents.config import DeviceConfig, DeviceSettings
 from device_agents.virtual.profile import profile_names
 from harness.errors import InventoryError
 from harness.selection import RESERVED
@@ -63,6 +63,10 @@ class DeviceEntry:
     threads: int | None = None
     options: dict[str, str] = field(default_factory=dict)
     settings: DeviceSettings = field(default_factory=DeviceSettings)
+
+    def config(self, name: str) -> DeviceConfig:
+        """For the lab agent that owns it."""
+        return DeviceConfig(name, self.kind, self.threads, self.options, self.settings)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import secrets
 import shlex
@@ -13,13 +12,12 @@ from pathlib import Path
 
 from device_agents.api import DeviceIdentity
 from device_agents.errors import InfrastructureError
-from device_agents.recording.record import Plan
-from harness import choosing, inventory, measuring
+from harness import choosing, inventory
 from harness.artifacts import artifact_of, resolved
 from harness.checking import Cell, Tally
-from harness.during import during_info
-from harness.energy import energy_of
 from harness.farm import DeviceSession, Farm
+from harness.legs import LegPlan, Subject, measure_leg
+from harness.measuring import Shape
 from harness.provenance import now, provenance
 from harness.recipes import ForeignModel, Recipe, parse_recipes, settings
 from harness.recovery import Recovery, RecoveryPolicy
@@ -31,14 +29,12 @@ from kvengine.artifact import Artifact
 from kvengine.codec import decode, encode
 from kvengine.errors import NotSupported
 from kvengine.plan import CachePlan, PlanKind
-from kvengine.program import Measurement, Workload
 from kvengine.recipe import ExportRecipe
 from kvengine.session import EngineSession
+from reports.ablation_results import AblationInfo
 from reports.results import (
     CheckResult,
     DeviceInfo,
-    DuringInfo,
-    EnergyInfo,
     LegResult,
     NotRun,
     RecipeInfo,
@@ -60,8 +56,7 @@ class RunOptions:
     cache: Path = Path(".kvfarm")
     examples: int = 25
     seed: int | None = None
-    prompt: int = 128
-    new_tokens: int = 64
+    shapes: tuple[Shape, ...] = (Shape(),)  # the workloads that each recipe is measured with
     repeats: int = 3
     measure: tuple[tuple[Path, str], ...] = ()  # further (checkpoint, recipes) to measure, not to check
     energy: bool = False  # also measure energy for each token: minutes a leg
@@ -99,6 +94,7 @@ class DeviceRun:
         self.started_at = now()
         self.planned_checks = self.planned_legs = 0
         self.not_run: tuple[NotRun, ...] = ()
+        self.ablation: AblationInfo | None = None  # what the legs are for, where they are an ablation's
         self._sessions: dict[tuple[str, str, str], DeviceSession] = {}
         self._references: dict[Path, Reference] = {}
         self._artifacts: dict[tuple[Path, ExportRecipe, ForeignModel | None], Artifact] = {}
@@ -155,67 +151,42 @@ class DeviceRun:
         for key in [k for k in self._sessions if k[:2] == (device, recipe_name)]:
             self._sessions.pop(key).close()
 
-    def measure(self, device: str, model: Path, recipe: Recipe) -> LegResult:
+    def measure(
+        self,
+        device: str,
+        model: Path,
+        recipe: Recipe,
+        shape: Shape | None = None,
+        *,
+        weigh: bool = True,
+        energy: bool | None = None,
+    ) -> LegResult:
         """One leg in a fresh process, stored before it is returned; what infrastructure stops is begun anew.
+
+        shape: of the workload; None: the options' first. weigh: see LegPlan. energy: None: see options.
 
         Raises:
             InfrastructureError: also for a device in quarantine; see Recovery.attempt.
         """
+        options = self.options
+        energy = options.energy if energy is None else energy
+        plan = LegPlan(
+            shape=shape or options.shapes[0],
+            repeats=options.repeats,
+            seed=self.seed,
+            weigh=weigh,
+            calibrations=options.cache / "calibrations" if energy else None,
+        )
         retries: list[str] = []
-        leg = self.recovery.attempt(device, lambda: self._measure(device, model, recipe), retries)
+        leg = self.recovery.attempt(device, lambda: self._measure(device, model, recipe, plan), retries)
         leg = dataclasses.replace(leg, retries=tuple(retries))
         self.store.add_leg(self.run_id, leg)
         return leg
 
-    def _measure(self, device: str, model: Path, recipe: Recipe) -> LegResult:
-        artifact = self.artifact(model, recipe)
-        options = self.options
-        workload = measuring.workload_for(
-            artifact.manifest.spec, options.prompt, options.new_tokens, options.repeats, self.seed
-        )
+    def _measure(self, device: str, model: Path, recipe: Recipe, plan: LegPlan) -> LegResult:
         identity = self.identity(device)
-        before = self.farm.vitals(device)
-        session = self.farm.open(device, artifact, recipe.session, self._on_step)
-        try:
-            measurement, during = _recorded(session, workload)
-            notes = session.info.notes
-            energy = EnergyInfo()
-            if options.energy:
-                folder = options.cache / "calibrations"
-                energy = energy_of(session, identity, workload, folder, self._on_step)
-        finally:
-            session.close()
-        after = self.farm.vitals(device)
-        validity, reasons = measuring.judge(measurement, before, after, during)
-        return LegResult(
-            device=device,
-            recipe=recipe.name,
-            model=model.name,
-            workload=f"prompt {len(workload.prompt)} + {workload.new_tokens} new",
-            prompt_tokens=len(workload.prompt),
-            new_tokens=workload.new_tokens,
-            load_ms=measurement.load_ms,
-            samples=tuple(measuring.sample_info(s) for s in measurement.samples),
-            peak_rss_bytes=measurement.peak_rss_bytes,
-            kv_bytes=measurement.kv_bytes,
-            nodes_by_provider=measurement.nodes_by_provider,
-            threads=measurement.threads,
-            validity=validity,
-            reasons=reasons,
-            vitals_before=measuring.vitals_info(before),
-            vitals_after=measuring.vitals_info(after),
-            provenance={
-                "commit": self._provenance["commit"],
-                "artifact": artifact.id,
-                "build": identity.build,
-                "settings": ", ".join(f"{k}: {v}" for k, v in self.farm.settings(device).items())
-                or "as found",
-                **identity.runtime,
-            },
-            notes=notes,
-            during=during,
-            energy=energy,
-        )
+        subject = Subject(model.name, recipe, self.artifact(model, recipe))
+        return measure_leg(self.farm, identity, subject, plan, self._provenance["commit"], self._on_step)
 
     def keep(self, check: CheckResult) -> None:
         """Store a check's result; durable when this returns."""
@@ -321,6 +292,7 @@ class DeviceRun:
             planned_checks=self.planned_checks,
             planned_legs=self.planned_legs,
             not_run=self.not_run,
+            ablation=self.ablation,
         )
 
     def _selected(self) -> dict[str, str]:
@@ -347,25 +319,6 @@ class DeviceRun:
         if self._farm is not None:
             self._farm.__exit__(None, None, None)
             self._farm = None
-
-
-def _recorded(session: DeviceSession, workload: Workload) -> tuple[Measurement, DuringInfo]:
-    """A device that cannot record still measures, and the row says so."""
-    try:
-        session.start_recording(Plan())
-    except InfrastructureError as error:
-        return session.run_workload(workload), DuringInfo(note=f"not recorded: {error}")
-    try:
-        measurement = session.run_workload(workload)
-    except BaseException:
-        with contextlib.suppress(InfrastructureError):
-            session.stop_recording()
-        raise
-    try:
-        record = session.stop_recording()
-    except InfrastructureError as error:
-        return measurement, DuringInfo(note=f"the recording is lost: {error}")
-    return measurement, during_info(record, measurement.began_s, measurement.ended_s)
 
 
 def _with_plan(recipe: Recipe, plan: PlanKind) -> Recipe:

@@ -18,7 +18,7 @@ from kvengine.plan import CachePlan
 from kvengine.recipe import SessionRecipe
 from kvengine.sanity import check_identity
 from kvengine.spec import ModelSpec
-from kvengine.threads import choose_threads
+from kvengine.threads import choose_threads, count_threads
 
 _OPTIMIZATION = {
     "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -41,10 +41,11 @@ class Model:
     def __init__(self, artifact: Artifact, recipe: SessionRecipe) -> None:
         self.artifact = artifact
         self.recipe = recipe
-        self.threads = recipe.threads or choose_threads()
+        self.threads = choose_threads() if recipe.threads is None else recipe.threads
         self.notes = providers.notes(recipe)
         chosen = providers.session_providers(recipe)
         os.environ.update(recipe.environment)
+        others = count_threads()
         started = time.perf_counter()
         try:
             self.session = ort.InferenceSession(
@@ -58,6 +59,9 @@ class Model:
         else:  # a foreign graph is not of our making
             check_names(contract, self.session)
         self.load_ms = (time.perf_counter() - started) * 1e3
+        if not self.threads:
+            # onnxruntime does not tell how many it took: its pool, and the thread that calls it.
+            self.threads = count_threads() - others + 1
         self.run_options = ort.RunOptions()
         self.run_options.log_severity_level = 4
         if recipe.arena_shrinkage:

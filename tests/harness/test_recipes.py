@@ -29,7 +29,8 @@ from kvengine.recipe import ExportRecipe, SessionRecipe
 )
 def test_presets(name: str, export: ExportRecipe) -> None:
     recipe = parse_recipe(name)
-    assert (recipe.name, recipe.export, recipe.session) == (name, export, SessionRecipe())
+    session = SessionRecipe(threads=0, io_binding=False, logits="all") if name == "naive" else SessionRecipe()
+    assert (recipe.name, recipe.export, recipe.session) == (name, export, session)
 
 
 def test_every_preset_is_tested_above_and_differs_from_the_others() -> None:
@@ -40,7 +41,8 @@ def test_overrides() -> None:
     recipe = parse_recipe(
         "hybrid, threads=2, cache-dtype=int8, slack=16, provider=nnapi, flags=USE_FP16+CPU_DISABLED, "
         "optimization=basic, arena=off, arena_shrinkage=true, block-size=64, weights=int4, inter-threads=3, "
-        "memory-pattern=off, activations=float16, device-type=cuda, device-id=1, env.OMP_NUM_THREADS=1, "
+        "memory-pattern=off, activations=float16, device-type=cuda, device-id=1, io-binding=off, "
+        "logits=all, env.OMP_NUM_THREADS=1, "
         "config.session.intra_op.allow_spinning=0"
     )
     assert recipe.export == ExportRecipe("int4", 64, "float16", CachePlan("hybrid", "int8", 16))
@@ -55,6 +57,8 @@ def test_overrides() -> None:
         memory_pattern=False,
         device_type="cuda",
         device_id=1,
+        io_binding=False,
+        logits="all",
         environment={"OMP_NUM_THREADS": "1"},
         session_config={"session.intra_op.allow_spinning": "0"},
     )
@@ -103,6 +107,14 @@ def test_several_recipes_in_one_text() -> None:
     assert names == ["naive", "hybrid,threads=2,arena=off", "int4"]
 
 
+def test_threads_may_be_left_to_onnxruntime() -> None:
+    recipe = parse_recipe("int4,threads=ort")
+    assert recipe.session.threads == 0
+    assert settings(recipe)["threads"] == "onnxruntime's choice"
+    with pytest.raises(RecipeError, match="at least 1"):
+        parse_recipe("int4,threads=0")
+
+
 @pytest.mark.parametrize("text", ["", " , ", "naive,naive", "threads=2"])
 def test_no_recipe_or_one_twice_is_refused(text: str) -> None:
     with pytest.raises(RecipeError):
@@ -142,6 +154,7 @@ def test_a_foreign_model_is_named_by_its_path_and_answers() -> None:
         ("onnx,model=a,model=b", "sought one model=PATH, found 2"),
         ("onnx,model=a,weights=int4", "weights is the model's own"),
         ("onnx,model=a,cache=hybrid", "cache is the model's own"),
+        ("onnx,model=a,io-binding=off", "driven by IO binding"),
         ("onnx,model=a,colour=red", "unknown key 'colour'"),
         ("onnx,model=a,provider=abacus", "abacus"),
         ("nonsense", "onnx"),
