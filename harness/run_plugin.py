@@ -81,11 +81,11 @@ class RunPlugin:
             raise pytest.Collector.CollectError(str(error)) from error
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        """A property that applies to none of the recipes is deselected; pytest would plan and skip it."""
-        idle = [item for item in items if _applies_to_nothing(item)]
-        if idle:
-            config.hook.pytest_deselected(items=idle)
-            items[:] = [item for item in items if item not in idle]
+        """A check that means nothing for any of the run's recipes, and so has no cell, is not planned."""
+        empty = [item for item in items if _has_no_cell(item)]
+        if empty:
+            config.hook.pytest_deselected(items=empty)
+            items[:] = [item for item in items if item not in empty]
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         if session.config.option.collectonly:
@@ -183,7 +183,9 @@ class RunPlugin:
         self.run.close()
 
 
-def _applies_to_nothing(item: pytest.Item) -> bool:
-    """Whether ``cell`` was parametrized with no values, which pytest marks by a parameter of its own."""
-    params = getattr(getattr(item, "callspec", None), "params", {})
-    return "cell" in params and not isinstance(params["cell"], tuple | NoDevice)
+def _has_no_cell(item: pytest.Item) -> bool:
+    """Whether pytest was given no parameters for its cell; it then makes one test with a placeholder."""
+    callspec = getattr(item, "callspec", None)
+    if callspec is None or "cell" not in callspec.params:
+        return False
+    return not isinstance(callspec.params["cell"], tuple | NoDevice)
