@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TypeVar
 from hypothesis import HealthCheck, Phase, assume, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.database import DirectoryBasedExampleDatabase
+from hypothesis.errors import FlakyFailure
 from hypothesis.stateful import run_state_machine_as_test
 
 from device_agents.errors import InfrastructureError
@@ -20,7 +21,7 @@ from harness.errors import ReferenceFailed
 from harness.machine import ProgramMachine
 from harness.programs import Limits
 from harness.recipes import Recipe
-from harness.reference.protocol import Reference
+from harness.reference.protocol import KeysAndValues, Reference
 from harness.tolerances import Tolerance, tolerance_for, too_few
 from kvengine.errors import NotSupported
 from kvengine.plan import CachePlan, PlanKind
@@ -66,6 +67,14 @@ class Tally:
         self.worst_error = max(self.worst_error, error)
         if limit is not None and self.limit is not None:
             self.limit = max(self.limit, limit)
+
+
+def applies(marks: Collection[str], recipe: Recipe) -> bool:
+    """Whether a property with these pytest markers (see harness.plugin) means anything for ``recipe``."""
+    cache = recipe.export.cache
+    if "hybrid_only" in marks and cache.kind != "hybrid":
+        return False
+    return "quantized_cache_only" not in marks or cache.dtype in ("int8", "int4")
 
 
 @dataclass
@@ -153,6 +162,13 @@ class Cell:
         tally.kl += agreement.kl
         tally.hits += agreement.hits
 
+    def reference_cache(self, tokens: tuple[int, ...]) -> tuple[KeysAndValues, ...]:
+        """The reference's K and V of each layer at every position of ``tokens``."""
+        try:
+            return self.reference.cache(tokens)
+        except InfrastructureError as error:
+            raise InfrastructureStop(error) from error
+
     def check_statistics(self) -> None:
         """Raises AssertionError where all rows together are too far off, though no single one was."""
         tally, tolerance = self.tally, self.tolerance
@@ -223,7 +239,12 @@ class Cell:
     def _keeping_failures(self, check: Callable[..., None]) -> Iterator[None]:
         """A failing program stays as JSON beside Hypothesis' examples, for ``kvfarm replay FILE``."""
         try:
-            yield
+            try:
+                yield
+            except FlakyFailure as flaky:
+                # An engine that is wrong only now and then is wrong.
+                found = next((e for e in flaky.exceptions if isinstance(e, compare.CheckFailed)), None)
+                raise found or flaky from flaky
         except InfrastructureStop as stop:
             raise stop.error from stop.error.__cause__
         except compare.CheckFailed as failure:

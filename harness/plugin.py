@@ -107,13 +107,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", "hybrid_only: a check that means something only for hybrid cache plans"
-    )
-    config.addinivalue_line(
-        "markers",
+    for marker in (
+        "hybrid_only: a check that means something only for hybrid cache plans",
+        "quantized_cache_only: a check that means something only for int8 and int4 caches",
         "device(condition): run this test only on devices that satisfy it: 'abi==arm64-v8a and ram>=8GiB'",
-    )
+    ):
+        config.addinivalue_line("markers", marker)
     if config.getoption("devices") is None:
         return
     if getattr(config.option, "numprocesses", None) or hasattr(config, "workerinput"):

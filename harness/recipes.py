@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvengine.errors import RecipeError
-from kvengine.plan import CachePlan
+from kvengine.errors import NotSupported, RecipeError
+from kvengine.plan import CachePlan, PlanKind
 from kvengine.providers import validate
 from kvengine.recipe import ExportRecipe, SessionRecipe
 
@@ -172,6 +172,18 @@ def settings(recipe: Recipe) -> dict[str, str]:
     ):
         said.update({f"{title} {key}": value for key, value in pairs.items()})
     return said
+
+
+def with_plan(recipe: Recipe, plan: PlanKind) -> Recipe:
+    """The same recipe with another kind of cache plan; windowed slack means nothing elsewhere."""
+    cache = recipe.export.cache
+    if cache.kind == plan:
+        return recipe
+    if recipe.foreign is not None:
+        raise NotSupported(
+            f"{recipe.foreign.path} has one cache plan, {cache.kind}; {plan} would be another export"
+        )
+    return _with_export(recipe, cache=CachePlan(plan, cache.dtype))
 
 
 def _override(recipe: Recipe, text: str) -> Recipe:

@@ -18,8 +18,9 @@ from harness.checking import Cell, Tally
 from harness.farm import DeviceSession, Farm
 from harness.legs import LegPlan, Subject, measure_leg
 from harness.measuring import Shape
+from harness.mutants import score
 from harness.provenance import now, provenance
-from harness.recipes import ForeignModel, Recipe, parse_recipes, settings
+from harness.recipes import ForeignModel, Recipe, parse_recipes, settings, with_plan
 from harness.recovery import Recovery, RecoveryPolicy
 from harness.reference import Reference, start_reference
 from harness.reference.rounded import is_exact, rounded_checkpoint
@@ -27,8 +28,7 @@ from harness.store import open_store
 from harness.store.protocol import Store
 from kvengine.artifact import Artifact
 from kvengine.codec import decode, encode
-from kvengine.errors import NotSupported
-from kvengine.plan import CachePlan, PlanKind
+from kvengine.plan import PlanKind
 from kvengine.recipe import ExportRecipe
 from kvengine.session import EngineSession
 from reports.ablation_results import AblationInfo
@@ -142,7 +142,7 @@ class DeviceRun:
         key = (device, recipe.name, plan)
         session = self._sessions.get(key)
         if session is None or session.closed:
-            artifact = self.artifact(self.options.model, _with_plan(recipe, plan))
+            artifact = self.artifact(self.options.model, with_plan(recipe, plan))
             session = self._sessions[key] = self.farm.open(device, artifact, recipe.session, self._on_step)
         return session
 
@@ -293,6 +293,7 @@ class DeviceRun:
             planned_legs=self.planned_legs,
             not_run=self.not_run,
             ablation=self.ablation,
+            mutation=score.load(self.options.cache),
         )
 
     def _selected(self) -> dict[str, str]:
@@ -319,16 +320,3 @@ class DeviceRun:
         if self._farm is not None:
             self._farm.__exit__(None, None, None)
             self._farm = None
-
-
-def _with_plan(recipe: Recipe, plan: PlanKind) -> Recipe:
-    """The same recipe with another kind of cache plan; windowed slack means nothing elsewhere."""
-    cache = recipe.export.cache
-    if cache.kind == plan:
-        return recipe
-    if recipe.foreign is not None:
-        raise NotSupported(
-            f"{recipe.foreign.path} has one cache plan, {cache.kind}; {plan} would be another export"
-        )
-    other = CachePlan(plan, cache.dtype)
-    return dataclasses.replace(recipe, export=dataclasses.replace(recipe.export, cache=other))

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from device_agents.errors import InfrastructureError
-from harness.checking import Cell, Unsupported
+from harness.checking import Cell, Unsupported, applies
 from harness.errors import InventoryError
 from harness.marks import MARKER, DeviceMarks, NoDevice
 from harness.outcomes import (
@@ -50,12 +50,12 @@ class RunPlugin:
                 metafunc.parametrize(fixture, [skipped], indirect=True, scope="session")
             return
         if "cell" in metafunc.fixturenames:
-            hybrid_only = metafunc.definition.get_closest_marker("hybrid_only")
+            marks = {mark.name for mark in metafunc.definition.iter_markers()}
             pairs = [
                 (device, recipe.name)
                 for device in devices
                 for recipe in run.recipes.values()
-                if not hybrid_only or recipe.export.cache.kind == "hybrid"
+                if applies(marks, recipe)
             ]
             ids = [f"{device}-{recipe}" for device, recipe in pairs]
             metafunc.parametrize("cell", pairs, ids=ids, indirect=True, scope="session")
