@@ -31,7 +31,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "started here), NAME,NAME, or a condition: 'abi==arm64-v8a and ram>=8GiB'",
     )
     add("--model", type=Path, help="Hugging Face checkpoint folder to check and measure")
-    add("--recipes", default=DEFAULT_RECIPES, help="recipes to check and measure (default: %(default)s)")
+    add("--recipes", help=f"recipes to check and measure (default: {DEFAULT_RECIPES}; with --onnx: none)")
+    add(
+        "--onnx",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="check and measure this ONNX export of the checkpoint, of whatever exporter (see kvfarm "
+        "inspect); may be repeated; short for the recipe onnx,model=FILE",
+    )
     add("--report", type=Path, metavar="DIR", help="write index.html, results.json and junit.xml here")
     add("--store", metavar="URL", help="result store (default: sqlite in .kvfarm/results.db)")
     add("--farm", type=Path, metavar="FILE", help="inventory (default: ./farm.toml, else this host)")
@@ -140,7 +148,7 @@ def _options(config: pytest.Config) -> RunOptions:
     return RunOptions(
         devices=get("devices"),
         model=_checkpoint(model),
-        recipes=get("recipes"),
+        recipes=_recipes(get("recipes"), get("onnx")),
         store=get("store") or str(DEFAULT_STORE),
         report=get("report"),
         farm=get("farm"),
@@ -154,6 +162,16 @@ def _options(config: pytest.Config) -> RunOptions:
         energy=get("energy"),
         command=(Path(sys.argv[0]).name, *config.invocation_params.args),
     )
+
+
+def _recipes(named: str | None, models: list[str]) -> str:
+    """As one text; commas and semicolons part recipes, so a path must have none."""
+    for path in models:
+        if {",", ";"} & set(path):
+            raise pytest.UsageError(f"--onnx {path}: sought a path without commas and semicolons; rename it")
+    if named is None:
+        named = "" if models else DEFAULT_RECIPES
+    return ";".join([named, *(f"onnx,model={path}" for path in models)])
 
 
 def _shapes(config: pytest.Config) -> tuple[Shape, ...]:

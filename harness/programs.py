@@ -33,6 +33,8 @@ class Limits:
     vocab_size: int
     window: int  # the smallest of the model's windows; WITHOUT_WINDOW if it has none
     longest: int
+    most_slack: int = 18  # rows above a window
+    ragged: bool = True  # whether batch rows may be of different lengths
 
     @classmethod
     def of(cls, spec: ModelSpec) -> Limits:
@@ -55,7 +57,7 @@ def token_lists(limits: Limits, most: int, least: int = 1) -> st.SearchStrategy[
 
 def slacks(limits: Limits) -> st.SearchStrategy[int]:
     """Rows above the window: none, a few, more than a window."""
-    return st.integers(0, min(limits.window, 16) + 2)
+    return st.integers(0, min(limits.window + 2, limits.most_slack))
 
 
 @st.composite

@@ -67,6 +67,9 @@ class Progress:
             return
         word = "ok" if report.passed else "ERROR" if report.when == "setup" else "FAILED"
         word = "skip" if report.skipped else word
+        if result is not None and result.outcome == "not_supported":
+            word = "n/a"
+            retried.append(f"          not supported: {result.message}")
         detail = ""
         if result is not None and result.programs:
             detail = f"{result.programs} programs, worst {result.worst_error:.1e}"

@@ -13,14 +13,14 @@ from pathlib import Path
 from device_agents.api import DeviceIdentity
 from device_agents.errors import InfrastructureError
 from harness import choosing, inventory
-from harness.artifacts import artifact_for
+from harness.artifacts import artifact_of, resolved
 from harness.checking import Cell, Tally
 from harness.farm import DeviceSession, Farm
 from harness.legs import LegPlan, Subject, measure_leg
 from harness.measuring import Shape
 from harness.mutants import score
 from harness.provenance import now, provenance
-from harness.recipes import Recipe, parse_recipes, settings, with_plan
+from harness.recipes import ForeignModel, Recipe, parse_recipes, settings, with_plan
 from harness.recovery import Recovery, RecoveryPolicy
 from harness.reference import Reference, start_reference
 from harness.reference.rounded import is_exact, rounded_checkpoint
@@ -69,6 +69,7 @@ class DeviceRun:
 
     Raises (from the constructor):
         InventoryError, RecipeError: an unknown device or recipe.
+        InvalidModel, ContractIncomplete, UnsupportedModel: a model brought as ONNX cannot be driven.
     """
 
     def __init__(
@@ -82,9 +83,11 @@ class DeviceRun:
         self._on_step = on_step
         self._on_program = on_program
         self.begun = False
-        self.recipes = {recipe.name: recipe for recipe in parse_recipes(options.recipes)}
+        self.recipes = {r.name: resolved(r, options.model) for r in parse_recipes(options.recipes)}
         self.measured = [(options.model, recipe) for recipe in self.recipes.values()] + [
-            (model, recipe) for model, text in options.measure for recipe in parse_recipes(text)
+            (model, resolved(recipe, model))
+            for model, text in options.measure
+            for recipe in parse_recipes(text)
         ]
         self.seed = options.seed if options.seed is not None else secrets.randbits(32)
         self.run_id = f"{now().replace(':', '').replace('+0000', 'Z')}-{self.seed:08x}"
@@ -94,7 +97,7 @@ class DeviceRun:
         self.ablation: AblationInfo | None = None  # what the legs are for, where they are an ablation's
         self._sessions: dict[tuple[str, str, str], DeviceSession] = {}
         self._references: dict[Path, Reference] = {}
-        self._artifacts: dict[tuple[Path, ExportRecipe], Artifact] = {}
+        self._artifacts: dict[tuple[Path, ExportRecipe, ForeignModel | None], Artifact] = {}
         self._identities: dict[str, DeviceIdentity] = {}
         self._stored: set[str] = set()  # devices
         self._farm: Farm | None = None
@@ -201,10 +204,10 @@ class DeviceRun:
 
     def artifact(self, model: Path, recipe: Recipe) -> Artifact:
         """Exported, or found and verified; once a run for each model and recipe."""
-        key = (model, recipe.export)
+        key = (model, recipe.export, recipe.foreign)
         if key not in self._artifacts:
             root = self.options.cache / "artifacts"
-            self._artifacts[key] = artifact_for(model, recipe.export, root, self._on_step)
+            self._artifacts[key] = artifact_of(model, recipe, root, self._on_step)
         return self._artifacts[key]
 
     @cached_property
@@ -224,7 +227,8 @@ class DeviceRun:
     def reference(self, recipe: Recipe) -> Reference:
         """The oracle on the weights that ``recipe`` keeps; one actor for each set of weights."""
         checkpoint = self.options.model
-        if not is_exact(recipe.export):
+        # How a foreign exporter rounds its weights is not ours to know: it is judged by the checkpoint's.
+        if recipe.foreign is None and not is_exact(recipe.export):
             checkpoint = rounded_checkpoint(checkpoint, recipe.export, self.options.cache / "rounded")
         if checkpoint not in self._references:
             _ = self.farm  # Ray runs from here on

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from device_agents.errors import InfrastructureError
-from harness.checking import Cell, applies
+from harness.checking import Cell, Unsupported, applies
 from harness.errors import InventoryError
 from harness.marks import MARKER, DeviceMarks, NoDevice
 from harness.outcomes import (
@@ -21,6 +21,8 @@ from harness.outcomes import (
 )
 from harness.progress import Progress, label
 from harness.run import DeviceRun, RunOptions
+
+NOT_SUPPORTED = "not supported"
 
 
 class RunPlugin:
@@ -140,6 +142,9 @@ class RunPlugin:
         if result is not None:
             self.run.keep(result)
         error = call.excinfo.value if call.excinfo else None
+        if isinstance(error, Unsupported):
+            report.outcome = "skipped"
+            report.longrepr = str(item.path), (item.location[1] or 0) + 1, f"{NOT_SUPPORTED}: {error}"
         if "leg" in item.fixturenames and isinstance(error, InfrastructureError):
             self.run.keep_lost_leg(device_of(item), label(item), error)
         self.progress.test_finished(item, report, result)
@@ -148,6 +153,8 @@ class RunPlugin:
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
         """Our own line a test replaces pytest's dot; what counts as what stays pytest's."""
+        if report.skipped and isinstance(report.longrepr, tuple) and NOT_SUPPORTED in report.longrepr[2]:
+            return NOT_SUPPORTED, "", "NOT SUPPORTED"
         if report.skipped and not hasattr(report, "wasxfail"):
             return "skipped", "", "SKIPPED"
         return ("passed", "", "PASSED") if report.when == "call" and report.passed else None

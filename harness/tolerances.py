@@ -62,18 +62,19 @@ def too_few(hits: int, rows: int, share: float) -> bool:
     return hits < share * rows and sum(map(chance, range(hits + 1))) < _FALSE_ALARM
 
 
-def tolerance_for(recipe: ExportRecipe) -> Tolerance:
+def tolerance_for(recipe: ExportRecipe, rounded_reference: bool = True) -> Tolerance:
     """The band of a recipe: its coarsest arithmetic decides.
 
     Rounded weights alone do not widen it, for their reference runs on the same rounded weights (see
     harness.reference.rounded). Under int8 and int4 weights MatMulNBits rounds its activations to int8.
+
+    rounded_reference: False where the reference has the checkpoint's own weights, as for a model brought
+        as ONNX; its weights' rounding then counts like that of its cache.
     """
-    rounded = recipe.weights in ("int8", "int4")
+    dtypes = {recipe.activations, recipe.cache.dtype, *(() if rounded_reference else (recipe.weights,))}
+    band = INT4 if "int4" in dtypes else INT8
+    if recipe.weights in ("int8", "int4"):
+        return band
     if recipe.cache.dtype in ("int8", "int4"):
-        band = INT4 if recipe.cache.dtype == "int4" else INT8
-        return band if rounded else replace(band, same=_SAME_CODES)
-    if rounded:
-        return INT8
-    if "float16" in (recipe.activations, recipe.cache.dtype):
-        return FLOAT16
-    return FLOAT32
+        return replace(band, same=_SAME_CODES)
+    return FLOAT16 if "float16" in dtypes else FLOAT32

@@ -11,7 +11,8 @@ from typing import Literal
 from reports.ablation_results import AblationInfo
 from reports.gate_results import GateInfo, Place
 
-Outcome = Literal["passed", "failed", "infrastructure", "not_run"]
+# not_supported: the check needs what the model under test cannot do; it proves nothing and is no failure.
+Outcome = Literal["passed", "failed", "infrastructure", "not_run", "not_supported"]
 
 
 @dataclass(frozen=True)

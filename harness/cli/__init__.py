@@ -15,6 +15,7 @@ from harness.cli import (
     doctor,
     gate,
     generate,
+    inspecting,
     models,
     mutants,
     phones,
@@ -31,7 +32,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (models, generate, bundle, doctor, devices, wireless, phones, runs, gate, ablate, mutants):
+for module in (
+    models,
+    inspecting,
+    generate,
+    bundle,
+    doctor,
+    devices,
+    wireless,
+    phones,
+    runs,
+    gate,
+    ablate,
+    mutants,
+):
     module.register(app)
 
 # Typer carries click inside from some version on; either way this is what a wrong option raises.
