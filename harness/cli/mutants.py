@@ -56,13 +56,13 @@ def mutants(
     from reports.results import MutationScore
 
     chosen = _chosen(names or [], MUTANTS)
-    started, began = now(), time.monotonic()
+    code, started, began = commit(), now(), time.monotonic()
     note(f"{len(chosen)} mutants, {examples} programs a property, {workers} processes")
     with progress() as report, crew(workers) as hands:
         judged = hands.judge(chosen, examples, seed, first, _teller(report, "mutants"))
         right = hands.right(programs, examples, seed, _teller(report, "programs on the right engine"))
     score = MutationScore(
-        commit=commit(),
+        commit=code,
         started_at=started,
         seconds=time.monotonic() - began,
         seed=seed,
