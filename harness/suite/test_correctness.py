@@ -56,9 +56,10 @@ def test_p02_windowed_layers_equal_full_length_layers(cell: Cell) -> None:
 def test_p03_the_cache_holds_the_newest_positions(cell: Cell) -> None:
     """P3: every cache row holds the position it should, and no other
 
-    Catalogue 1-8, 11-18, 21-25, 27, 28, 34, 37; 17 and 34 show in no logit. Each row's K and V must be
-    nearest to the reference's at the position that the row stands for; layers with a window hold the
-    newest W to W + slack positions, others all.
+    Catalogue 1-8, 11-18, 21-25, 27, 28, 34, 37; 17 and 34 show in no logit. Stays beside P6, P10 and
+    P14, which find these two as well: it alone names the row. Each row's K and V must be nearest to the
+    reference's at the position that the row stands for; layers with a window hold the newest W to W +
+    slack positions, others all.
     """
 
     def check(program: Program) -> None:
@@ -73,8 +74,7 @@ def test_p03_the_cache_holds_the_newest_positions(cell: Cell) -> None:
 def test_p04_a_window_ends_where_it_should(cell: Cell) -> None:
     """P4: the key at distance W has no effect, to the last bit; the one at W - 1 has
 
-    Catalogue 1, 2, 6-8, 12. Bits need no tolerance, so it also sees what an int4 cache hides from
-    P1.
+    Catalogue 1, 2, 6-8, 12. Bits need no tolerance, so it also sees what an int4 cache hides from P1.
     """
     felt, tried = 0, 0
     last: Program | None = None
@@ -116,8 +116,8 @@ def test_p06_only_distances_between_positions_matter(cell: Cell) -> None:
 
     Catalogue 3-5, 9, 13-16, 21-25, 27, 28, 51. In a prompt of one token repeated, attention has the
     same values everywhere: whatever the position, the logits and V must be the same in every layer, and
-    K the same but for a rotation whose angles follow from the layer's theta alone. It needs no
-    reference.
+    K the same but for a rotation whose angles follow from the layer's theta alone. Stays beside P14,
+    which finds the same through the reference: it needs none.
     """
 
     def check(program: Program) -> None:
@@ -179,8 +179,9 @@ def test_p12_buffers_are_nobody_elses(cell: Cell) -> None:
 def test_p13_codes_are_the_nearest(cell: Cell) -> None:
     """P13: a quantized cache is off by at most half a scale, and its codes do not depend on chunking
 
-    Catalogue 48-51. The bound holds in layer 0, whose K and V are computed from the tokens alone;
-    further up the error of the layers below comes in.
+    Catalogue 14, 48, 49, 51. Stays beside P5 and compaction, which find the same: it names the element,
+    and its bound is exact. The bound holds in layer 0, whose K and V are computed from the tokens
+    alone; further up the error of the layers below comes in.
     """
 
     def check(pair: tuple[Program, Program]) -> None:
