@@ -22,7 +22,7 @@ def test_a_right_export_passes_and_a_wrong_one_fails_in_one_run(tmp_path: Path) 
     foreign_models.decomposed(checkpoint, tmp_path / "wrong.onnx", twist="window")
     command = [sys.executable, "-m", "pytest", f"--model={checkpoint}", "--devices=host", "--report=report"]
     command += ["--onnx=right.onnx", "--onnx=wrong.onnx", *SMALL]
-    command += ["-k", "every_decode_step or hybrid_equals or latency"]
+    command += ["-k", "p01 or p02 or latency"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
