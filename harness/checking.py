@@ -15,6 +15,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from device_agents.errors import InfrastructureError
 from harness import compare
+from harness.drawing import same_everywhere
 from harness.errors import ReferenceFailed
 from harness.machine import ProgramMachine
 from harness.programs import Limits
@@ -190,7 +191,8 @@ class Cell:
 
     def _hold(self, property_holds: Callable[[], None]) -> None:
         try:
-            property_holds()
+            with same_everywhere():
+                property_holds()
         except InfrastructureStop as stop:
             raise stop.error from stop.error.__cause__
         self.check_statistics()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
+from collections.abc import Sequence
 from typing import cast
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from device_agents.errors import InfrastructureError
 from harness.checking import Cell
 from harness.compare import CheckFailed
+from harness.handover import Kind, Plan, Planned
 from harness.marks import NoDevice
 from harness.run import DeviceRun
 from reports.results import CheckResult, Divergence, Outcome, TopLogits
@@ -40,8 +42,13 @@ def title_of(item: pytest.Function) -> str:
     return text.splitlines()[0]
 
 
-def check_result(item: pytest.Function, call: pytest.CallInfo[None], run: DeviceRun) -> CheckResult | None:
-    """The stored row of a test that takes ``cell`` on a device; None for any other."""
+def check_result(
+    item: pytest.Function, call: pytest.CallInfo[None], run: DeviceRun, waited_s: float = 0.0
+) -> CheckResult | None:
+    """The stored row of a test that takes ``cell`` on a device; None for any other.
+
+    waited_s: of the call's duration, seconds in which other devices had the machine.
+    """
     if "cell" not in item.fixturenames or no_device(item, "cell") is not None:
         return None
     device, recipe = _cell_names(item)
@@ -55,7 +62,7 @@ def check_result(item: pytest.Function, call: pytest.CallInfo[None], run: Device
         check=item.originalname,
         title=title_of(item),
         outcome=_outcome(error),
-        seconds=call.duration,
+        seconds=max(0.0, call.duration - waited_s),
         programs=tally.programs if tally else 0,
         worst_error=tally.worst_error if tally and tally.programs else None,
         tolerance=tally.limit if tally else None,
@@ -67,6 +74,59 @@ def check_result(item: pytest.Function, call: pytest.CallInfo[None], run: Device
         divergence=error.divergence if isinstance(error, CheckFailed) else None,
         retries=tuple(retries_of(item)),
     )
+
+
+def plan_of(items: Sequence[pytest.Item]) -> Plan:
+    """What is about to be run."""
+    functions = [item for item in items if isinstance(item, pytest.Function)]
+    return Plan(
+        tests=tuple(_planned(item) for item in items),
+        not_run=tuple(
+            nobody.not_run(item.originalname, title_of(item), fixture)
+            for item in functions
+            for fixture in ("cell", "leg")
+            if (nobody := no_device(item, fixture)) is not None
+        ),
+    )
+
+
+def _planned(item: pytest.Item) -> Planned:
+    if not isinstance(item, pytest.Function):
+        return Planned(item.nodeid, item.name, item.name, label(item), "other")
+    checks, measures = "cell" in item.fixturenames, "leg" in item.fixturenames
+    kind: Kind = "both" if checks and measures else "check" if checks else "measurement"
+    if not checks and not measures:
+        kind = "other"
+    device = recipe = ""
+    if kind != "other" and no_device(item, "cell" if checks else "leg") is None:
+        device, recipe = device_of(item), _cell_names(item)[1] if checks else ""
+    return Planned(item.nodeid, item.originalname, title_of(item), label(item), kind, device, recipe)
+
+
+def lost_check(test: Planned, message: str, retries: Sequence[str]) -> CheckResult:
+    """The row of a check whose process died with it."""
+    return CheckResult(
+        device=test.device,
+        recipe=test.recipe,
+        check=test.check,
+        title=test.title,
+        outcome="infrastructure",
+        seconds=0.0,
+        programs=0,
+        worst_error=None,
+        tolerance=None,
+        message=message,
+        retries=tuple(retries),
+    )
+
+
+def label(item: pytest.Item) -> str:
+    """``host · hybrid · any chunking equals one shot``."""
+    if not isinstance(item, pytest.Function):
+        return item.name
+    callspec = getattr(item, "callspec", None)
+    what = item.originalname.removeprefix("test_").replace("_", " ")
+    return f"{callspec.id} · {what}" if callspec else what
 
 
 def no_device(item: pytest.Function, fixture: str) -> NoDevice | None:
