@@ -51,6 +51,7 @@ docs: $(STAMP)
 
 soak: $(TINY)
 	$(BIN)/pytest --devices=farm --model $(TINY) --examples 1000 --report out/soak
+	KVFARM_FUZZ=10000 $(BIN)/pytest tests/kvengine/test_fuzz.py
 
 bench: $(BIG)
 	$(BIN)/python -m bench.genai --model $(BIG)

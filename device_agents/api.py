@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from device_agents.deadline import Deadline
 from kvengine.recipe import SessionRecipe
@@ -61,6 +61,20 @@ class Vitals:
     thermal_status: int | None = None  # Android's 0..6
     battery_percent: float | None = None
     battery_charging: bool | None = None
+
+
+State = Literal["ok", "note", "fix"]
+"""note: it works, but know this. fix: something needs doing."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. do: what to do about it, "" for nothing."""
+
+    what: str
+    state: State
+    found: str
+    do: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,6 +136,10 @@ class Device(Protocol):
         ...
 
     def vitals(self, deadline: Deadline) -> Vitals: ...
+
+    def diagnose(self, deadline: Deadline) -> tuple[Finding, ...]:
+        """What is wrong with it, and what to do; one that cannot be reached says just that. Never raises."""
+        ...
 
     def deploy(self, folder: Path, deadline: Deadline) -> str:
         """Bring the artifact in ``folder`` (on the lab host) to the device; only blobs it lacks move.

@@ -6,11 +6,12 @@ import os
 import shlex
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from device_agents import messages
-from device_agents.api import DeviceIdentity, Transport, Vitals
+from device_agents.api import DeviceIdentity, Finding, Transport, Vitals
 from device_agents.blobs import BlobStore, parse_manifest
 from device_agents.deadline import Deadline
 from device_agents.errors import DeployFailed, InfrastructureError
@@ -77,6 +78,20 @@ class HostDevice:
     def vitals(self, deadline: Deadline) -> Vitals:
         deadline.check(f"{self._name}: vitals")
         return read_vitals()
+
+    def diagnose(self, deadline: Deadline) -> tuple[Finding, ...]:
+        """Whether it is busy; whether a runner starts, and how fast."""
+        load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+        busy = Finding("load", "ok", f"{load:.1f} on {cores} cores")
+        if load > cores:
+            busy = Finding("load", "note", f"{load:.1f} on {cores} cores", "measurements will be noisy")
+        began = time.monotonic()
+        try:
+            found = self.identity(deadline).runtime
+        except InfrastructureError as error:
+            return (busy, Finding("runner", "fix", str(error), "try: python -m device_agents.runner"))
+        took_s, version = time.monotonic() - began, found.get("onnxruntime", "?")
+        return (busy, Finding("runner", "ok", f"starts in {took_s:.1f} s, onnxruntime {version}"))
 
     def deploy(self, folder: Path, deadline: Deadline) -> str:
         """See Device.deploy. Blobs are checked by sha256 after copying, and again if touched since.

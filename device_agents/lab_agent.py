@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TypeVar
 
-from device_agents.api import Device, DeviceIdentity, Vitals
+from device_agents.api import Device, DeviceIdentity, Finding, Vitals
 from device_agents.blobs import BlobStore, MissingBlob, parse_manifest
 from device_agents.config import DeviceConfig
 from device_agents.deadline import Deadline
@@ -55,6 +55,7 @@ class AgentBudgets:
     deploy_s: float = 1800.0
     open_s: float = 300.0
     vitals_s: float = 10.0
+    diagnose_s: float = 300.0  # a virtual phone is started for it, maybe its parts are fetched
     # Both happen while a lease of 30 s is not yet, or no more, renewed.
     claim_s: float = 20.0
     release_s: float = 15.0
@@ -194,6 +195,19 @@ class LabAgent:
 
     def vitals(self, device: str) -> Vitals:
         return self._slot(device).device.vitals(Deadline(self._budgets.vitals_s))
+
+    def diagnose(self, device: str) -> tuple[Finding, ...]:
+        """What is wrong with the device, and who has it."""
+        slot = self._slot(device)
+        found = slot.device.diagnose(Deadline(self._budgets.diagnose_s))
+        self._expire(slot)
+        with slot.lock:
+            lease, left = slot.lease, slot.expires - self._clock()
+        held = Finding("lease", "ok", "free")
+        if lease is not None:
+            text = f"leased to {lease.holder}, for {left:.0f} s more unless renewed"
+            held = Finding("lease", "note", text, "wait for it, or take another device")
+        return (*found, held)
 
     # -- leases ---------------------------------------------------------------------------
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -14,7 +15,7 @@ from hypothesis.database import DirectoryBasedExampleDatabase
 from hypothesis.stateful import run_state_machine_as_test
 
 from device_agents.errors import InfrastructureError
-from harness import compare
+from harness import compare, shrinking
 from harness.drawing import same_everywhere
 from harness.errors import ReferenceFailed
 from harness.machine import ProgramMachine
@@ -28,7 +29,7 @@ from kvengine.session import EngineSession
 from kvengine.spec import ModelSpec
 
 Drawn = TypeVar("Drawn")
-PROGRAM_STEPS = 14  # most operations of one program
+PROGRAM_STEPS = 20  # most operations of one program
 
 
 class InfrastructureStop(BaseException):
@@ -67,7 +68,8 @@ class Cell:
     """One device with one recipe, as a check sees it.
 
     open_plan: opens (and remembers) the session for the same recipe with another cache plan kind.
-    examples: programs a property draws. on_program: called before each, for the progress line.
+    examples: programs a property draws. shrink: look for the smallest failing one.
+    on_program: called before each, for the progress line.
     """
 
     device: str
@@ -78,6 +80,7 @@ class Cell:
     examples: int
     seed: int
     database: str | None = None
+    shrink: bool = True
     on_program: Callable[[Tally], None] = lambda tally: None
     tally: Tally = field(default_factory=Tally)
 
@@ -163,36 +166,53 @@ class Cell:
         """
 
         @seed(self.seed)
-        @self._settings(check)
+        @self._settings(check, shrink=self.shrink)
         @given(drawn)
         def property_holds(value: Drawn) -> None:
             check(value)
 
-        self._hold(property_holds)
+        with self._keeping_failures(check):
+            property_holds()
+        self.check_statistics()
 
     def for_all_programs(self, check: Callable[[Program], None]) -> None:
         """As ``for_all``, with programs that ProgramMachine writes over all operations."""
         machine = seed(self.seed)(ProgramMachine.of(self.limits, self.spec, self.plan, check))
-        steps = settings(self._settings(check), stateful_step_count=PROGRAM_STEPS)
-        self._hold(lambda: run_state_machine_as_test(machine, settings=steps))
+        chosen = settings(self._settings(check, shrink=False), stateful_step_count=PROGRAM_STEPS)
+        with self._keeping_failures(check):
+            try:
+                run_state_machine_as_test(machine, settings=chosen)
+            except compare.CheckFailed as failure:
+                raise (shrinking.smallest(failure, check) if self.shrink else failure) from None
+        self.check_statistics()
 
-    def _settings(self, check: Callable[..., None]) -> settings:
-        """Failing examples are kept in a folder for each property, which may be copied or committed."""
-        name = check.__qualname__.partition(".")[0]
-        folder = None if self.database is None else Path(self.database) / name
+    def _settings(self, check: Callable[..., None], *, shrink: bool) -> settings:
+        folder = self._folder(check)
         return settings(
             max_examples=self.examples,
             database=None if folder is None else DirectoryBasedExampleDatabase(folder),
             deadline=None,  # a phone is slow; deadlines are the session's
             report_multiple_bugs=False,
             suppress_health_check=list(HealthCheck),
-            phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
+            phases=[Phase.explicit, Phase.reuse, Phase.generate, *([Phase.shrink] if shrink else [])],
         )
 
-    def _hold(self, property_holds: Callable[[], None]) -> None:
+    @contextmanager
+    def _keeping_failures(self, check: Callable[..., None]) -> Iterator[None]:
+        """A failing program stays as JSON beside Hypothesis' examples, for ``kvfarm replay FILE``."""
         try:
             with same_everywhere():
-                property_holds()
+                yield
         except InfrastructureStop as stop:
             raise stop.error from stop.error.__cause__
-        self.check_statistics()
+        except compare.CheckFailed as failure:
+            folder = self._folder(check)
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                path = folder / f"{failure.program.digest[:16]}.json"
+                path.write_text(failure.program.to_json() + "\n")
+            raise
+
+    def _folder(self, check: Callable[..., None]) -> Path | None:
+        """Of one property's failing examples, of any device and recipe; may be copied or committed."""
+        return None if self.database is None else Path(self.database) / check.__qualname__.partition(".")[0]

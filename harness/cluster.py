@@ -18,14 +18,12 @@ import ray
 from ray._private import ray_constants
 
 from device_agents.errors import InfrastructureError
+from harness.this_machine import OBJECT_STORE_BYTES, RAY_FOLDER, owner_of
 
-# What crosses it: 8 MiB pieces of artifacts and the logits of one program at a time. More spills to disk.
-OBJECT_STORE_BYTES = 256 << 20
 # Ray puts Unix sockets some 60 characters below its temporary folder; the kernel allows 107 in all.
 _LONGEST_FOLDER = 40
 CONNECT_S = 5.0
 NAMESPACE = "kvfarm"  # of named actors
-_PREFIX = "kvfarm-ray-"
 
 
 class RayConnection:
@@ -144,11 +142,11 @@ def _folder() -> Path:
     """A new temporary folder for Ray; those of processes that were killed are removed on the way."""
     base = tempfile.gettempdir()
     base = base if len(base) <= _LONGEST_FOLDER else "/tmp"
-    for folder in Path(base).glob(f"{_PREFIX}*"):
-        owner = folder.name.removeprefix(_PREFIX).partition("-")[0]
+    for folder in Path(base).glob(f"{RAY_FOLDER}*"):
+        owner = owner_of(folder.name)
         if owner.isdigit() and not Path("/proc", owner).exists():
             shutil.rmtree(folder, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=base))
+    return Path(tempfile.mkdtemp(prefix=f"{RAY_FOLDER}{os.getpid()}-", dir=base))
 
 
 @contextmanager

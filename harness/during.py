@@ -19,12 +19,12 @@ def during_info(record: Record, began_s: float = 0.0, ended_s: float = 0.0) -> D
     runners = [s.runner for s in inside if s.runner is not None]
     pss = [r.pss_bytes for r in runners if r.pss_bytes is not None]
     swap = [r.swap_bytes for r in runners if r.swap_bytes is not None]
-    hottest, peak = _peak(inside)
+    sensor, peak = hottest(inside)
     return DuringInfo(
         samples=len(inside),
         seconds=inside[-1].at - inside[0].at,
         peak_c=peak,
-        hottest=hottest,
+        hottest=sensor,
         thermal_status=max(statuses, default=None),
         clocks=_clocks(inside),
         governor=next((s.vitals.governor for s in inside if s.vitals.governor), None),
@@ -39,8 +39,8 @@ def during_info(record: Record, began_s: float = 0.0, ended_s: float = 0.0) -> D
     )
 
 
-def _peak(samples: list[Sample]) -> tuple[str, float | None]:
-    """The sensor that was hottest, and its °C."""
+def hottest(samples: list[Sample]) -> tuple[str, float | None]:
+    """The sensor that was hottest, and its °C; those that never move do not count."""
     seen: dict[str, list[float]] = {}
     for sample in samples:
         for name, celsius in sample.vitals.temperatures_c.items():
@@ -48,8 +48,8 @@ def _peak(samples: list[Sample]) -> tuple[str, float | None]:
     moving = {name: v for name, v in seen.items() if len(v) < _FROZEN_AFTER or min(v) != max(v)}
     if not moving:
         return "", None
-    hottest = max(moving, key=lambda name: max(moving[name]))
-    return hottest, max(moving[hottest])
+    sensor = max(moving, key=lambda name: max(moving[name]))
+    return sensor, max(moving[sensor])
 
 
 def _clocks(samples: list[Sample]) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from device_agents.api import DeviceIdentity, Vitals
+from device_agents.api import DeviceIdentity, Finding, Vitals
 from device_agents.config import DeviceConfig
 from device_agents.errors import InfrastructureError, LeaseError, NoSuchDevice
 from device_agents.lab_agent import AgentBudgets, DeviceStatus, Lease
@@ -162,8 +162,7 @@ class Farm:
             self._ray = ensure_ray(self._address)
             for name in self._names:
                 entry = self._inventory.device(name)
-                config = DeviceConfig(name, entry.kind, entry.threads, entry.options, entry.settings)
-                self._devices[name] = _Device(config, self._lab_of(entry.lab))
+                self._devices[name] = _Device(entry.config(name), self._lab_of(entry.lab))
             self._heartbeat.start()
         except BaseException:
             self.close()
@@ -225,6 +224,12 @@ class Farm:
     def settings(self, name: str) -> dict[str, str]:
         """What the device was put into for us, as it was read back; empty before its first ``open``."""
         return self._device(name).settings
+
+    def diagnose(self, name: str) -> tuple[Finding, ...]:
+        """What is wrong with the device; it is neither leased nor changed."""
+        lab = self._ready(self._device(name).lab)
+        found: tuple[Finding, ...] = lab.call("diagnose", AgentBudgets().diagnose_s + GRACE_S, name)
+        return found
 
     def open(
         self, name: str, artifact: Artifact, recipe: SessionRecipe, progress: Progress | None = None

@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Literal
 
 from device_agents.bundle.lock import ABIS
-from device_agents.config import DeviceSettings
+from device_agents.config import DeviceConfig, DeviceSettings
 from device_agents.virtual.errors import VirtualPhoneUnavailable
 from device_agents.virtual.profile import profile_names
 from device_agents.virtual.rootfs import native_abi
@@ -78,6 +78,10 @@ class DeviceEntry:
     def shares_cpu(self) -> bool:
         """Whether it computes on its lab host's own CPU."""
         return self.kind == "host" or self.virtual
+
+    def config(self, name: str) -> DeviceConfig:
+        """For the lab agent that owns it."""
+        return DeviceConfig(name, self.kind, self.threads, self.options, self.settings)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 from hypothesis import strategies as st
 
 from harness.programs import Limits, fitting, sequences, slacks, token_lists
-from harness.rules import Row, Rules
+from harness.rules import Row, Rules, Window
 from kvengine.plan import CachePlan
 from kvengine.program import (
     Compact,
@@ -34,6 +35,13 @@ from kvengine.program import (
 from kvengine.spec import ModelSpec
 
 MOST_ROWS = 4
+
+
+@st.composite
+def tokens_of_any_length(draw: st.DrawFn, limits: Limits, most: int, least: int = 1) -> tuple[int, ...]:
+    """As ``token_lists``, long ones as often as short ones: Hypothesis' own lists are mostly short."""
+    count = draw(st.integers(least, most))
+    return draw(token_lists(limits, count, least=count))
 
 
 @st.composite
@@ -101,18 +109,26 @@ def row_of(program: Program, observations: Sequence[Observation], row: int) -> l
 
 @st.composite
 def rewound(draw: st.DrawFn, limits: Limits) -> Program:
-    """Tokens appended and rewound, once or several times over, then a future of two operations."""
+    """Tokens appended and rewound, once or several times over, then a future of two operations.
+
+    As far as the smallest window allows and one token further are drawn more often than other counts.
+    """
     slack = draw(slacks(limits))
+    row = Row((Window(limits.window, limits.window + slack),))
     operations: list[Operation] = []
-    held = 0
     for _ in range(draw(st.integers(1, 3))):
-        if held < limits.longest - 2:
-            part = draw(token_lists(limits, limits.longest - 2 - held))
+        if row.held < limits.longest - 2 and draw(st.integers(0, 3)):
+            part = draw(tokens_of_any_length(limits, limits.longest - 2 - row.held))
             operations.append(Prefill(part, draw(st.integers(0, len(part))), "last"))
-            held += len(part)
-        count = draw(st.integers(0, min(held, slack + 2)) | st.integers(0, held))
-        operations.append(Rewind(count))
-        held -= count
+            row = row.append(part)
+        deepest = max((n for n in range(row.held) if row.can_rewind_to(row.held - n)), default=0)
+        edge = st.sampled_from([deepest, min(deepest + 1, row.held)])
+        count = draw(edge | edge | st.integers(0, row.held))
+        again = draw(st.lists(st.integers(1, 2), max_size=1))
+        for each in (count, *again):
+            operations.append(Rewind(each))
+            if each <= row.held and row.can_rewind_to(row.held - each):
+                row = row.rewind_to(row.held - each)
     if draw(st.booleans()):
         operations.append(Poison())
     following = min(limits.window, 8) + 1
@@ -177,7 +193,7 @@ def damaged(draw: st.DrawFn, limits: Limits) -> Program:
 def beams(draw: st.DrawFn, limits: Limits) -> Program:
     """Rows that split up and die out as beams do, each with a token of its own after every reorder."""
     batch = draw(st.integers(2, MOST_ROWS))
-    prompts = tuple(draw(token_lists(limits, limits.longest - 8)) for _ in range(batch))
+    prompts = tuple(draw(tokens_of_any_length(limits, limits.longest - 8)) for _ in range(batch))
     operations: list[Operation] = [Extend(prompts)]
     for _ in range(draw(st.integers(1, 4))):
         rows = st.integers(0, batch - 1)
@@ -187,21 +203,33 @@ def beams(draw: st.DrawFn, limits: Limits) -> Program:
 
 
 @st.composite
-def drafted(draw: st.DrawFn, limits: Limits) -> Program:
-    """The same greedy run twice from a repetitive past: token by token, and by prompt lookup."""
-    few = st.lists(st.sampled_from(draw(token_lists(limits, 3, least=1))), min_size=1)
-    past = tuple(draw(few.map(lambda tokens: tokens[: limits.longest - 2])))
-    token = past[-1]
-    count = draw(st.integers(1, limits.longest - len(past)))
-    slack, draft, ngram = draw(slacks(limits)), draw(st.integers(1, 5)), draw(st.integers(1, 2))
+def drafted(draw: st.DrawFn, limits: Limits) -> tuple[Program, int]:
+    """(the same greedy run twice from a repetitive past, token by token and by prompt lookup; a number)"""
+    few = st.sampled_from(draw(token_lists(limits, 3)))
+    length = draw(st.integers(1, limits.longest - 2))
+    past = tuple(draw(st.lists(few, min_size=length, max_size=length)))
+    token, count = past[-1], draw(st.integers(1, limits.longest - len(past)))
     operations = (
         Prefill(past, 0, "last"),
         Fork("by lookup"),
         Generate(token, count),
         Switch("by lookup"),
-        Speculate(token, count, draft, ngram),
+        Speculate(token, count, draw(st.integers(1, 5)), draw(st.integers(1, 2))),
     )
-    return Program(limits.longest, operations, slack)
+    return Program(limits.longest, operations, draw(slacks(limits))), draw(st.integers(0, count))
+
+
+def hinted(program: Program, found: tuple[int, ...], spoilt: int, limits: Limits) -> Program:
+    """The lookup run of a ``drafted`` program with what it found as a hint, but for token ``spoilt``.
+
+    Random weights hardly ever say what was said before: only so are drafts accepted.
+    """
+    past, *_, lookup = program.operations
+    assert isinstance(past, Prefill)
+    assert isinstance(lookup, Speculate)
+    text = [*found[:spoilt], (sum(found) + 1) % limits.vocab_size, *found[spoilt + 1 :]]
+    hint = (*past.tokens[len(past.tokens) + 1 - lookup.ngram :], lookup.token, *text[: len(found)])
+    return Program(program.capacity, (past, dataclasses.replace(lookup, hint=hint)), program.slack)
 
 
 @st.composite
@@ -211,7 +239,7 @@ def reused(draw: st.DrawFn, limits: Limits) -> Program:
     before: tuple[int, ...] = ()
     for _ in range(draw(st.integers(2, 4))):
         kept = draw(st.integers(0, len(before)) | st.just(len(before)))
-        fresh = draw(token_lists(limits, max(1, limits.longest - kept)))
+        fresh = draw(tokens_of_any_length(limits, max(1, limits.longest - kept)))
         before = (before[:kept] + fresh)[: limits.longest]
         operations.append(Reuse(before, draw(st.integers(0, len(before)))))
         if draw(st.booleans()):
@@ -223,7 +251,7 @@ def reused(draw: st.DrawFn, limits: Limits) -> Program:
 def compacted(draw: st.DrawFn, limits: Limits) -> Program:
     """A sequence compacted once or more, going on after each, past what it could hold otherwise."""
     capacity = limits.longest
-    prompt = draw(token_lists(limits, capacity, least=2))
+    prompt = draw(tokens_of_any_length(limits, capacity, least=2))
     operations: list[Operation] = [Prefill(prompt, 0, "last")]
     held = len(prompt)
     for _ in range(draw(st.integers(1, 3))):
@@ -237,7 +265,7 @@ def compacted(draw: st.DrawFn, limits: Limits) -> Program:
             operations.append(Poison())
         if draw(st.booleans()):
             operations.append(Rewind(draw(st.integers(0, 2))))
-        tokens = draw(token_lists(limits, max(1, capacity - held)))
+        tokens = draw(tokens_of_any_length(limits, max(1, capacity - held)))
         operations.append(Prefill(tokens, draw(st.integers(0, len(tokens)))))
         held = min(capacity, held + len(tokens))
     return Program(capacity, tuple(operations), draw(slacks(limits)))

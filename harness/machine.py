@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from harness.programs import Limits, slacks
+from harness.programs import Limits
 from harness.rules import Rules
 from kvengine.plan import CachePlan
 from kvengine.program import (
@@ -34,15 +35,22 @@ from kvengine.program import (
 )
 from kvengine.spec import ModelSpec
 
-NAMES = ("a", "b")
 MOST_ROWS = 4
+_names = st.sampled_from(("a", "b"))
+_rows = st.integers(0, MOST_ROWS - 1)
+_shares = st.integers(0, 8)  # eighths of what there is
+_flavours = st.integers(0, 255)
+_chunks = st.integers(0, 9)
+_few = st.integers(1, 5)
 
 
 class ProgramMachine(RuleBasedStateMachine):
     """Each rule appends one operation; at the end the whole program is run, in one round trip.
 
-    Make a subclass with ``of``. Tokens that the engine will choose are not known yet, so rules that
-    depend on them may turn out refused: the oracle says so too.
+    Rules draw plain numbers and fit them to what is held when their turn comes, so that any step can be
+    left out of a program and the rest still makes sense: that is what shrinking does. Tokens that the
+    engine will choose are not known yet; what depends on them may turn out refused, and the oracle
+    knows. Make a subclass with ``of``.
     """
 
     limits: ClassVar[Limits]
@@ -58,109 +66,112 @@ class ProgramMachine(RuleBasedStateMachine):
         body: dict[str, Any] = {"limits": limits, "spec": spec, "plan": plan, "check": staticmethod(check)}
         return type(cls.__name__, (cls,), body)
 
-    @initialize(data=st.data())
-    def begin(self, data: st.DataObject) -> None:
-        batch = data.draw(st.sampled_from([1, 1, 2, 3, MOST_ROWS]))
-        capacity = data.draw(st.integers(max(2, self.limits.longest // 2), self.limits.longest))
-        self.program = Program(capacity, (), data.draw(slacks(self.limits)), batch)
+    @initialize(
+        batch=st.sampled_from([1, 1, 2, 3, MOST_ROWS]),
+        spare=st.integers(0, 12),
+        slack=st.integers(0, 7),
+        shares=st.lists(_shares, min_size=MOST_ROWS, max_size=MOST_ROWS),
+        flavour=_flavours,
+        chunk=_chunks,
+    )
+    def begin(self, batch: int, spare: int, slack: int, shares: list[int], flavour: int, chunk: int) -> None:
+        """Prompts of up to three quarters of the capacity: most of what can go wrong does so behind a
+        window or three."""
+        self.program = Program(max(2, self.limits.longest - spare), (), slack, batch)
         self.followed = Rules(self.program, self.spec, self.plan)
         self.operations: list[Operation] = []
-        # Most of what can go wrong does so behind a window or three.
-        counts = [data.draw(st.integers(0, capacity)) for _ in range(batch)]
-        prompts = tuple(data.draw(self._token_lists(count, count)) for count in counts)
-        if any(prompts):
-            self._add(Extend(prompts, data.draw(st.integers(0, max(counts)))))
+        counts = [self.program.capacity * share * 3 // 32 for share in shares[:batch]]
+        if any(counts):
+            parts = (self._tokens(count, flavour + row) for row, count in enumerate(counts))
+            self._add(Extend(tuple(parts), chunk))
 
     # -- appending --------------------------------------------------------------------------------
 
-    @rule(data=st.data())
-    def prefill(self, data: st.DataObject) -> None:
-        row, tokens = self._tokens(data)
-        chunk = data.draw(st.integers(0, len(tokens)))
-        self._add(Prefill(tokens, chunk, data.draw(st.sampled_from(["all", "last"])), row))
+    @rule(row=_rows, share=_shares, flavour=_flavours, chunk=_chunks, logits=st.sampled_from(["all", "last"]))
+    def prefill(self, row: int, share: int, flavour: int, chunk: int, logits: Literal["all", "last"]) -> None:
+        row = self._row(row)
+        self._add(Prefill(self._fitting(row, share, flavour), chunk, logits, row))
 
-    @rule(data=st.data())
-    def decode(self, data: st.DataObject) -> None:
-        row, tokens = self._tokens(data, most=6)
-        self._add(Decode(tokens, row))
+    @rule(row=_rows, share=_shares, flavour=_flavours)
+    def decode(self, row: int, share: int, flavour: int) -> None:
+        row = self._row(row)
+        self._add(Decode(self._fitting(row, share, flavour)[:6], row))
 
-    @rule(data=st.data())
-    def generate(self, data: st.DataObject) -> None:
-        row, (token, *rest) = self._tokens(data, most=8)
+    @rule(row=_rows, share=_shares, flavour=_flavours)
+    def generate(self, row: int, share: int, flavour: int) -> None:
+        row = self._row(row)
+        token, *rest = self._fitting(row, share, flavour)[:8]
         self._add(Generate(token, 1 + len(rest), row))
 
-    @rule(data=st.data())
-    def speculate(self, data: st.DataObject) -> None:
-        row, (token, *rest) = self._tokens(data, most=8)
-        draft, ngram = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 2))
+    @rule(row=_rows, share=_shares, flavour=_flavours, draft=_few, ngram=st.integers(1, 2))
+    def speculate(self, row: int, share: int, flavour: int, draft: int, ngram: int) -> None:
+        row = self._row(row)
+        token, *rest = self._fitting(row, share, flavour)[:8]
         self._add(Speculate(token, 1 + len(rest), draft, ngram, row))
 
     @precondition(lambda self: self.program.batch > 1)
-    @rule(data=st.data())
-    def extend(self, data: st.DataObject) -> None:
-        counts = [data.draw(st.integers(0, min(8, self._room(row)))) for row in range(self.program.batch)]
-        parts = tuple(data.draw(self._token_lists(count, count)) for count in counts)
-        self._add(Extend(parts, data.draw(st.integers(0, max(counts)))))
+    @rule(shares=st.lists(_shares, min_size=MOST_ROWS, max_size=MOST_ROWS), flavour=_flavours, chunk=_chunks)
+    def extend(self, shares: list[int], flavour: int, chunk: int) -> None:
+        counts = [self._room(row) * share // 8 for row, share in enumerate(shares[: self.program.batch])]
+        parts = (self._tokens(min(count, 8), flavour + row) for row, count in enumerate(counts))
+        self._add(Extend(tuple(parts), chunk))
 
-    @rule(data=st.data())
-    def reuse(self, data: st.DataObject) -> None:
-        row = self._row(data)
+    @rule(row=_rows, share=_shares, fresh=_few, flavour=_flavours, chunk=_chunks)
+    def reuse(self, row: int, share: int, fresh: int, flavour: int, chunk: int) -> None:
+        row = self._row(row)
         held = self.followed.state[row]
-        kept = data.draw(st.integers(0, held.held))
-        prefix = tuple(held.tokens[place] for place in held.alive[:kept])
-        fresh = data.draw(self._token_lists(1, max(1, min(8, self.program.capacity - kept))))
-        self._add(Reuse(prefix + fresh, data.draw(st.integers(0, 4)), row))
+        kept = held.alive[: held.held * share // 8]
+        tokens = tuple(held.tokens[place] for place in kept) + self._tokens(fresh, flavour)
+        self._add(Reuse(tokens[: self.program.capacity], chunk, row))
 
     # -- forgetting and moving --------------------------------------------------------------------
 
-    @rule(data=st.data())
-    def rewind(self, data: st.DataObject) -> None:
-        row = self._row(data)
+    @rule(row=_rows, share=_shares, beyond=st.sampled_from([0, 0, 0, 1]))
+    def rewind(self, row: int, share: int, beyond: int) -> None:
+        """A share of what may be rewound, or of what must be refused."""
+        row = self._row(row)
         held = self.followed.state[row]
         possible = [n for n in range(held.held + 1) if held.can_rewind_to(held.held - n)]
-        self._add(Rewind(data.draw(st.sampled_from(possible) | st.integers(0, held.held)), row))
+        self._add(Rewind(possible[(len(possible) - 1) * share // 8] + beyond, row))
 
-    @rule(data=st.data())
-    def compact(self, data: st.DataObject) -> None:
-        row = self._row(data)
-        keep = data.draw(st.integers(1, max(1, self.followed.state[row].held)))
-        self._add(Compact(keep, data.draw(st.integers(0, 2)), row))
+    @rule(row=_rows, share=st.integers(1, 8), sinks=st.integers(0, 2))
+    def compact(self, row: int, share: int, sinks: int) -> None:
+        row = self._row(row)
+        self._add(Compact(max(1, self.followed.state[row].held * share // 8), sinks, row))
 
     @precondition(lambda self: self.program.batch > 1)
-    @rule(data=st.data())
-    def reorder(self, data: st.DataObject) -> None:
-        rows = st.integers(0, self.program.batch - 1)
-        order = data.draw(st.lists(rows, min_size=self.program.batch, max_size=self.program.batch))
-        self._add(Reorder(tuple(order)))
+    @rule(order=st.lists(_rows, min_size=MOST_ROWS, max_size=MOST_ROWS))
+    def reorder(self, order: list[int]) -> None:
+        self._add(Reorder(tuple(self._row(row) for row in order[: self.program.batch])))
 
-    @rule(name=st.sampled_from(NAMES))
+    @rule(name=_names)
     def fork(self, name: str) -> None:
         self._add(Fork(name))
 
-    @rule(data=st.data())
-    def switch(self, data: st.DataObject) -> None:
-        self._add(Switch(data.draw(st.sampled_from(self.followed.names))))
+    @rule(which=st.integers(0, 2))
+    def switch(self, which: int) -> None:
+        names = self.followed.names
+        self._add(Switch(names[which % len(names)]))
 
     @precondition(lambda self: not self._was(Save))
-    @rule(name=st.sampled_from(NAMES))
+    @rule(name=_names)
     def save(self, name: str) -> None:
         self._add(Save(name))
 
     @precondition(lambda self: self.followed.slots)
-    @rule(data=st.data())
-    def load(self, data: st.DataObject) -> None:
-        self._add(Load(data.draw(st.sampled_from(self.followed.slots))))
+    @rule(which=st.integers(0, 1))
+    def load(self, which: int) -> None:
+        self._add(Load(self._slot(which)))
 
     @precondition(lambda self: self.followed.slots)
-    @rule(data=st.data(), at=st.integers(0, 1 << 20), cut=st.booleans())
-    def damage(self, data: st.DataObject, at: int, cut: bool) -> None:
-        name = data.draw(st.sampled_from(self.followed.slots))
-        self._add(Damage(name, at, cut))
-        self._add(Load(name))
+    @rule(which=st.integers(0, 1), at=st.integers(0, 1 << 16), cut=st.booleans())
+    def damage(self, which: int, at: int, cut: bool) -> None:
+        self._add(Damage(self._slot(which), at, cut))
+        self._add(Load(self._slot(which)))
 
-    @rule(data=st.data())
-    def reset(self, data: st.DataObject) -> None:
-        self._add(Reset(data.draw(st.none() | st.integers(0, self.program.batch - 1))))
+    @rule(row=st.none() | _rows)
+    def reset(self, row: int | None) -> None:
+        self._add(Reset(None if row is None else self._row(row)))
 
     @precondition(lambda self: not self._was(Poison))
     @rule()
@@ -169,16 +180,15 @@ class ProgramMachine(RuleBasedStateMachine):
 
     # -- looking, and asking too much -------------------------------------------------------------
 
-    @rule(data=st.data())
-    def read_cache(self, data: st.DataObject) -> None:
-        self._add(ReadCache(data.draw(st.integers(0, len(self.spec.layers) - 1)), self._row(data)))
+    @rule(layer=st.integers(0, 99), row=_rows)
+    def read_cache(self, layer: int, row: int) -> None:
+        self._add(ReadCache(layer % len(self.spec.layers), self._row(row)))
 
-    @rule(data=st.data())
-    def ask_too_much(self, data: st.DataObject) -> None:
-        row = self._row(data)
-        over = (0,) * (self._room(row) + data.draw(st.integers(1, 3)))
-        asked: list[Operation] = [Prefill(over, 0, "all", row), Decode(over, row), Switch("nobody")]
-        self._add(data.draw(st.sampled_from(asked)))
+    @rule(row=_rows, excess=_few, one_by_one=st.booleans())
+    def ask_too_much(self, row: int, excess: int, one_by_one: bool) -> None:
+        row = self._row(row)
+        over = self._tokens(self._room(row) + excess, 0)
+        self._add(Decode(over, row) if one_by_one else Prefill(over, 0, "all", row))
 
     def teardown(self) -> None:
         if getattr(self, "operations", None):
@@ -195,20 +205,22 @@ class ProgramMachine(RuleBasedStateMachine):
         """Whether the last operation was one of ``kind``, which twice over says nothing more."""
         return bool(self.operations) and isinstance(self.operations[-1], kind)
 
-    def _row(self, data: st.DataObject) -> int:
-        return data.draw(st.integers(0, self.program.batch - 1))
+    def _row(self, drawn: int) -> int:
+        return drawn % self.program.batch
+
+    def _slot(self, drawn: int) -> str:
+        return self.followed.slots[drawn % len(self.followed.slots)]
 
     def _room(self, row: int) -> int:
         return self.program.capacity - self.followed.state[row].held
 
-    def _tokens(self, data: st.DataObject, most: int | None = None) -> tuple[int, tuple[int, ...]]:
-        """A row and tokens that fit it; where it is full, one token too many."""
-        row = self._row(data)
-        room = max(1, self._room(row))
-        return row, data.draw(self._token_lists(1, min(room, most or room)))
+    def _fitting(self, row: int, share: int, flavour: int) -> tuple[int, ...]:
+        """A share of the tokens that fit ``row``; where it is full, one that does not."""
+        return self._tokens(max(1, self._room(row) * share // 8), flavour)
 
-    def _token_lists(self, least: int, most: int) -> st.SearchStrategy[tuple[int, ...]]:
-        """Any tokens, or of two only, which repeat and so give prompt lookup something to find."""
-        any_token = st.integers(0, self.limits.vocab_size - 1)
-        kinds = [st.lists(t, min_size=least, max_size=most) for t in (any_token, st.integers(3, 4))]
-        return st.one_of(kinds).map(tuple)
+    def _tokens(self, count: int, flavour: int) -> tuple[int, ...]:
+        """``count`` tokens; the first flavours repeat, which gives prompt lookup something to find."""
+        if flavour < 4:
+            return tuple((3 + i % (flavour + 1)) % self.limits.vocab_size for i in range(count))
+        draw = random.Random(flavour)
+        return tuple(draw.randrange(self.limits.vocab_size) for _ in range(count))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from device_agents.api import Vitals
 from kvengine.codec import decode, encode
+from kvengine.errors import InvalidRequest
 from kvengine.program import Measurement, Sample, Workload
 from kvengine.spec import ModelSpec
-from reports.results import DuringInfo, SampleInfo, VitalsInfo
+from reports.results import DuringInfo, SampleInfo, SustainedInfo, VitalsInfo
 
 Validity = Literal["VALID", "NOISY", "INVALID"]
 
@@ -24,16 +27,74 @@ NOISY_SPREAD = 0.10
 BUSY_LOAD = 1.0
 
 
-def workload_for(spec: ModelSpec, prompt: int, new_tokens: int, repeats: int, seed: int) -> Workload:
-    """A random prompt that, with its new tokens, fits the model; the same for every device and recipe."""
-    room = spec.max_position - new_tokens
+@dataclass(frozen=True)
+class Shape:
+    """How long the parts of a workload are, in tokens.
+
+    depth: tokens in the cache before the prompt comes. sustained_s: generations back to back until the speed
+    settles, for at most so long; 0: a burst.
+    """
+
+    prompt: int = 128
+    new_tokens: int = 64
+    depth: int = 0
+    sustained_s: float = 0.0
+
+    @property
+    def key(self) -> str:
+        """For names of tests: ``128+64@1024-sustained``."""
+        depth = f"@{self.depth}" if self.depth else ""
+        return f"{self.prompt}+{self.new_tokens}{depth}" + ("-sustained" if self.sustained_s else "")
+
+    @property
+    def label(self) -> str:
+        """``sustained, prompt 128 + 64 new at depth 1,024``."""
+        kind = "sustained, " if self.sustained_s else ""
+        depth = f" at depth {self.depth:,}" if self.depth else ""
+        return f"{kind}prompt {self.prompt} + {self.new_tokens} new{depth}"
+
+
+def shapes(
+    prompts: Sequence[int], new_tokens: Sequence[int], depths: Sequence[int], sustained_s: float = 0.0
+) -> tuple[Shape, ...]:
+    """Every combination as a burst; then, with ``sustained_s``, the first combination as a sustained run."""
+    bursts = tuple(Shape(*each) for each in itertools.product(prompts, new_tokens, depths))
+    return bursts + ((dataclasses.replace(bursts[0], sustained_s=sustained_s),) if sustained_s else ())
+
+
+def lengths(text: str, least: int = 1) -> tuple[int, ...]:
+    """``32,128,512`` as numbers of tokens. Raises ValueError."""
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found or not all(part.isascii() and part.isdigit() and int(part) >= least for part in found):
+        raise ValueError(f"sought whole numbers of at least {least} such as 32,128, found {text!r}")
+    return tuple(dict.fromkeys(map(int, found)))
+
+
+def workload_for(
+    spec: ModelSpec, prompt: int, new_tokens: int, repeats: int, seed: int, depth: int = 0
+) -> Workload:
+    """A random prompt that, with its new tokens, fits the model; the same for every device and recipe.
+
+    Raises:
+        InvalidRequest: the model holds no context of ``depth`` tokens with anything on top.
+    """
+    room = spec.max_position - new_tokens - depth
+    if depth and room < 1:
+        raise InvalidRequest(
+            f"sought room for {new_tokens} new tokens at depth {depth:,}, the model holds "
+            f"{spec.max_position:,}"
+        )
     draw = random.Random(seed)
-    tokens = tuple(draw.randrange(spec.vocab_size) for _ in range(max(1, min(prompt, room))))
-    return Workload(tokens, new_tokens, repeats)
+    tokens = [draw.randrange(spec.vocab_size) for _ in range(max(1, min(prompt, room)) + depth)]
+    return Workload(tuple(tokens[depth:]), new_tokens, repeats, context=tuple(tokens[:depth]))
 
 
 def judge(
-    measurement: Measurement, before: Vitals, after: Vitals, during: DuringInfo | None = None
+    measurement: Measurement,
+    before: Vitals,
+    after: Vitals,
+    during: DuringInfo | None = None,
+    sustained: SustainedInfo | None = None,
 ) -> tuple[Validity, tuple[str, ...]]:
     """VALID, NOISY or INVALID, with every reason."""
     invalid, noisy = [], []
@@ -42,9 +103,16 @@ def judge(
     tokens = {sample.tokens for sample in measurement.samples}
     if len(tokens) > 1:
         invalid.append("repeats of the same prompt gave different tokens")
-    spread = relative_spread([float(np.median(s.itl_ms)) for s in measurement.samples if s.itl_ms])
+    # A sustained run is expected to move before it settles.
+    spread = (
+        0.0
+        if sustained
+        else relative_spread([float(np.median(s.itl_ms)) for s in measurement.samples if s.itl_ms])
+    )
     if spread > NOISY_SPREAD:
         noisy.append(f"median inter-token latency moved by {spread:.0%} between repeats")
+    if sustained is not None and not sustained.settled:
+        noisy.append("the speed had not settled when time was up")
     if before.load_1m is not None and before.load_1m > BUSY_LOAD + measurement.threads:
         noisy.append(f"load average was {before.load_1m:.1f} before the leg")
     for vitals, when in ((before, "before"), (after, "after")):

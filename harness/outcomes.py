@@ -49,7 +49,7 @@ def check_result(
 
     waited_s: of the call's duration, seconds in which other devices had the machine.
     """
-    if "cell" not in item.fixturenames or no_device(item, "cell") is not None:
+    if not on_a_device(item, "cell"):
         return None
     device, recipe = _cell_names(item)
     cell = item.funcargs.get("cell")
@@ -95,11 +95,12 @@ def _planned(item: pytest.Item) -> Planned:
         return Planned(item.nodeid, item.name, item.name, label(item), "other")
     checks, measures = "cell" in item.fixturenames, "leg" in item.fixturenames
     kind: Kind = "both" if checks and measures else "check" if checks else "measurement"
-    if not checks and not measures:
-        kind = "other"
+    fixture = "cell" if checks else "leg"
     device = recipe = ""
-    if kind != "other" and no_device(item, "cell" if checks else "leg") is None:
+    if on_a_device(item, fixture):
         device, recipe = device_of(item), _cell_names(item)[1] if checks else ""
+    elif no_device(item, fixture) is None:
+        kind = "other"
     return Planned(item.nodeid, item.originalname, title_of(item), label(item), kind, device, recipe)
 
 
@@ -134,6 +135,12 @@ def no_device(item: pytest.Function, fixture: str) -> NoDevice | None:
     callspec = getattr(item, "callspec", None)
     found = callspec.params.get(fixture) if callspec else None
     return found if isinstance(found, NoDevice) else None
+
+
+def on_a_device(item: pytest.Item, fixture: str) -> bool:
+    """Whether this test is one of a device's; it is not where no recipe or no device suits it."""
+    callspec = getattr(item, "callspec", None)
+    return callspec is not None and isinstance(callspec.params.get(fixture), tuple)
 
 
 def describe_failure(item: pytest.Function, call: pytest.CallInfo[None], run: DeviceRun) -> str:

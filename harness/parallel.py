@@ -141,7 +141,7 @@ class ControllerPlugin(Reporting):
         if self.run.begun:
             return
         self._plan = self._folder.plan()
-        self.run.begin(self._plan)
+        self.run.begin(self._plan.checks, self._plan.legs, self._plan.not_run)
         self.progress.begin(len(self._plan.tests))
 
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> DeviceScheduling:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from harness.measuring import Shape
     from harness.run import DeviceRun, RunOptions
     from harness.run_plugin import DeviceTests, Reporting
 
@@ -43,8 +44,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help="seed of all programs (default: a new one, in the report)",
     )
-    add("--prompt", type=int, default=128, help="prompt length to measure, tokens (default: %(default)s)")
-    add("--new-tokens", type=int, default=64, help="tokens to generate when measuring (default: %(default)s)")
+    add(
+        "--prompt",
+        default="128",
+        metavar="N,N",
+        help="prompt lengths to measure, tokens (default: %(default)s)",
+    )
+    add(
+        "--new-tokens",
+        default="64",
+        metavar="N,N",
+        help="tokens to generate when measuring (default: %(default)s)",
+    )
+    add(
+        "--depth",
+        default="0",
+        metavar="N,N",
+        help="tokens already in the cache when the prompt comes; their time is not measured (default: "
+        "%(default)s)",
+    )
+    add(
+        "--sustained",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="also measure back to back until the speed settles, at most so long (default: not)",
+    )
     add("--repeats", type=int, default=5, help="recorded repeats a leg (default: %(default)s)")
     add(
         "--energy",
@@ -139,14 +164,28 @@ def _options(config: pytest.Config) -> RunOptions:
         farm_address=get("farm_address"),
         examples=get("examples"),
         seed=get("kvfarm_seed"),
-        prompt=get("prompt"),
-        new_tokens=get("new_tokens"),
+        shapes=_shapes(config),
         repeats=get("repeats"),
         recovery=RecoveryPolicy(get("retries"), get("recover_within")),
         measure=tuple(_measure(text) for text in get("measure")),
         energy=get("energy"),
         command=(Path(sys.argv[0]).name, *config.invocation_params.args),
     )
+
+
+def _shapes(config: pytest.Config) -> tuple[Shape, ...]:
+    from harness.measuring import lengths, shapes
+
+    def given(option: str, least: int = 1) -> tuple[int, ...]:
+        try:
+            return lengths(config.getoption(option), least)
+        except ValueError as error:
+            raise pytest.UsageError(f"{option}: {error}") from error
+
+    sustained: float = config.getoption("sustained")
+    if sustained < 0:
+        raise pytest.UsageError(f"--sustained: sought 0 or more seconds, found {sustained:g}")
+    return shapes(given("--prompt"), given("--new-tokens"), given("--depth", 0), sustained)
 
 
 def _measure(text: str) -> tuple[Path, str]:

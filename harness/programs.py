@@ -9,20 +9,23 @@ from hypothesis import strategies as st
 from kvengine.program import Decode, Generate, Operation, Poison, Prefill, Program, Reset
 from kvengine.spec import ModelSpec
 
+# Where nothing slides, programs are as long as if a window of so many tokens did.
+WITHOUT_WINDOW = 8
+
 
 @dataclass(frozen=True)
 class Limits:
     """What programs for one model may contain. ``longest``: tokens in one sequence."""
 
     vocab_size: int
-    window: int  # the smallest of the model's windows; its max_position if it has none
+    window: int  # the smallest of the model's windows; WITHOUT_WINDOW if it has none
     longest: int
 
     @classmethod
     def of(cls, spec: ModelSpec) -> Limits:
         """At least three wraps of a small window; larger ones are left to ``past_the_window``."""
         windows = [layer.window for layer in spec.layers if layer.window is not None]
-        window = min(windows, default=spec.max_position)
+        window = min(windows, default=min(WITHOUT_WINDOW, spec.max_position // 4))
         return cls(spec.vocab_size, window, min(spec.max_position, max(24, min(4 * window + 2, 40))))
 
 

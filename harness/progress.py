@@ -15,7 +15,7 @@ import pytest
 
 from harness.checking import Tally
 from harness.handover import Teller
-from harness.outcomes import device_of, label, no_device
+from harness.outcomes import device_of, label, on_a_device
 from reports.results import CheckResult, RunResults
 from reports.verdict import summary_line, verdict
 
@@ -182,10 +182,8 @@ class Progress:
 
 
 def _device_or_nothing(item: pytest.Item) -> str:
-    for fixture in ("cell", "leg"):
-        if fixture in getattr(item, "fixturenames", ()):
-            assert isinstance(item, pytest.Function)
-            return "" if no_device(item, fixture) else device_of(item)
+    if isinstance(item, pytest.Function) and any(on_a_device(item, fixture) for fixture in ("cell", "leg")):
+        return device_of(item)
     return ""
 
 

@@ -47,6 +47,9 @@ PRESETS: dict[str, ExportRecipe] = {
     "int4-b128": ExportRecipe(weights="int4", block_size=128, cache=_hybrid()),
 }
 
+# How onnxruntime is used before anybody has thought about it.
+_NAIVE = SessionRecipe(threads=0, io_binding=False, logits="all")
+
 
 def parse_recipe(text: str) -> Recipe:
     """``PRESET[,KEY=VALUE...]`` as a Recipe.
@@ -57,7 +60,9 @@ def parse_recipe(text: str) -> Recipe:
     name, *overrides = [part.strip() for part in text.split(",")]
     if name not in PRESETS:
         raise RecipeError(f"recipe {text!r}: sought a preset, found {name!r}; there are {_list(PRESETS)}")
-    recipe = Recipe(",".join([name, *overrides]), PRESETS[name], SessionRecipe())
+    recipe = Recipe(
+        ",".join([name, *overrides]), PRESETS[name], _NAIVE if name == "naive" else SessionRecipe()
+    )
     for override in overrides:
         recipe = _override(recipe, override)
     cache = recipe.export.cache
@@ -101,13 +106,15 @@ def settings(recipe: Recipe) -> dict[str, str]:
         "cache": export.cache.kind,
         "cache dtype": export.cache.dtype,
         "provider": session.provider,
-        "threads": "chosen per device" if session.threads is None else str(session.threads),
+        "threads": _threads(session.threads),
         "inter-op threads": str(session.inter_threads),
         "graph optimization": session.optimization,
         "arena": _on(session.arena),
         "arena shrinkage": _on(session.arena_shrinkage),
         "memory pattern": _on(session.memory_pattern),
         "buffers on": f"{session.device_type}:{session.device_id}",
+        "IO binding": _on(session.io_binding),
+        "logits": "of every prompt token" if session.logits == "all" else "of the last token",
     }
     if export.weights in ("int8", "int4"):
         said["block size"] = str(export.block_size)
@@ -155,6 +162,8 @@ def _value(kind: type, field: str, key: str, text: str) -> Any:
         return text
     if hint == tuple[str, ...]:
         return tuple(filter(None, text.split("+")))
+    if field == "threads" and text == "ort":
+        return 0
     least = 0 if field in ("slack", "device_id") else 1
     if not text.isascii() or not text.isdigit() or int(text) < least:
         raise RecipeError(f"{key}={text}: sought a whole number of at least {least}")
@@ -191,6 +200,8 @@ _KEYS: dict[str, tuple[Callable[..., Recipe], type, str]] = {
     "memory-pattern": (_with_session, SessionRecipe, "memory_pattern"),
     "device-type": (_with_session, SessionRecipe, "device_type"),
     "device-id": (_with_session, SessionRecipe, "device_id"),
+    "io-binding": (_with_session, SessionRecipe, "io_binding"),
+    "logits": (_with_session, SessionRecipe, "logits"),
 }
 _FAMILIES = {"option": "provider_options", "env": "environment", "config": "session_config"}
 
@@ -201,6 +212,10 @@ def _keys() -> str:
 
 def _list(names: typing.Iterable[str]) -> str:
     return ", ".join(names)
+
+
+def _threads(count: int | None) -> str:
+    return "chosen per device" if count is None else str(count) if count else "onnxruntime's choice"
 
 
 def _on(value: bool) -> str:

@@ -26,8 +26,10 @@ def write_report(results: RunResults, folder: Path) -> Path:
         OSError: ``folder`` cannot be made or written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "results.json", json.dumps(_finite(encode(results)), indent=1, allow_nan=False) + "\n")
-    _replace(folder / "junit.xml", junit(results))
+    replace_file(
+        folder / "results.json", json.dumps(finite(encode(results)), indent=1, allow_nan=False) + "\n"
+    )
+    replace_file(folder / "junit.xml", junit(results))
     return render(results, folder)
 
 
@@ -55,7 +57,7 @@ def junit(results: RunResults) -> str:
             case = ET.SubElement(
                 suite, "testcase", classname="run", name=f"infrastructure {number}", time="0"
             )
-            _say(case, "error", message)
+            say(case, "error", message)
     ET.indent(root)
     return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -65,7 +67,7 @@ def _suite(root: ET.Element, name: str, checks: list[CheckResult], started_at: s
     suite = ET.SubElement(
         root,
         "testsuite",
-        name=_clean(name),
+        name=clean(name),
         tests=str(len(checks)),
         failures=str(outcomes.count("failed")),
         errors=str(outcomes.count("infrastructure") + outcomes.count("not_run")),
@@ -74,44 +76,46 @@ def _suite(root: ET.Element, name: str, checks: list[CheckResult], started_at: s
     )
     for check in checks:
         case = ET.SubElement(
-            suite, "testcase", classname=_clean(name), name=_clean(check.check), time=f"{check.seconds:.3f}"
+            suite, "testcase", classname=clean(name), name=clean(check.check), time=f"{check.seconds:.3f}"
         )
         if check.outcome == "failed":
             parts = (check.message, check.program, check.replay)
-            _say(case, "failure", "\n".join(filter(None, parts)))
+            say(case, "failure", "\n".join(filter(None, parts)))
         elif check.outcome != "passed":
-            _say(case, "error", check.message or "did not run")
+            say(case, "error", check.message or "did not run")
         if check.stderr_tail:
-            ET.SubElement(case, "system-err").text = _clean(check.stderr_tail)
+            ET.SubElement(case, "system-err").text = clean(check.stderr_tail)
 
 
 def _without_device(root: ET.Element, tests: Sequence[NotRun]) -> None:
     counts = {"tests": str(len(tests)), "failures": "0", "errors": str(len(tests)), "time": "0"}
     suite = ET.SubElement(root, "testsuite", name="no device", attrib=counts)
     for each in tests:
-        case = ET.SubElement(suite, "testcase", classname="no device", name=_clean(each.check), time="0")
-        _say(case, "error", "\n".join((f"no device for {each.condition!r}", *each.reasons)))
+        case = ET.SubElement(suite, "testcase", classname="no device", name=clean(each.check), time="0")
+        say(case, "error", "\n".join((f"no device for {each.condition!r}", *each.reasons)))
 
 
-def _say(case: ET.Element, kind: str, text: str) -> None:
+def say(case: ET.Element, kind: str, text: str) -> None:
+    """A <failure> or <error> with its first line as the message."""
     first = (text.splitlines() or [""])[0]
-    ET.SubElement(case, kind, message=_clean(first)).text = _clean(text)
+    ET.SubElement(case, kind, message=clean(first)).text = clean(text)
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
+    """Text that XML 1.0 can hold."""
     return _NOT_XML.sub("�", text)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has no NaN and no infinity; they become null."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
     """A reader never sees half a file."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")

@@ -236,8 +236,11 @@ class Rules:
             case Generate(token, count, row):
                 self._require(count >= 1, "InvalidRequest")
                 return [self._chosen(token, count, self._index(row), chosen)]
-            case Speculate(token, count, draft, ngram, row):
+            case Speculate(token, count, draft, ngram, row, hint):
                 self._require(min(count, draft, ngram) >= 1, "InvalidRequest", row)
+                self._check([token])
+                self._check_room([count], row)
+                self._check(hint or [token])
                 return [self._chosen(token, count, row, chosen)]
             case Prefill() | Decode():
                 row = self._index(operation.row)

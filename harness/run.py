@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
 import secrets
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,15 +17,14 @@ from urllib.parse import quote
 from device_agents.api import DeviceIdentity
 from device_agents.deadline import Deadline
 from device_agents.errors import InfrastructureError
-from device_agents.recording.record import Plan as RecordingPlan
-from harness import choosing, inventory, measuring
+from harness import choosing, inventory
 from harness.artifacts import artifact_for
 from harness.checking import Cell, Tally
-from harness.during import during_info
-from harness.energy import energy_of
 from harness.farm import LOCAL_ROOT, DeviceSession, Farm
-from harness.handover import Handover, Plan, RunFolder
+from harness.handover import Handover, RunFolder
 from harness.inventory import effort_of, share
+from harness.legs import LegPlan, Subject, measure_leg
+from harness.measuring import Shape
 from harness.provenance import now, provenance
 from harness.quiet import WAIT_S, Quiet, locked
 from harness.recipes import Recipe, parse_recipes, settings
@@ -38,14 +36,12 @@ from harness.store.protocol import Store
 from kvengine.artifact import Artifact
 from kvengine.codec import decode, encode
 from kvengine.plan import CachePlan, PlanKind
-from kvengine.program import Measurement, Workload
 from kvengine.recipe import ExportRecipe
 from kvengine.session import EngineSession
+from reports.ablation_results import AblationInfo
 from reports.results import (
     CheckResult,
     DeviceInfo,
-    DuringInfo,
-    EnergyInfo,
     LegResult,
     NotRun,
     RecipeInfo,
@@ -67,8 +63,7 @@ class RunOptions:
     cache: Path = Path(".kvfarm")
     examples: int = 25
     seed: int | None = None
-    prompt: int = 128
-    new_tokens: int = 64
+    shapes: tuple[Shape, ...] = (Shape(),)  # the workloads that each recipe is measured with
     repeats: int = 3
     measure: tuple[tuple[Path, str], ...] = ()  # further (checkpoint, recipes) to measure, not to check
     energy: bool = False  # also measure energy for each token: minutes a leg
@@ -104,6 +99,7 @@ class DeviceRun:
         ]
         self.planned_checks = self.planned_legs = 0
         self.not_run: tuple[NotRun, ...] = ()
+        self.ablation: AblationInfo | None = None  # what the legs are for, where they are an ablation's
         self._sessions: dict[tuple[str, str, str], DeviceSession] = {}
         self._references: dict[Path, Reference] = {}
         self._artifacts: dict[tuple[Path, ExportRecipe], Artifact] = {}
@@ -151,9 +147,12 @@ class DeviceRun:
             folder=str(folder.path),
         )
 
-    def begin(self, plan: Plan) -> None:
-        """The plan is known: from here on the store has the run."""
-        self.planned_checks, self.planned_legs, self.not_run = plan.checks, plan.legs, plan.not_run
+    def begin(self, planned_checks: int, planned_legs: int, not_run: tuple[NotRun, ...] = ()) -> None:
+        """The plan is known: from here on the store has the run.
+
+        not_run: those of the planned tests that have no device to run on.
+        """
+        self.planned_checks, self.planned_legs, self.not_run = planned_checks, planned_legs, not_run
         self.store.begin_run(self.header())
         self.begun = True
         for name in self._identities:
@@ -208,74 +207,45 @@ class DeviceRun:
         if self._farm is not None:
             self._farm.give_back(device)
 
-    def measure(self, device: str, model: Path, recipe: Recipe) -> LegResult:
+    def measure(
+        self,
+        device: str,
+        model: Path,
+        recipe: Recipe,
+        shape: Shape | None = None,
+        *,
+        weigh: bool = True,
+        energy: bool | None = None,
+    ) -> LegResult:
         """One leg in a fresh process, stored before it is returned; what infrastructure stops is begun anew.
+
+        shape: of the workload; None: the options' first. weigh: see LegPlan. energy: None: see options.
 
         Raises:
             InfrastructureError: also for a device in quarantine; see Recovery.attempt.
         """
+        options = self.options
+        energy = options.energy if energy is None else energy
+        plan = LegPlan(
+            shape=shape or options.shapes[0],
+            repeats=share(options.repeats, self.effort(device), 2),
+            seed=self.seed,
+            weigh=weigh,
+            calibrations=options.cache / "calibrations" if energy else None,
+        )
         retries: list[str] = []
-        leg = self.recovery.attempt(device, lambda: self._measure(device, model, recipe), retries)
-        leg = dataclasses.replace(leg, retries=tuple(retries))
+        leg = self.recovery.attempt(device, lambda: self._measure(device, model, recipe, plan), retries)
+        provenance = leg.provenance | {"effort": f"{self.effort(device):g}"}
+        leg = dataclasses.replace(leg, retries=tuple(retries), provenance=provenance)
         self.store.add_leg(self.run_id, leg)
         return leg
 
-    def _measure(self, device: str, model: Path, recipe: Recipe) -> LegResult:
+    def _measure(self, device: str, model: Path, recipe: Recipe, plan: LegPlan) -> LegResult:
         with self.working(device):
-            artifact = self.artifact(model, recipe)
+            subject = Subject(model.name, recipe, self.artifact(model, recipe))
         with self._alone(device):
-            return self._leg(device, model, recipe, artifact)
-
-    def _leg(self, device: str, model: Path, recipe: Recipe, artifact: Artifact) -> LegResult:
-        options, effort = self.options, self.effort(device)
-        repeats = share(options.repeats, effort, 2)
-        workload = measuring.workload_for(
-            artifact.manifest.spec, options.prompt, options.new_tokens, repeats, self.seed
-        )
-        identity = self.identity(device)
-        before = self.farm.vitals(device)
-        session = self.farm.open(device, artifact, recipe.session, self._on_step)
-        try:
-            measurement, during = _recorded(session, workload)
-            notes = session.info.notes
-            energy = EnergyInfo()
-            if options.energy:
-                folder = options.cache / "calibrations"
-                energy = energy_of(session, identity, workload, folder, self._on_step)
-        finally:
-            session.close()
-        after = self.farm.vitals(device)
-        validity, reasons = measuring.judge(measurement, before, after, during)
-        return LegResult(
-            device=device,
-            recipe=recipe.name,
-            model=model.name,
-            workload=f"prompt {len(workload.prompt)} + {workload.new_tokens} new",
-            prompt_tokens=len(workload.prompt),
-            new_tokens=workload.new_tokens,
-            load_ms=measurement.load_ms,
-            samples=tuple(measuring.sample_info(s) for s in measurement.samples),
-            peak_rss_bytes=measurement.peak_rss_bytes,
-            kv_bytes=measurement.kv_bytes,
-            nodes_by_provider=measurement.nodes_by_provider,
-            threads=measurement.threads,
-            validity=validity,
-            reasons=reasons,
-            vitals_before=measuring.vitals_info(before),
-            vitals_after=measuring.vitals_info(after),
-            provenance={
-                "commit": self._provenance["commit"],
-                "artifact": artifact.id,
-                "build": identity.build,
-                "settings": ", ".join(f"{k}: {v}" for k, v in self.farm.settings(device).items())
-                or "as found",
-                "effort": f"{effort:g}",
-                **identity.runtime,
-            },
-            notes=notes,
-            during=during,
-            energy=energy,
-        )
+            identity = self.identity(device)
+            return measure_leg(self.farm, identity, subject, plan, self._provenance["commit"], self._on_step)
 
     def keep(self, check: CheckResult) -> None:
         """Store a check's result; durable when this returns."""
@@ -303,14 +273,14 @@ class DeviceRun:
     def working(self, device: str) -> Iterator[None]:
         """While the body runs no device is measured that this one's work would disturb."""
         quiet = self._quiet_of(device)
-        with quiet.shared() if quiet else contextlib.nullcontext():
+        with quiet.shared() if quiet else nullcontext():
             yield
 
     @contextmanager
     def _alone(self, device: str) -> Iterator[None]:
         """While the body runs no device works that would disturb this one's measurement."""
         quiet = self._quiet_of(device)
-        with quiet.alone() if quiet else contextlib.nullcontext():
+        with quiet.alone() if quiet else nullcontext():
             yield
 
     def take_waited(self) -> float:
@@ -471,6 +441,7 @@ class DeviceRun:
             planned_checks=self.planned_checks,
             planned_legs=self.planned_legs,
             not_run=self.not_run,
+            ablation=self.ablation,
         )
 
     def _selected(self) -> dict[str, str]:
@@ -498,25 +469,6 @@ class DeviceRun:
         if self._farm is not None:
             self._farm.__exit__(None, None, None)
             self._farm = None
-
-
-def _recorded(session: DeviceSession, workload: Workload) -> tuple[Measurement, DuringInfo]:
-    """A device that cannot record still measures, and the row says so."""
-    try:
-        session.start_recording(RecordingPlan())
-    except InfrastructureError as error:
-        return session.run_workload(workload), DuringInfo(note=f"not recorded: {error}")
-    try:
-        measurement = session.run_workload(workload)
-    except BaseException:
-        with contextlib.suppress(InfrastructureError):
-            session.stop_recording()
-        raise
-    try:
-        record = session.stop_recording()
-    except InfrastructureError as error:
-        return measurement, DuringInfo(note=f"the recording is lost: {error}")
-    return measurement, during_info(record, measurement.began_s, measurement.ended_s)
 
 
 def _with_plan(recipe: Recipe, plan: PlanKind) -> Recipe:

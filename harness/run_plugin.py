@@ -35,7 +35,7 @@ class DeviceTests:
         self._marks = DeviceMarks(run)
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """One test per device and recipe for ``cell``; per device, model and recipe for ``leg``.
+        """One test per device and recipe for ``cell``; per device, model, recipe and workload for ``leg``.
 
         A test whose marker no device satisfies is planned once, and skipped with the reason.
         """
@@ -60,9 +60,18 @@ class DeviceTests:
             ids = [f"{device}-{recipe}" for device, recipe in pairs]
             metafunc.parametrize("cell", pairs, ids=ids, indirect=True, scope="session")
         if "leg" in metafunc.fixturenames:
-            triples = [(device, model, recipe) for device in devices for model, recipe in run.measured]
-            ids = [f"{device}-{model.name}-{recipe.name}" for device, model, recipe in triples]
-            metafunc.parametrize("leg", triples, ids=ids, indirect=True, scope="session")
+            legs = [
+                (device, model, recipe, shape)
+                for device in devices
+                for model, recipe in run.measured
+                for shape in run.options.shapes
+            ]
+            several = len(run.options.shapes) > 1
+            ids = [
+                f"{device}-{model.name}-{recipe.name}" + (f"-{shape.key}" if several else "")
+                for device, model, recipe, shape in legs
+            ]
+            metafunc.parametrize("leg", legs, ids=ids, indirect=True, scope="session")
 
     def _devices(self, metafunc: pytest.Metafunc) -> tuple[str, ...] | NoDevice:
         definition = metafunc.definition
@@ -168,5 +177,5 @@ class RunPlugin(DeviceTests, Reporting):
         if session.config.option.collectonly:
             return
         plan = plan_of(session.items)
-        self.run.begin(plan)
+        self.run.begin(plan.checks, plan.legs, plan.not_run)
         self.progress.begin(len(plan.tests))

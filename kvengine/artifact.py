@@ -12,11 +12,13 @@ from kvengine.codec import DecodeError, decode, encode
 from kvengine.errors import ArtifactError
 from kvengine.plan import LayerPlan
 from kvengine.recipe import ExportRecipe
+from kvengine.sanity import check_manifest
 from kvengine.spec import ModelSpec
 
 MANIFEST = "artifact.json"
 MODEL = "model.onnx"
 _CHUNK = 1 << 22
+_LARGEST_MANIFEST = 1 << 24  # bytes; real ones have some kilobytes
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Manifest:
     calibration: how int8/int4 cache scales were found (empty for float caches); the
     scales themselves are initializers of the graph.
     versions: of kvfarm, onnx and onnxruntime that exported it.
+    extras: files of the artifact that no device needs: the tokenizer, the graph for onnxruntime-genai.
     """
 
     spec: ModelSpec
@@ -46,6 +49,7 @@ class Manifest:
     checkpoint_sha256: str
     calibration: dict[str, str]
     versions: dict[str, str]
+    extras: tuple[Blob, ...] = ()
     format: Literal["kvfarm-artifact/1"] = "kvfarm-artifact/1"
 
     def to_json(self) -> str:
@@ -72,6 +76,18 @@ class Artifact:
     def model_path(self) -> Path:
         return self.folder / MODEL
 
+    def extra(self, name: str) -> Path | None:
+        """The path of an extra, checked now; None if the artifact has no such file.
+
+        Raises:
+            ArtifactError: it is missing, truncated or altered. (A device has no extras.)
+        """
+        blob = next((blob for blob in self.manifest.extras if blob.name == name), None)
+        if blob is None:
+            return None
+        _check(self.folder / name, blob, verify=True)
+        return self.folder / name
+
     @classmethod
     def open(cls, folder: str | Path, verify: bool = True) -> Artifact:
         """Read ``folder``/artifact.json and check every blob.
@@ -79,19 +95,23 @@ class Artifact:
         verify: compare sha256 (about 1 s per GB) and not just presence and size.
 
         Raises:
-            ArtifactError: no or unreadable manifest; a missing, truncated or altered blob.
+            ArtifactError: no or unreadable manifest, or one that makes no sense; a missing, truncated or
+                altered blob.
         """
         folder = Path(folder)
         path = folder / MANIFEST
         try:
-            manifest = decode(Manifest, json.loads(path.read_text()))
+            if path.stat().st_size > _LARGEST_MANIFEST:
+                raise ArtifactError(f"{path}: sought at most {_LARGEST_MANIFEST:,} bytes, found more")
+            manifest = decode(Manifest, json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise ArtifactError(
                 f"sought {MANIFEST} in {folder}, found none; export one with "
                 f"`kvfarm export CHECKPOINT -o {folder}`"
             ) from None
-        except (DecodeError, ValueError, OSError) as error:
+        except (DecodeError, ValueError, OSError, RecursionError) as error:
             raise ArtifactError(f"{path} is not a manifest of format kvfarm-artifact/1: {error}") from error
+        check_manifest(manifest)
         for blob in manifest.blobs:
             _check(folder / blob.name, blob, verify)
         return cls(folder, manifest)

@@ -54,14 +54,14 @@ def _decode(kind: Any, value: Any, path: str) -> Any:
         return _decode_union(arguments, value, path)
     if origin is typing.Literal:
         if not any(value == a and type(value) is type(a) for a in arguments):
-            raise DecodeError(f"{path}: sought one of {list(arguments)}, found {value!r}")
+            raise DecodeError(f"{path}: sought one of {list(arguments)}, found {_short(value)}")
         return value
     if origin is tuple:
         items = _expect(list, value, path)
         return tuple(_decode(arguments[0], v, f"{path}[{i}]") for i, v in enumerate(items))
     if origin is dict:
         pairs = _expect(dict, value, path)
-        return {key: _decode(arguments[1], v, f"{path}.{key}") for key, v in pairs.items()}
+        return {key: _decode(arguments[1], v, f"{path}.{key[:80]}") for key, v in pairs.items()}
     if dataclasses.is_dataclass(kind):
         return _decode_dataclass(typing.cast(type, kind), value, path)
     if kind is types.NoneType:
@@ -83,13 +83,13 @@ def _decode_union(members: tuple[Any, ...], value: Any, path: str) -> Any:
             if tag in typing.get_args(typing.get_type_hints(member)["kind"]):
                 return _decode(member, value, path)
         names = [typing.get_args(typing.get_type_hints(m)["kind"])[0] for m in rest]
-        raise DecodeError(f"{path}.kind: sought one of {names}, found {tag!r}")
+        raise DecodeError(f"{path}.kind: sought one of {names}, found {_short(tag)}")
     for member in rest:
         try:
             return _decode(member, value, path)
         except DecodeError:
             continue
-    raise DecodeError(f"{path}: {value!r} is none of {rest}")
+    raise DecodeError(f"{path}: {_short(value)} is none of {rest}")
 
 
 def _decode_dataclass(kind: type, value: Any, path: str) -> Any:
@@ -98,15 +98,21 @@ def _decode_dataclass(kind: type, value: Any, path: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(kind)}
     unknown = sorted(set(pairs) - set(fields))
     if unknown:
-        raise DecodeError(f"{path}: unknown key {unknown[0]!r}; {kind.__name__} has {sorted(fields)}")
+        raise DecodeError(f"{path}: unknown key {_short(unknown[0])}; {kind.__name__} has {sorted(fields)}")
     missing = [
         name
         for name, f in fields.items()
         if name not in pairs and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise DecodeError(f"{path}: {kind.__name__} needs {missing[0]!r}, found only {sorted(pairs)}")
+        raise DecodeError(f"{path}: {kind.__name__} needs {missing[0]!r}, found only {_short(sorted(pairs))}")
     return kind(**{n: _decode(hints[n], v, f"{path}.{n}") for n, v in pairs.items()})
+
+
+def _short(value: Any) -> str:
+    """For a message: what is untrusted may also be megabytes long."""
+    text = repr(value) if not isinstance(value, int) or abs(value) < 1 << 64 else "an enormous integer"
+    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def _expect(kind: Any, value: Any, path: str) -> Any:

@@ -62,8 +62,7 @@ class Decoder:
         self.plan = model.plan if slack is None else dataclasses.replace(model.plan, slack=slack)
         self.rows = Rows(len(model.spec.layers), batch, capacity)
         self._failed = False
-        cache_type = GrowingCache if self.plan.kind == "growing" else StaticCache
-        self.cache: Cache = cache_type(model.spec, self.plan, capacity, batch, model.recipe)
+        self.cache = self._make_cache()
         self._lengths = Buffer((batch,), np.int32)  # seqlens_k: total tokens - 1
         self._total = Buffer((1,), np.int32)
         self._new = Buffer((batch,), np.int32)  # query_seqlens
@@ -159,19 +158,27 @@ class Decoder:
         return shortcuts.reuse(self, tokens, chunk, self._row(row))
 
     def speculate(
-        self, token: int, count: int, *, draft: int = 4, ngram: int = 2, row: int = 0
+        self,
+        token: int,
+        count: int,
+        *,
+        draft: int = 4,
+        ngram: int = 2,
+        row: int = 0,
+        hint: Sequence[int] = (),
     ) -> tuple[int, ...]:
         """Append ``token`` and greedy tokens after it, by prompt lookup; the last one is not appended.
 
-        What followed the last ``ngram`` tokens when they last occurred, up to ``draft`` tokens and no more
-        than could be rewound, is run in one step with the newest token. As far as it is what the model
-        would have said it is kept, the rest is rewound: the tokens are those of greedy decoding.
+        What followed the last ``ngram`` tokens when they last occurred (in the row, or in ``hint``, which
+        counts as standing before it), up to ``draft`` tokens and no more than could be rewound, is run in
+        one step with the newest token. As far as it is what the model would have said it is kept, the
+        rest is rewound: the tokens are those of greedy decoding.
 
         Returns:
             the ``count`` tokens that follow ``token``.
         """
         self._check_alive()
-        return shortcuts.speculate(self, token, count, draft, ngram, self._row(row))
+        return shortcuts.speculate(self, token, count, draft, ngram, self._row(row), hint)
 
     def step(self, rows: Sequence[bool] | None = None) -> Int64Array:
         """Append the newest greedy token and return the one after it, int64 [batch].
@@ -408,7 +415,7 @@ class Decoder:
         self._total.read()[:] = bound
         self._new.read()[:] = counts
         try:
-            self.model.session.run_with_iobinding(binding, self.model.run_options)
+            self._execute(binding, ids)
         except Exception as error:  # onnxruntime raises a dozen unrelated classes
             self._failed = True
             raise failure_of(error, f"onnxruntime failed at position {self.position}") from error
@@ -416,6 +423,13 @@ class Decoder:
             self.rows.append(row, ids[row, :added])
         self.rows.held = totals
         self.cache.collect(binding)
+
+    def _execute(self, binding: ort.IOBinding, ids: Int64Array) -> None:
+        self.model.session.run_with_iobinding(binding, self.model.run_options)
+
+    def _make_cache(self) -> Cache:
+        cache_type = GrowingCache if self.plan.kind == "growing" else StaticCache
+        return cache_type(self.model.spec, self.plan, self.capacity, self.batch, self.model.recipe)
 
     @property
     def _device(self) -> tuple[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -145,8 +146,10 @@ def _compact_layer(decoder: Decoder, index: int, row: int, newest: int, dropped:
 def _rotate_back(decoder: Decoder, index: int, keys: Float32Array, by: int) -> Float32Array:
     """Keys [kv_heads, rows, head_dim] as they would be ``by`` positions earlier."""
     layer = decoder.model.spec.layers[index]
-    tables = rope_tables(decoder.model.spec.ropes[layer.rope], by + 1, layer.head_dim)
-    cos, sin = (table[by] for table in tables)
+    if layer.rope is None:
+        return keys
+    rope = replace(decoder.model.spec.ropes[layer.rope], magnitude=1.0)  # the keys have theirs already
+    cos, sin = (table[by] for table in rope_tables(rope, by + 1, layer.head_dim))
     half = len(cos)
     first, second = keys[..., :half], keys[..., half : 2 * half]
     turned = [first * cos + second * sin, second * cos - first * sin, keys[..., 2 * half :]]

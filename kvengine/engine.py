@@ -18,12 +18,16 @@ from kvengine.model import Model
 from kvengine.program import Measurement, Observation, Program, Sample, Workload
 from kvengine.recipe import SessionRecipe
 from kvengine.session import SessionInfo
+from kvengine.unbound import decoder_for
+
+# A context comes in pieces: with full logits, 4,096 tokens in one shot would take 4 GB for their rows.
+CONTEXT_CHUNK = 256
 
 
 class LocalEngine:
     """The engine behind every check: in a test it runs here, on a device inside the runner."""
 
-    decoder_type: type[Decoder] = Decoder  # where tests inject a broken one
+    decoder_type: type[Decoder] | None = None  # where tests inject a broken one
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -57,7 +61,7 @@ class LocalEngine:
         Raises:
             InvalidRequest: the program's capacity, batch or slack cannot be had.
         """
-        decoder = self.decoder_type(self.model, program.capacity, batch=program.batch, slack=program.slack)
+        decoder = self._make_decoder(program.capacity, program.batch, program.slack)
         with Interpreter(decoder) as interpreter:
             return tuple(interpreter.observe(operation) for operation in program.operations)
 
@@ -69,12 +73,14 @@ class LocalEngine:
         """
         if workload.new_tokens < 1 or workload.repeats < 1 or workload.warmup < 0:
             raise InvalidRequest("sought new_tokens >= 1, repeats >= 1 and warmup >= 0")
-        capacity = workload.capacity or len(workload.prompt) + workload.new_tokens
-        decoder = Decoder(self.model, capacity)
+        capacity = workload.capacity or len(workload.context) + len(workload.prompt) + workload.new_tokens
+        decoder = self._make_decoder(capacity)
         samples = []
         began_s = _since_boot()
         for repeat in range(workload.warmup + workload.repeats):
             decoder.reset()
+            if workload.context:
+                decoder.prefill(workload.context, chunk=CONTEXT_CHUNK)
             sample = _generate(decoder, workload)
             if repeat >= workload.warmup:
                 samples.append(sample)
@@ -92,6 +98,10 @@ class LocalEngine:
     def close(self) -> None:
         """Free the session; further calls fail."""
         del self.model
+
+    def _make_decoder(self, capacity: int, batch: int = 1, slack: int | None = None) -> Decoder:
+        decoder_type = self.decoder_type or decoder_for(self.model.recipe)
+        return decoder_type(self.model, capacity, batch=batch, slack=slack)
 
 
 def _generate(decoder: Decoder, workload: Workload) -> Sample:

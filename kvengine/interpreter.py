@@ -103,8 +103,8 @@ class Interpreter:
                 return self._found(tokens=self._generate(operation))
             case ops.Extend():
                 return self._found(decoder.extend(operation.tokens, chunk=operation.chunk, logits="all"))
-            case ops.Speculate(token, count, draft, ngram, row):
-                tokens = decoder.speculate(token, count, draft=draft, ngram=ngram, row=row)
+            case ops.Speculate(token, count, draft, ngram, row, hint):
+                tokens = decoder.speculate(token, count, draft=draft, ngram=ngram, row=row, hint=hint)
                 return self._found(tokens=tokens)
             case ops.Reuse(tokens, chunk, row):
                 return self._found(decoder.reuse(tokens, chunk=chunk, row=row))

@@ -15,8 +15,9 @@ from kvengine.codes import Scales, no_scales, read_scales
 from kvengine.errors import failure_of
 from kvengine.plan import CachePlan
 from kvengine.recipe import SessionRecipe
+from kvengine.sanity import check_identity
 from kvengine.spec import ModelSpec
-from kvengine.threads import choose_threads
+from kvengine.threads import choose_threads, count_threads
 
 _OPTIMIZATION = {
     "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -33,15 +34,17 @@ class Model:
     Raises:
         RecipeError, ProviderUnavailable: the recipe asks for what there is not.
         EngineFailure: onnxruntime could not load the graph. MemoryError: for want of memory.
+        ArtifactError: the graph was not built from the spec and recipe of the manifest.
     """
 
     def __init__(self, artifact: Artifact, recipe: SessionRecipe) -> None:
         self.artifact = artifact
         self.recipe = recipe
-        self.threads = recipe.threads or choose_threads()
+        self.threads = choose_threads() if recipe.threads is None else recipe.threads
         self.notes = providers.notes(recipe)
         chosen = providers.session_providers(recipe)
         os.environ.update(recipe.environment)
+        others = count_threads()
         started = time.perf_counter()
         try:
             self.session = ort.InferenceSession(
@@ -49,7 +52,12 @@ class Model:
             )
         except Exception as error:  # onnxruntime raises a dozen unrelated classes
             raise failure_of(error, f"onnxruntime could not load {artifact.model_path}") from error
+        if getattr(artifact.manifest, "contract", None) is None:  # a foreign graph is not of our making
+            check_identity(self.session, artifact.manifest)
         self.load_ms = (time.perf_counter() - started) * 1e3
+        if not self.threads:
+            # onnxruntime does not tell how many it took: its pool, and the thread that calls it.
+            self.threads = count_threads() - others + 1
         self.run_options = ort.RunOptions()
         self.run_options.log_severity_level = 4
         if recipe.arena_shrinkage:

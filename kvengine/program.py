@@ -55,13 +55,17 @@ class Generate:
 @dataclass(frozen=True)
 class Speculate:
     """As Generate, by prompt lookup: up to ``draft`` tokens that once followed the newest ``ngram`` tokens
-    are verified in one step, and those rejected are rewound. Returns the same tokens as Generate."""
+    are verified in one step, and those rejected are rewound. Returns the same tokens as Generate.
+
+    hint: further text to look them up in.
+    """
 
     token: int
     count: int
     draft: int = 4
     ngram: int = 2
     row: int = 0
+    hint: tuple[int, ...] = ()
     kind: Literal["speculate"] = "speculate"
 
 
@@ -277,6 +281,7 @@ class Workload:
     """What a leg measures: one prompt of ``prompt`` tokens, then ``new_tokens`` greedy tokens, repeated.
 
     capacity: tokens of context to allocate; None is just enough.
+    context: tokens that are in the cache before the prompt comes; to put them there is not timed.
     """
 
     prompt: tuple[int, ...]
@@ -285,6 +290,7 @@ class Workload:
     warmup: int = 1
     chunk: int = 0
     capacity: int | None = None
+    context: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,12 @@ class ExportRecipe:
 
 @dataclass(frozen=True)
 class SessionRecipe:
-    """How onnxruntime runs an artifact on one device. ``threads=None``: chosen for the device by kvfarm."""
+    """How onnxruntime runs an artifact on one device.
+
+    threads: None is chosen for the device by kvfarm, 0 is onnxruntime's own choice, which looks at the
+        machine and not at what this process may use.
+    io_binding, logits: off and "all" are how a first port decodes; see ``kvengine.unbound``.
+    """
 
     provider: str = "cpu"  # a key of kvengine.providers.PROVIDERS
     provider_flags: tuple[str, ...] = ()  # e.g. ("USE_FP16",) for nnapi
@@ -41,5 +46,7 @@ class SessionRecipe:
     memory_pattern: bool = True
     device_type: str = "cpu"  # where IO binding puts the buffers: cpu, cuda, ...
     device_id: int = 0
+    io_binding: bool = True  # off: session.run, every tensor copied in and out of numpy each step
+    logits: Literal["last", "all"] = "last"  # all: a generation computes a row for every prompt token
     environment: dict[str, str] = field(default_factory=dict)
     session_config: dict[str, str] = field(default_factory=dict)  # add_session_config_entry

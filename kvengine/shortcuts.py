@@ -43,17 +43,22 @@ def _kept(decoder: Decoder, ids: Int64Array, row: int) -> int:
     return common if reachable and not decoder.rows.compacted(row) else 0
 
 
-def speculate(decoder: Decoder, token: int, count: int, draft: int, ngram: int, row: int) -> tuple[int, ...]:
+def speculate(
+    decoder: Decoder, token: int, count: int, draft: int, ngram: int, row: int, hint: Sequence[int]
+) -> tuple[int, ...]:
     """See Decoder.speculate."""
     if count < 1 or draft < 1 or ngram < 1:
         raise InvalidRequest(
             f"sought count, draft and ngram of at least 1, found {count}, {draft} and {ngram}"
         )
     decoder.check_rows(decoder.alone((token,) * count, row))
+    text = np.asarray(hint, np.int64)
+    if text.size:
+        decoder.check_tokens(text)
     found: list[int] = []
     newest = token
     while len(found) < count:
-        said = np.append(decoder.rows.sequence(row), newest)
+        said = np.concatenate([text, decoder.rows.sequence(row), [newest]])
         most = min(draft, count - len(found) - 1)
         guess = _guess(said, ngram, _undoable(decoder, most, row))
         logits = decoder.extend(decoder.alone([newest, *guess], row), logits="all")

@@ -46,6 +46,7 @@ def ragged_steps(parts: Sequence[Int64Array], held: Sequence[int], chunk: int, r
     held, done = list(held), [0] * len(parts)
     while any(left := [len(part) - start for part, start in zip(parts, done, strict=True)]):
         width = min(max(left), chunk or max(left), room - max(*held, 1))
+        assert width > 0, "a row holds more than its capacity"
         new = np.minimum(left, width)
         ids = np.zeros((len(parts), width), np.int64)
         every, last = [], []

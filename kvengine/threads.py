@@ -25,6 +25,11 @@ def choose_threads(cpus: Path = Path("/sys/devices/system/cpu")) -> int:
     return max(1, min(len(siblings), _MOST))
 
 
+def count_threads() -> int:
+    """Threads of this process."""
+    return len(os.listdir("/proc/self/task"))
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text().strip()

@@ -39,17 +39,18 @@ def html(results: RunResults) -> str:
     """The page as text."""
     view = build_view(results)
     charts = chart_groups(view.measures)
-    scripts = [_asset("page.js")] + ([library(), _asset("charts.js")] if charts else [])
+    scripts = [asset("page.js")] + ([library(), asset("charts.js")] if charts else [])
     return (
-        _environment()
+        environment()
         .get_template("page.html.j2")
         .render(
             view=view,
             charts=charts,
+            curves=view.curves,
             chart_config=config(),
             columns=METRICS,
             policy=policy(scripts),
-            style=Markup(_asset("style.css")),
+            style=Markup(asset("style.css")),
             scripts=[Markup(script) for script in scripts],
         )
     )
@@ -70,7 +71,8 @@ def policy(scripts: Iterable[str]) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Jinja over our templates, everything escaped."""
     return Environment(
         loader=PackageLoader("reports", _TEMPLATES),
         autoescape=True,
@@ -81,7 +83,7 @@ def _environment() -> Environment:
 
 
 @cache
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
     """A file of ours beside the templates, free of anything that would end its HTML element."""
     content = (Path(__file__).parent / _TEMPLATES / name).read_text(encoding="utf-8")
     if "</" in content:

@@ -56,7 +56,9 @@ def program_view(text: str, divergence: Divergence | None) -> ProgramView:
 def _setting(program: dict[str, Any]) -> str:
     slack = program.get("slack")
     rows = "the artifact's slack" if slack is None else f"slack {slack}"
-    return f"A fresh decoder with capacity {program['capacity']} tokens, {rows}"
+    batch = program.get("batch", 1)
+    each = "" if batch == 1 else f" for each of {batch} rows"
+    return f"A fresh decoder with capacity {program['capacity']} tokens{each}, {rows}"
 
 
 def _operation(index: int, operation: dict[str, Any], divergence: Divergence | None) -> OperationView:
@@ -64,7 +66,10 @@ def _operation(index: int, operation: dict[str, Any], divergence: Divergence | N
     row = divergence.row if divergence is not None and differs and _one_row_a_token(operation) else -1
     tokens = tuple(TokenView(str(t), i == row) for i, t in enumerate(operation.get("tokens", ())))
     kind = str(operation["kind"])
-    return OperationView(index, kind, _describe(kind, operation), tokens, differs)
+    text = _describe(kind, operation)
+    if operation.get("row"):
+        text = f"row {operation['row']}: {text}"
+    return OperationView(index, kind, text, tokens, differs)
 
 
 def _one_row_a_token(operation: dict[str, Any]) -> bool:
@@ -85,6 +90,10 @@ def _describe(kind: str, operation: dict[str, Any]) -> str:
         return f"append token {operation.get('token')}, then {operation.get('count')} greedy tokens"
     if kind == "rewind":
         return f"drop the newest {operation.get('count')} tokens"
+    if kind == "reset" and operation.get("row") is not None:
+        return "forget the row, which leaves the batch"
+    if kind in _PATTERNS:
+        return _PATTERNS[kind].format(**operation)
     if kind in _NAMED:
         return _NAMED[kind].format(operation.get("name"))
     if kind in _PLAIN:
@@ -92,6 +101,15 @@ def _describe(kind: str, operation: dict[str, Any]) -> str:
     return json.dumps({k: v for k, v in operation.items() if k not in ("kind", "tokens")})
 
 
+_PATTERNS = {
+    "speculate": "append token {token}, then {count} greedy tokens by prompt lookup, at most {draft} at once",
+    "extend": "append to several rows at once, chunk {chunk} (0: as few steps as can be)",
+    "reuse": "hold exactly these tokens: keep the common prefix, run the rest",
+    "compact": "drop all but the newest {keep} tokens and the first {sinks}",
+    "reorder": "beam reorder: rows become what rows {order} were",
+    "damage": "damage the file of slot {name} at byte {at}",
+    "read_cache": "read the cache of layer {layer}",
+}
 _NAMED = {
     "fork": "copy the state under the name {}",
     "switch": "go on in the state {}",

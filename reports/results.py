@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from reports.ablation_results import AblationInfo
+
 Outcome = Literal["passed", "failed", "infrastructure", "not_run"]
 
 
@@ -153,6 +155,26 @@ class SampleInfo:
 
 
 @dataclass(frozen=True)
+class SustainedInfo:
+    """Generations back to back until the speed has settled, or time was up.
+
+    seconds: of each point, from the start, at its end. tokens_per_s: decode speed of each point.
+    settled: the speed had stopped moving. first, last: median speed of the first and of the last points.
+    temperatures_c: (s from the start, °C) of ``sensor``, the hottest that moved.
+    clocks_mhz: (s from the start, MHz) of the fastest core then.
+    """
+
+    seconds: tuple[float, ...]
+    tokens_per_s: tuple[float, ...]
+    settled: bool
+    first: float
+    last: float
+    sensor: str = ""
+    temperatures_c: tuple[tuple[float, float], ...] = ()
+    clocks_mhz: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class LegResult:
     """One fresh-process measurement."""
 
@@ -177,6 +199,9 @@ class LegResult:
     during: DuringInfo | None = None
     energy: EnergyInfo = EnergyInfo()
     retries: tuple[str, ...] = ()  # as in CheckResult
+    depth: int = 0  # tokens in the cache before the prompt
+    memory_pass: bool = False  # peak_rss_bytes is of a process of its own, which did one generation
+    sustained: SustainedInfo | None = None
 
 
 @dataclass(frozen=True)
@@ -218,4 +243,5 @@ class RunResults:
     planned_legs: int
     infrastructure: tuple[str, ...] = ()  # errors that belong to no single check
     not_run: tuple[NotRun, ...] = ()  # planned, and no device to run on; they are among planned_*
+    ablation: AblationInfo | None = None
     format: Literal["kvfarm-results/1"] = "kvfarm-results/1"

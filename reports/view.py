@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from reports import text
 from reports.correctness import CheckGrid, OverviewRow, check_grids, overview_row
+from reports.curves import CurveGroup, curve_groups
 from reports.devices import DeviceView, device_view, unique
 from reports.failures import Problem, Retried, problems, retried
 from reports.measurements import MeasureGroup, measure_groups
@@ -43,6 +44,7 @@ class ReportView:
     overview: tuple[OverviewRow, ...]
     grids: tuple[CheckGrid, ...]
     measures: tuple[MeasureGroup, ...]
+    curves: tuple[CurveGroup, ...]
     failures: tuple[Problem, ...]
     infrastructure: tuple[Problem, ...]
     errors: tuple[str, ...]
@@ -75,6 +77,7 @@ def build_view(results: RunResults) -> ReportView:
         overview=tuple(overview_row(results, device, recipes) for device in devices.values()),
         grids=check_grids(results, devices, recipes),
         measures=measure_groups(results, devices, recipes),
+        curves=curve_groups(results, devices),
         failures=tuple(p for outcome, p in found if outcome == "failed"),
         infrastructure=tuple(p for outcome, p in found if outcome == "infrastructure"),
         errors=results.infrastructure,

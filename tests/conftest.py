@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,14 @@ OpenTiny = Callable[[ExportRecipe], LocalEngine]
 
 # adbd, also the fake one, ends what it started by SIGHUP, which nohup has every child ignore.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_phones_of_the_users() -> Iterator[None]:
+    """``farm`` without a farm.toml takes in what the user's adb server knows; here nothing listens there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANDROID_ADB_SERVER_PORT", "1")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.presets import PRESETS as CHECKPOINTS
 from harness.recipes import PRESETS
-from harness.synth import PRESETS as CHECKPOINTS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -13,12 +13,13 @@ from pathlib import Path
 from device_agents import messages
 from device_agents.adb import settings
 from device_agents.adb.android_vitals import read_android_vitals
+from device_agents.adb.diagnose import diagnose
 from device_agents.adb.facts import Facts, read_facts
 from device_agents.adb.locks import holding
 from device_agents.adb.shell_v2 import ShellStream
 from device_agents.adb.store import LIMIT_BYTES, ROOT, PhoneFile, PhoneStore
 from device_agents.adb.transport import AdbTransport
-from device_agents.api import DeviceIdentity, Vitals
+from device_agents.api import DeviceIdentity, Finding, Vitals
 from device_agents.blobs import parse_manifest
 from device_agents.bundle.model import Bundle
 from device_agents.config import DeviceSettings
@@ -134,6 +135,9 @@ class AndroidDevice:
 
     def vitals(self, deadline: Deadline) -> Vitals:
         return read_android_vitals(self._reach(deadline), deadline)
+
+    def diagnose(self, deadline: Deadline) -> tuple[Finding, ...]:
+        return diagnose(self._reach, self._root, deadline)
 
     def deploy(self, folder: Path, deadline: Deadline) -> str:
         """See Device.deploy and PhoneStore.deploy."""

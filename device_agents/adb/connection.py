@@ -128,8 +128,11 @@ class AdbServer:
 
     @classmethod
     def default(cls) -> AdbServer:
-        """The one that `adb` itself would use."""
-        return cls(int(os.environ.get("ANDROID_ADB_SERVER_PORT", DEFAULT_PORT)))
+        """The one that `adb` itself would use. Raises AdbFailure: its variable has no port in it."""
+        port = os.environ.get("ANDROID_ADB_SERVER_PORT", str(DEFAULT_PORT))
+        if not port.isdigit():
+            raise AdbFailure(f"sought a port in ANDROID_ADB_SERVER_PORT, found {port!r}; correct or unset it")
+        return cls(int(port))
 
     def open(self, what: str, deadline: Deadline) -> AdbSocket:
         """A connection on which a command may be sent.

@@ -168,7 +168,7 @@ class PhoneStore:
                 case ["links", *how]:
                     links = " ".join(how)
                 case ["free", *columns]:
-                    free = _free_bytes(columns)
+                    free = free_bytes(columns)
                 case ["laid"]:
                     laid = True
                 case [size, time, path] if size.isdigit():
@@ -343,8 +343,11 @@ def _hashes(text: str) -> dict[str, str]:
     return {pair[1].lstrip("*"): pair[0] for pair in pairs if len(pair) == 2}
 
 
-def _free_bytes(columns: Sequence[str]) -> int:
-    """From the last line of ``df -k``: device, size, used, available, used in percent, mount point."""
+def free_bytes(columns: Sequence[str]) -> int:
+    """From the last line of ``df -k``: device, size, used, available, used in percent, mount point.
+
+    -1 for anything else.
+    """
     try:
         percent = next(i for i, column in enumerate(columns) if column.endswith("%"))
         return int(columns[percent - 1]) * 1024

@@ -4,8 +4,8 @@ Made on the lab host, without root, from pinned Debian packages and PyPI wheels 
 ``build``. A user's own Python in place of ours: ``Bundle.from_runtime``.
 """
 
-from device_agents.bundle.builder import build
+from device_agents.bundle.builder import build, built
 from device_agents.bundle.lock import Abi
 from device_agents.bundle.model import ENTRY, MANIFEST, Bundle, BundleBlob, BundleManifest
 
-__all__ = ["ENTRY", "MANIFEST", "Abi", "Bundle", "BundleBlob", "BundleManifest", "build"]
+__all__ = ["ENTRY", "MANIFEST", "Abi", "Bundle", "BundleBlob", "BundleManifest", "build", "built"]

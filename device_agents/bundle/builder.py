@@ -62,10 +62,9 @@ def build(abi: Abi, cache: Path, progress: Progress | None = None, *, lock: Lock
     report = progress or (lambda stage, done, total: None)
     lock = lock or load_lock()
     cache = cache.absolute()
-    base_key = _key(lock.packages(abi), _compiler_debs(lock), digest_of(_builder_sources()))
-    built = cache / "built" / _key(base_key, digest_of(own_sources()))
+    base_key, marker = _base_key(abi, lock), _marker(abi, lock, cache)
     with contextlib.suppress(OSError, BundleError):
-        return _used(Bundle.open(cache / "bundles" / built.read_text()))
+        return _used(Bundle.open(cache / "bundles" / marker.read_text()))
     with making(cache) as scratch:
         _tidy(cache)
         base = _base(abi, lock, base_key, cache, scratch, report)
@@ -78,8 +77,31 @@ def build(abi: Abi, cache: Path, progress: Progress | None = None, *, lock: Lock
         versions = {**lock.packages(abi).versions, "kvfarm": kvengine.__version__}
         made = seal(tree, abi, "kvfarm", versions, _executable(abi))
         bundle = place(made, cache / "bundles" / made.id)
-        _write(built, bundle.id, scratch)
+        _write(marker, bundle.id, scratch)
     return bundle
+
+
+def built(abi: Abi, cache: Path) -> Bundle | None:
+    """What ``build`` would find in ``cache``, if it is there. Raises BundleError: no lock."""
+    cache, lock = cache.absolute(), load_lock()
+    with contextlib.suppress(OSError, BundleError):
+        return Bundle.open(cache / "bundles" / _marker(abi, lock, cache).read_text(), verify=False)
+    return None
+
+
+def lacking_debs(abi: Abi, cache: Path) -> tuple[Package, ...]:
+    """Debian packages that ``build`` would have to fetch first. Raises BundleError: no lock."""
+    kept = cache.absolute() / "downloads"
+    return tuple(deb for deb in load_lock().packages(abi).debs if not (kept / deb.sha256).is_file())
+
+
+def _marker(abi: Abi, lock: Lock, cache: Path) -> Path:
+    """The file that has the id of the bundle which this lock and these sources give."""
+    return cache / "built" / _key(_base_key(abi, lock), digest_of(own_sources()))
+
+
+def _base_key(abi: Abi, lock: Lock) -> str:
+    return _key(lock.packages(abi), _compiler_debs(lock), digest_of(_builder_sources()))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Running the machine's own tools: apt-get, dpkg-deb, pip. Bounded in time, errors typed."""
+"""Running the machine's own tools: dpkg-deb, pip. Bounded in time, errors typed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from device_agents.api import RunResult
 from device_agents.errors import BundleError
 
 _TAIL_LINES = 12
@@ -51,7 +52,7 @@ def run(
         ) from None
 
 
-def said(*results: subprocess.CompletedProcess[bytes]) -> str:
+def said(*results: subprocess.CompletedProcess[bytes] | RunResult) -> str:
     """The last lines of what commands wrote, errors first."""
     parts = (part for result in results for part in (result.stderr, result.stdout))
     lines = [line for part in parts for line in part.decode(errors="replace").splitlines() if line.strip()]

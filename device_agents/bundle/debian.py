@@ -1,20 +1,21 @@
-"""Debian packages of any architecture and their files, without root or the machine's own apt state.
+"""Debian packages of any architecture, of the release that bundles are made of, whatever this machine is.
 
-apt runs with lists, cache and status of its own in a temporary folder. The mirrors, proxies
-and keys are the machine's: no host is named here. A machine that has no Debian mirror among
-its sources (Ubuntu, say) is told one by KVFARM_DEBIAN_MIRROR.
+A machine that has no Debian mirror among its sources (Ubuntu, say) is told one by KVFARM_DEBIAN_MIRROR.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from device_agents.apt import PrivateApt, Source, machine_sources, missing_tools
 from device_agents.bundle.commands import run, said
 from device_agents.bundle.lock import SUITE, Package
-from device_agents.errors import BundleError
+from device_agents.deadline import Deadline
+from device_agents.errors import BundleError, InfrastructureError
 
 MIRROR_VARIABLE = "KVFARM_DEBIAN_MIRROR"
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -24,45 +25,20 @@ _UPDATE_S, _DOWNLOAD_S, _UNPACK_S = 300.0, 900.0, 120.0
 _RELEASES = ("stable", "oldstable", "testing", "unstable", "sid", "bullseye", "bookworm", "trixie", "forky")
 _SUFFIXES = ("", "-updates", "-security")
 
-# The machine's hooks act on the machine's own state, which is none of our business; and only
-# English package lists are of use. "#clear" works in a file read by -c, not with -o.
-_CONFIGURATION = """\
-#clear APT::Update::Pre-Invoke;
-#clear APT::Update::Post-Invoke;
-#clear APT::Update::Post-Invoke-Success;
-#clear DPkg::Pre-Invoke;
-#clear DPkg::Post-Invoke;
-#clear APT::Architectures;
-APT::Architecture "{architecture}";
-APT::Architectures {{ "{architecture}"; }};
-APT::Sandbox::User "{user}";
-Acquire::Languages "none";
-Acquire::Retries "3";
-Dir::State "{root}/state";
-Dir::State::Lists "{root}/lists";
-Dir::State::status "{root}/state/status";
-Dir::State::extended_states "{root}/state/extended_states";
-Dir::Cache "{root}/cache";
-Dir::Cache::pkgcache "pkgcache.bin";
-Dir::Cache::srcpkgcache "srcpkgcache.bin";
-Dir::Log "{root}/log";
-Dir::Etc::sourcelist "{root}/sources.list";
-Dir::Etc::sourceparts "{root}/nothing";
-Dir::Etc::preferences "{root}/nothing/preferences";
-Dir::Etc::preferencesparts "{root}/nothing";
-"""
-
 
 @dataclass(frozen=True)
 class _Apt:
-    """apt of one architecture in a folder of its own. update_said: what it had to say while updating."""
+    """apt on SUITE. update_said: what it had to say while updating."""
 
-    root: Path
+    private: PrivateApt
     update_said: str
 
-    def run(self, *arguments: str, folder: Path, within_s: float = _DOWNLOAD_S) -> tuple[int, str, str]:
+    def run(self, *arguments: str, folder: Path) -> tuple[int, str, str]:
         """Exit code, stdout, and what it complained about."""
-        done = run(("apt-get", "-c", self.root / "apt.conf", *arguments), within_s=within_s, folder=folder)
+        try:
+            done = self.private.run(["apt-get", *arguments], Deadline(_DOWNLOAD_S), folder)
+        except InfrastructureError as error:
+            raise BundleError(f"apt-get for a bundle: {error}; is the network slow? try again") from error
         return done.returncode, done.stdout.decode(errors="replace"), said(done)
 
 
@@ -89,13 +65,17 @@ def download(architecture: str, packages: tuple[Package, ...], folder: Path, scr
     raise BundleError(_unreachable(architecture, apt, complaints))
 
 
-def newest(architecture: str, names: tuple[str, ...], scratch: Path) -> tuple[Package, ...]:
+def newest(
+    architecture: str, names: tuple[str, ...], scratch: Path, deadline: Deadline | None = None
+) -> tuple[Package, ...]:
     """The versions that the mirrors have now, with the sha256 of Debian's signed lists.
+
+    deadline: default what a slow network needs.
 
     Raises:
         BundleError: no Debian mirror, none that answers, a package that it lacks.
     """
-    apt = _apt(architecture, scratch)
+    apt = _apt(architecture, scratch, deadline)
     found = _candidates(apt, list(names))
     missing = sorted(set(names) - {package.name for package in found})
     if missing:
@@ -122,57 +102,54 @@ def parse_uris(text: str) -> list[Package]:
     return found
 
 
-def debian_sources(targets: str, mirror: str | None = None) -> list[str]:
-    """Lines of a sources.list for SUITE, from this machine's own sources.
+def debian_sources(known: Iterable[Source], mirror: str | None = None) -> list[Source]:
+    """Where SUITE is to be had, by the Debian archives among ``known``, this machine's own sources.
 
-    targets: ``apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)'``.
     mirror: the URL of one more; its security archive is sought beside it, at URL-security.
 
     Raises:
         BundleError: none of the sources is a Debian archive.
     """
-    found: dict[tuple[str, str], None] = {}
+    found: dict[tuple[str, str], Source] = {}
+    ours = str(_KEYRING) if _KEYRING.exists() else ""
     if mirror is not None:
         root = mirror.rstrip("/")
-        found = dict.fromkeys(
-            [(root, SUITE), (root, f"{SUITE}-updates"), (f"{root}-security", f"{SUITE}-security")]
-        )
-    for line in targets.splitlines():
-        words = line.split()
-        if len(words) != 3 or words[2] != "main":
-            continue
-        base, dash, rest = words[1].partition("-")
-        if base in _RELEASES and dash + rest in _SUFFIXES:
-            found[words[0], SUITE + dash + rest] = None
+        for suffix in _SUFFIXES:
+            uri = f"{root}-security" if suffix == "-security" else root
+            found[uri, suffix] = Source(uri, SUITE + suffix, "main", ours)
+    for source in known:
+        base, dash, rest = source.suite.partition("-")
+        suffix = dash + rest
+        if source.component == "main" and base in _RELEASES and suffix in _SUFFIXES:
+            # The key of another release need not be that of SUITE.
+            key = source.signed_by if source.suite == SUITE + suffix else ""
+            found[source.uri, suffix] = Source(source.uri, SUITE + suffix, "main", key or ours)
     if not found:
         raise BundleError(
             "sought a Debian archive among this machine's apt sources, found none; name one: "
             f"{MIRROR_VARIABLE}=URL (and install debian-archive-keyring)"
         )
-    option = f" [signed-by={_KEYRING}]" if _KEYRING.exists() else ""
-    return [f"deb{option} {uri} {suite} main" for uri, suite in found]
+    return list(found.values())
 
 
-def _apt(architecture: str, scratch: Path) -> _Apt:
-    root = scratch / f"apt-{architecture}"
-    for name in ("state", "lists/partial", "cache/archives/partial", "log", "nothing"):
-        (root / name).mkdir(parents=True, exist_ok=True)
-    (root / "state/status").touch()
-    created_by = "Created-By: Packages"
-    layout = "$(REPO_URI) $(RELEASE) $(COMPONENT)"
-    targets = run(("apt-get", "indextargets", "--format", layout, created_by), within_s=_UPDATE_S)
-    sources = debian_sources(targets.stdout.decode(errors="replace"), os.environ.get(MIRROR_VARIABLE))
-    (root / "sources.list").write_text("\n".join(sources) + "\n")
-    # apt as root would drop to a user that cannot write here.
-    user = "root" if os.geteuid() == 0 else ""
-    (root / "apt.conf").write_text(_CONFIGURATION.format(architecture=architecture, user=user, root=root))
-    updated = _Apt(root, "").run("update", folder=root, within_s=_UPDATE_S)
-    return _Apt(root, updated[2])
+def _apt(architecture: str, scratch: Path, deadline: Deadline | None = None) -> _Apt:
+    if missing := missing_tools():
+        raise BundleError(
+            f"sought the programs {missing}, found none; bundles are made on Debian and what derives from it"
+        )
+    try:
+        sources = debian_sources(machine_sources(), os.environ.get(MIRROR_VARIABLE))
+        private = PrivateApt(scratch / f"apt-{architecture}", architecture)
+        return _Apt(private, said(private.use(sources, deadline or Deadline(_UPDATE_S))))
+    except BundleError:
+        raise
+    except InfrastructureError as error:
+        raise BundleError(f"apt-get for a bundle: {error}; is the network slow? try again") from error
 
 
 def _candidates(apt: _Apt, names: list[str]) -> list[Package]:
     """What the mirrors have of ``names``."""
-    code, text, _ = apt.run("download", "--print-uris", *names, folder=apt.root)
+    code, text, _ = apt.run("download", "--print-uris", *names, folder=apt.private.folder)
     if code == 0:
         return parse_uris(text)
     if len(names) == 1:

@@ -224,7 +224,8 @@ def _fetch(cache: Path, deadline: Deadline) -> tuple[str, ...]:
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as work:
-            unpack_packages(("adb",), "android-platform-tools", Path(work) / "adb", deadline)
+            # With adbd both come from backports where only those have adbd: bookworm's own adb 29 is too old.
+            unpack_packages(("adb", "adbd"), "android-platform-tools", Path(work) / "adb", deadline)
             (Path(work) / "adb").rename(folder)
     libraries = {path.parent for top in ("lib", "usr/lib") for path in (folder / top).rglob("*.so.*")}
     loader = next(

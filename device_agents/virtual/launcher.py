@@ -186,7 +186,7 @@ class Launcher:
 def _keep_namespaces(config: PhoneConfig, control: socket.socket, launcher: int) -> NoReturn:
     """In a process of its own, for the one that makes a PID namespace is not in it: fork PID 1, wait."""
     try:
-        own_root = _enter_namespaces()
+        own_root = enter_namespaces()
         ns.die_with_parent()
         if os.getppid() != launcher:
             os._exit(1)
@@ -209,7 +209,7 @@ def _keep_namespaces(config: PhoneConfig, control: socket.socket, launcher: int)
         os._exit(0)
 
 
-def _enter_namespaces() -> bool:
+def enter_namespaces() -> bool:
     """Whether as real root; else in a user namespace. Raises OSError when neither is allowed."""
     if os.geteuid() == 0:
         try:

@@ -24,7 +24,7 @@ from device_agents.virtual.errors import VirtualPhoneUnavailable
 from device_agents.virtual.layout import APEX, GROUPS, LIBRARIES, QEMU, SERVICES_SOCKET
 from device_agents.virtual.profile import Abi
 
-_ANDROID_TOOLS = "android-platform-tools"  # the source package of adb and adbd
+ANDROID_TOOLS = "android-platform-tools"  # the source package of adb and adbd
 _NATIVE: dict[str, Abi] = {"x86_64": "x86_64", "aarch64": "arm64-v8a"}
 _LOCK_POLL_S = 0.1
 
@@ -76,20 +76,22 @@ def native_abi() -> Abi:
 
 def prepared(abi: Abi, cache: Path) -> Path | None:
     """What ``prepare`` gives, if it is in the cache. Raises VirtualPhoneUnavailable."""
-    place = _place(abi, abi != native_abi(), cache)
+    place = _place(abi, cache)
     return place if place.is_dir() else None
 
 
-def _packages(emulated: bool) -> tuple[str, ...]:
+def packages(abi: Abi) -> tuple[str, ...]:
+    """What a phone of ``abi`` is made of: names of Debian packages. Raises VirtualPhoneUnavailable."""
+    emulated = abi != native_abi()
     return ("adbd", "mksh", "toybox", *(("qemu-user-static",) if emulated else ()))
 
 
-def _place(abi: Abi, emulated: bool, cache: Path) -> Path:
+def _place(abi: Abi, cache: Path) -> Path:
     """Raises VirtualPhoneUnavailable: this machine cannot run that ABI."""
-    if emulated and abi != "arm64-v8a":
+    if abi != native_abi() and abi != "arm64-v8a":
         raise VirtualPhoneUnavailable(f"a virtual phone of ABI {abi} does not run on {platform.machine()}")
     texts = (_TOYBOX, _SERVICE_CLIENT, _UNAME_ARM, _SERVICE_COMMANDS, _ETC)
-    recipe = repr((_packages(emulated), abi, texts))
+    recipe = repr((packages(abi), abi, texts))
     return cache / "virtual" / f"rootfs-{abi}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
 
 
@@ -102,7 +104,7 @@ def prepare(abi: Abi, cache: Path, deadline: Deadline) -> Path:
         VirtualPhoneUnavailable: this machine cannot get or run the parts. DeadlineExceeded.
     """
     emulated = abi != native_abi()
-    packages, done = _packages(emulated), _place(abi, emulated, cache)
+    done = _place(abi, cache)
     if done.is_dir():
         return done
     done.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +112,7 @@ def prepare(abi: Abi, cache: Path, deadline: Deadline) -> Path:
         if not done.is_dir():
             with tempfile.TemporaryDirectory(prefix=".making-", dir=done.parent) as work:
                 unpacked, root = Path(work) / "unpacked", Path(work) / "root"
-                files = unpack_packages(packages, _ANDROID_TOOLS, unpacked, deadline)
+                files = unpack_packages(packages(abi), ANDROID_TOOLS, unpacked, deadline)
                 _build(unpacked, root, abi, emulated, deadline)
                 (root / "packages").write_text("\n".join(files) + "\n")
                 root.rename(done)

@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 
 
 def synth(
-    preset: Annotated[str, typer.Argument(help="tiny-gemma3 or gemma-3-1b.")],
+    preset: Annotated[str, typer.Argument(help="A preset: tiny-gemma3, tiny-llama, gemma-3-1b, ...")],
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Folder to write; default: PRESET.")
     ] = Path(),
@@ -159,7 +159,7 @@ def _geometry(model: str) -> tuple[str, ModelSpec, CachePlan | None]:
     Raises:
         CheckpointError: neither a folder with a model nor a preset.
     """
-    from harness.synth import PRESETS
+    from harness.presets import PRESETS
     from kvengine.export import load_spec
 
     folder = Path(model)

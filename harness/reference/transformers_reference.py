@@ -31,7 +31,7 @@ class TransformersReference:
             CheckpointError: the folder has no complete set of safetensors.
         """
         folder = Path(checkpoint)
-        self._torch, transformers = _libraries()
+        self._torch, transformers = libraries()
         self._torch.set_num_threads(threads)
         with Checkpoint(folder) as tensors:
             sha256 = tensors.sha256()
@@ -99,7 +99,7 @@ class TransformersReference:
                 raise ValueError(f"token {token} is outside the vocabulary of {self._vocabulary}")
 
 
-def _libraries() -> tuple[Any, Any]:
+def libraries() -> tuple[Any, Any]:
     """torch and transformers, kept off the network and quiet."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"

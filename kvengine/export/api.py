@@ -15,6 +15,7 @@ import kvengine
 from kvengine.artifact import MANIFEST, MODEL, Artifact, Blob, Manifest, sha256_of
 from kvengine.codes import write_scales
 from kvengine.errors import ArtifactError
+from kvengine.export import genai
 from kvengine.export.calibrate import calibrate
 from kvengine.export.config import read_architecture
 from kvengine.export.datafile import DataFile
@@ -22,6 +23,9 @@ from kvengine.export.graph import CacheScales, build_graph
 from kvengine.export.store import Progress, WeightWriter
 from kvengine.export.weights import Checkpoint
 from kvengine.recipe import ExportRecipe
+
+# What a checkpoint's prompts as text need; it goes with the artifact as it is.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 def export(
@@ -61,6 +65,12 @@ def export(
             blobs.append(_blob(write_scales(folder, scales)))
         model = build_graph(architecture, recipe, weights, scales)
         (folder / MODEL).write_bytes(model.SerializeToString(deterministic=True))
+        theirs = genai.build_genai_graph(architecture, recipe, weights, scales)
+        (folder / genai.GRAPH).write_bytes(theirs.SerializeToString(deterministic=True))
+        (folder / genai.CONFIG).write_text(genai.genai_config(architecture.spec, recipe.cache))
+        copied = [name for name in TOKENIZER_FILES if (checkpoint / name).is_file()]
+        for name in copied:
+            shutil.copyfile(checkpoint / name, folder / name)
         report("identity", 0, 1)
         manifest = Manifest(
             spec=architecture.spec,
@@ -70,6 +80,7 @@ def export(
             checkpoint=checkpoint.resolve().name,
             checkpoint_sha256=tensors.sha256(),
             calibration=calibration,
+            extras=tuple(_blob(folder / name) for name in (genai.GRAPH, genai.CONFIG, *copied)),
             versions={
                 "kvfarm": kvengine.__version__,
                 "onnx": onnx.__version__,

@@ -119,27 +119,31 @@ def _channel_magnitudes(
         }
         cache = session.run([name.replace("past_key_values", "present") for name in names], feeds)
     progress("calibration", len(sample), len(sample))
-    keys = [_rotated_magnitude(rows.astype(np.float32)) for rows in cache[0::2]]
+    keys = [
+        _rotated_magnitude(rows.astype(np.float32), 0 if layer.rope is None else spec.rotary_dim(layer.rope))
+        for rows, layer in zip(cache[0::2], spec.layers, strict=True)
+    ]
     values = [np.abs(rows.astype(np.float32)).max(axis=(0, 2)) for rows in cache[1::2]]
     return list(zip(keys, values, strict=True))
 
 
-def _rotated_magnitude(keys: Float32) -> Float32:
+def _rotated_magnitude(keys: Float32, rotary_dim: int) -> Float32:
     """The most that each channel of K can be at any position, [kv_heads, head_dim].
 
-    Rotation moves length between channels j and j + head_dim / 2 and keeps their joint length.
+    Rotation moves length between channels j and j + rotary_dim / 2 and keeps their joint length.
     A short sample shows slow channels at one angle only, so the joint length is what counts.
+    Channels from rotary_dim on do not rotate.
     """
-    first, second = np.split(keys, 2, axis=3)
+    first, second = np.split(keys[..., :rotary_dim], 2, axis=3)
     joint = np.hypot(first, second).max(axis=(0, 2))
-    return np.concatenate([joint, joint], axis=1)
+    still = np.abs(keys[..., rotary_dim:]).max(axis=(0, 2))
+    return np.concatenate([joint, joint, still], axis=1)
 
 
 def _rotary_tables(spec: ModelSpec, positions: int, dtype: np.dtype[Any]) -> dict[str, npt.NDArray[Any]]:
-    head_dims = {layer.rope: layer.head_dim for layer in spec.layers}
     feeds: dict[str, npt.NDArray[Any]] = {}
     for r, rope in enumerate(spec.ropes):
-        cos, sin = rope_tables(rope, positions, head_dims[r])
+        cos, sin = rope_tables(rope, positions, spec.head_dim_of(r))
         feeds |= {f"cos_cache.{r}": cos.astype(dtype), f"sin_cache.{r}": sin.astype(dtype)}
     return feeds
 

@@ -4,7 +4,7 @@ Inputs (B batch, S new tokens, R logits rows, C cache rows of that layer, P posi
     input_ids int64 [B, S]; logits_index int64 [R], rows of the flattened [B * S] tokens;
     seqlens_k int32 [B], tokens cached after this step minus 1; total_sequence_length int32 [1];
     query_seqlens int32 [B], valid new tokens of each row (the rest of S is right padding);
-    cos_cache.{r}, sin_cache.{r} [P, head_dim / 2] for each rotary table of the spec;
+    cos_cache.{r}, sin_cache.{r} [P, rotary_dim / 2] for each rotary table of the spec;
     past_key_values.{i}.key and .value [B, kv_heads, C, head_dim] (int4: uint8, head_dim / 2).
 Outputs: logits float32 [R, vocab_size]; next_token int64 [R, 1]; present.{i}.key and .value.
 """
@@ -25,6 +25,7 @@ from kvengine.export.config import Architecture
 from kvengine.export.store import Stored, StoredModel
 from kvengine.plan import BITS, CacheDtype
 from kvengine.recipe import ExportRecipe
+from kvengine.sanity import IDENTITY, identity_of
 from kvengine.spec import LayerSpec
 
 # Per layer: scales of K and V, float32 [1, kv_heads, 1, head_dim].
@@ -47,10 +48,17 @@ def build_graph(
     architecture: Architecture, recipe: ExportRecipe, weights: StoredModel, scales: CacheScales | None
 ) -> onnx.ModelProto:
     """The graph of one step; ``scales`` are needed for int8 and int4 caches only."""
-    return _Builder(architecture, recipe, weights, scales).build()
+    return GraphBuilder(architecture, recipe, weights, scales).build()
 
 
-class _Builder:
+class GraphBuilder:
+    """Builds the graph whose signature this module's docstring gives.
+
+    What another signature changes is in the methods that a subclass (kvengine.export.genai) overrides:
+    ``_lengths``, ``_rotary``, ``_new_tokens``, ``_asked_rows``, ``_product``, ``_outcome``, ``_inputs``
+    and ``_outputs``.
+    """
+
     def __init__(
         self,
         architecture: Architecture,
@@ -58,6 +66,7 @@ class _Builder:
         weights: StoredModel,
         scales: CacheScales | None,
     ) -> None:
+        self._architecture = architecture
         self._spec = architecture.spec
         self._family = architecture.family
         self._activation = architecture.activation
@@ -69,6 +78,7 @@ class _Builder:
         self._nodes: list[onnx.NodeProto] = []
         self._tensors: dict[str, onnx.TensorProto] = {}
         self._numbers = itertools.count()
+        self._made: set[str] = set()  # values that several layers share
         self._scope = ""  # prefix of node names, so that a profile tells the layer
 
     def build(self) -> onnx.ModelProto:
@@ -81,7 +91,9 @@ class _Builder:
             self._nodes, self._spec.family, self._inputs(), self._outputs(), list(self._tensors.values())
         )
         opsets = [helper.make_opsetid(domain, version) for domain, version in _OPSETS]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="kvfarm")
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="kvfarm")
+        helper.set_model_props(model, {IDENTITY: identity_of(self._spec, self._recipe)})
+        return model
 
     # Parts of the network.
 
@@ -152,10 +164,11 @@ class _Builder:
             key = self._head_norm(key, f"layers.{i}.k_norm", layer.head_dim)
             inputs = [query, key, value]
         inputs += [f"past_key_values.{i}.key", f"past_key_values.{i}.value"]
-        inputs += ["seqlens_k", "total_sequence_length", f"cos_cache.{layer.rope}", f"sin_cache.{layer.rope}"]
+        inputs += self._lengths()
+        inputs += ["", ""] if layer.rope is None else self._rotary(layer.rope)
         inputs += ["", "", ""]  # position_ids, attention_bias, head_sink
         inputs += self._cache_scales(i)
-        inputs += ["", "", "query_seqlens"]  # q_norm_weight, k_norm_weight
+        inputs += ["", "", self._new_tokens()]  # q_norm_weight, k_norm_weight
         output = f"layers.{i}.attention"
         self._nodes.append(
             helper.make_node(
@@ -174,9 +187,11 @@ class _Builder:
         attributes: dict[str, Any] = {
             "num_heads": self._spec.num_heads,
             "kv_num_heads": layer.kv_heads,
-            "do_rotary": 1,
+            "do_rotary": int(layer.rope is not None),
             "scale": self._spec.attention_scale,
         }
+        if self._architecture.softcap:
+            attributes["softcap"] = self._architecture.softcap
         if layer.window is not None:
             attributes["local_window_size"] = layer.window
         if cache.is_windowed(layer):
@@ -210,15 +225,27 @@ class _Builder:
         if head.bits:
             logits = self._linear(hidden, "head")
         else:
-            # Gemm reads the table as it lies, [vocab, hidden]: the embedding and a tied head share it.
             table = self._tensor(head.tensors[0])
-            table = self._cast(table, head.tensors[0].data_type, self._float_type)
-            logits = self._op("Gemm", [hidden, table], transB=1)
+            logits = self._product(hidden, self._cast(table, head.tensors[0].data_type, self._float_type))
+        if self._architecture.logit_softcap:
+            logits = self._softcapped(logits, self._architecture.logit_softcap)
+        self._outcome(logits)
+
+    def _product(self, hidden: str, table: str) -> str:
+        """Logits by a table [vocab, hidden] as it lies: the embedding and a tied head share it."""
+        return self._op("Gemm", [hidden, table], transB=1)
+
+    def _outcome(self, logits: str) -> None:
+        """From the head's logits to the graph's outputs."""
         if self._float == np.float32:
             self._nodes[-1].output[0] = "logits"
         else:
             self._op("Cast", [logits], to=TensorProto.FLOAT, output="logits")
         self._greedy()
+
+    def _softcapped(self, x: str, cap: float) -> str:
+        limit = self._scalar("logit_softcap", cap)
+        return self._op("Mul", [self._op("Tanh", [self._op("Div", [x, limit])]), limit])
 
     def _greedy(self) -> None:
         """next_token: the first of the largest logits, as ArgMax has it.
@@ -332,9 +359,19 @@ class _Builder:
 
     # The graph's signature.
 
+    def _lengths(self) -> list[str]:
+        """GroupQueryAttention's seqlens_k and total_sequence_length."""
+        return ["seqlens_k", "total_sequence_length"]
+
+    def _rotary(self, rope: int) -> list[str]:
+        """cos and sin of the rotary table ``rope``."""
+        return [f"cos_cache.{rope}", f"sin_cache.{rope}"]
+
+    def _new_tokens(self) -> str:
+        return "query_seqlens"
+
     def _inputs(self) -> list[onnx.ValueInfoProto]:
         info = helper.make_tensor_value_info
-        head_dims = {layer.rope: layer.head_dim for layer in self._spec.layers}
         inputs = [
             info("input_ids", TensorProto.INT64, ["batch", "sequence"]),
             info("logits_index", TensorProto.INT64, ["logits_rows"]),
@@ -343,7 +380,7 @@ class _Builder:
             info("query_seqlens", TensorProto.INT32, ["batch"]),
         ]
         for r in range(len(self._spec.ropes)):
-            shape = ["positions", head_dims[r] // 2]
+            shape = ["positions", self._spec.rotary_dim(r) // 2]
             inputs += [info(f"{name}.{r}", self._float_type, shape) for name in ("cos_cache", "sin_cache")]
         return inputs + self._cache_infos("past_key_values.{}.{}", "past_rows.{}")
 

@@ -18,6 +18,8 @@ from kvengine.export.quantize import WEIGHT_BITS, UInt8, blocks_of, quantize_row
 from kvengine.export.weights import Checkpoint, Float32, Matrix, Part
 from kvengine.recipe import ExportRecipe
 
+# Older checkpoints store what follows from the config.
+_COMPUTED = "rotary_emb.inv_freq"
 Progress = Callable[[str, int, int], None]
 
 
@@ -61,13 +63,16 @@ class WeightWriter:
         self._progress = progress
 
     def write(self, architecture: Architecture) -> StoredModel:
-        """Raises CheckpointError: a tensor is missing, misshapen, not finite or too large for float16."""
+        """Raises CheckpointError: a tensor is missing, misshapen, not finite, too large for float16 or
+        none that this family has.
+        """
         spec, checkpoint = architecture.spec, self._checkpoint
         prefix = checkpoint.find(tuple(p + "embed_tokens.weight" for p in WEIGHT_PREFIXES))
         prefix = prefix.removesuffix("embed_tokens.weight")
         matrices: dict[str, Stored] = {}
         vectors: dict[str, Float32] = {}
         layout = layer_layout(architecture, prefix)
+        self._refuse_unknown(architecture, prefix, layout)
         total = len(layout) + (1 if spec.tied_head else 2)
         for done, (name, matrix) in enumerate(layout.items()):
             self._progress("weights", done, total)
@@ -86,6 +91,29 @@ class WeightWriter:
             matrices["head"] = self._matrix("head", head, transposed=False)
         self._progress("weights", total, total)
         return StoredModel(matrices, vectors, table)
+
+    def _refuse_unknown(self, architecture: Architecture, prefix: str, layout: dict[str, Matrix]) -> None:
+        """A tensor that no part of the graph comes from means that the checkpoint is another model."""
+        known = {part.name for matrix in layout.values() for part in matrix.parts}
+        if architecture.family.qkv_bias:
+            known |= {
+                part.name.removesuffix("weight") + "bias"
+                for name, matrix in layout.items()
+                if name.endswith(".qkv")
+                for part in matrix.parts
+            }
+        known |= {tensor for tensor, _ in vector_layout(architecture, prefix).values()}
+        known.add(prefix + "embed_tokens.weight")
+        unknown = [
+            name
+            for name in self._checkpoint.names()
+            if name.startswith(prefix) and name not in known and not name.endswith(_COMPUTED)
+        ]
+        if unknown:
+            raise CheckpointError(
+                f"tensor {unknown[0]}: no {architecture.spec.family} of this config.json has it (nor "
+                f"{len(unknown) - 1} others here); config.json and weights do not belong together"
+            )
 
     def _bias(self, matrix: Matrix) -> Float32:
         parts = [
@@ -135,17 +163,16 @@ def layer_layout(architecture: Architecture, prefix: str) -> dict[str, Matrix]:
     for i, layer in enumerate(spec.layers):
         at = f"{prefix}layers.{i}."
         queries, keys = spec.num_heads * layer.head_dim, layer.kv_heads * layer.head_dim
-        widths = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
+        qkv = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
+        gate_up = {"gate_proj": spec.intermediate_size, "up_proj": spec.intermediate_size}
+        if architecture.family.fused:
+            qkv, gate_up = {"qkv_proj": sum(qkv.values())}, {"gate_up_proj": sum(gate_up.values())}
         layout[f"layers.{i}.qkv"] = Matrix(
-            tuple(Part(f"{at}self_attn.{name}.weight", rows) for name, rows in widths.items()),
-            spec.hidden_size,
+            tuple(Part(f"{at}self_attn.{name}.weight", rows) for name, rows in qkv.items()), spec.hidden_size
         )
         layout[f"layers.{i}.out"] = Matrix((Part(f"{at}self_attn.o_proj.weight", spec.hidden_size),), queries)
         layout[f"layers.{i}.gate_up"] = Matrix(
-            tuple(
-                Part(f"{at}mlp.{name}.weight", spec.intermediate_size) for name in ("gate_proj", "up_proj")
-            ),
-            spec.hidden_size,
+            tuple(Part(f"{at}mlp.{name}.weight", rows) for name, rows in gate_up.items()), spec.hidden_size
         )
         layout[f"layers.{i}.down"] = Matrix(
             (Part(f"{at}mlp.down_proj.weight", spec.hidden_size),), spec.intermediate_size

@@ -18,6 +18,7 @@ from device_agents.local import LocalTransport
 from device_agents.remote_session import Budgets, RunnerSession
 from device_agents.streams import ProcessStream
 from kvengine.artifact import Blob, Manifest
+from kvengine.plan import LayerPlan
 from kvengine.recipe import ExportRecipe, SessionRecipe
 from kvengine.spec import LayerSpec, ModelSpec, RopeSpec
 
@@ -119,7 +120,8 @@ def make_manifest(contents: dict[str, bytes]) -> Manifest:
         "gemma3_text", 5, 8, 16, 2, 64, 0.5, 1e-6, True, (LayerSpec(None, 0, 1, 4),), (RopeSpec(1e4),)
     )
     blobs = tuple(Blob(name, hashlib.sha256(data).hexdigest(), len(data)) for name, data in contents.items())
-    return Manifest(spec, ExportRecipe(), (), blobs, "checkpoint", "0" * 64, {}, {})
+    plan = (LayerPlan("static", "float32", None),)
+    return Manifest(spec, ExportRecipe(), plan, blobs, "checkpoint", "0" * 64, {}, {})
 
 
 def make_artifact(folder: Path, contents: dict[str, bytes]) -> Manifest:

@@ -2,6 +2,7 @@
 
 What a test may break: ``state`` ("device", "offline", "unauthorized", "absent"), ``features``,
 ``cut_after`` (bytes to the client, then the line is cut), ``frozen`` (nothing moves while it is set),
+``pairing_code`` (that it accepts), ``version`` (of the server's program),
 ``flip`` (so many pushes by sync get their first bit flipped), ``sync_failure`` (what a push is answered).
 """
 
@@ -41,6 +42,8 @@ class FakeAdb:
         self.flip = 0
         self.sync_failure = ""
         self.connect_answer = f"connected to {ADDRESS}"
+        self.pairing_code = "123456"
+        self.version = 34
         self.on_connect: Callable[[], None] = lambda: None
         self.services: list[str] = []
         self.requests: list[str] = []
@@ -104,6 +107,14 @@ class FakeAdb:
         elif request.startswith("host:connect:"):
             self.on_connect()
             client.okay(self.connect_answer)
+        elif request.startswith("host:pair:"):
+            code, _, address = request.removeprefix("host:pair:").partition(":")
+            paired = f"Successfully paired to {address} [guid=adb-{SERIAL}]"
+            wrong = "Failed: Wrong password or connection was dropped."
+            right = code == self.pairing_code
+            # 34 tells the outcome by a second status.
+            client.send(b"OKAY" if self.version >= 34 else b"")
+            (client.okay if right or self.version < 34 else client.fail)(paired if right else wrong)
         elif request.startswith("host:tport:serial:") or request.endswith(":features"):
             serial = request.removeprefix("host:tport:serial:").removeprefix("host-serial:")
             if refusal := self._refusal(serial.removesuffix(":features")):

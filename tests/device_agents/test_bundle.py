@@ -16,6 +16,7 @@ import numpy
 import pytest
 
 from device_agents import messages
+from device_agents.apt import Source
 from device_agents.bundle import ENTRY, MANIFEST, Bundle, builder, contents, debian
 from device_agents.bundle.compiling import host_abi
 from device_agents.bundle.elf import machine_of
@@ -310,43 +311,46 @@ def test_run_sh_starts_through_an_emulator_where_there_is_one(startable: Path) -
 # Debian
 
 
-TARGETS = """\
-http://mirror.example/debian/ bookworm main
-http://mirror.example/debian/ bookworm-updates main
-http://mirror.example/debian/ bookworm-backports main
-http://mirror.example/debian-security/ bookworm-security main
-http://other.example/apt bookworm-pgdg main
-http://other.example/docker bookworm stable
-"""
+MACHINE = [
+    Source("http://mirror.example/debian/", "bookworm", "main", "/own.gpg"),
+    Source("http://mirror.example/debian/", "bookworm", "contrib", "/own.gpg"),
+    Source("http://mirror.example/debian/", "bookworm-updates", "main"),
+    Source("http://mirror.example/debian/", "bookworm-backports", "main"),
+    Source("http://mirror.example/debian-security/", "bookworm-security", "main"),
+    Source("http://other.example/apt", "bookworm-pgdg", "main"),
+    Source("http://other.example/docker", "bookworm", "stable"),
+]
 
 
-def places(lines: list[str]) -> list[str]:
-    return [re.sub(r"\[.*?\] ", "", line) for line in lines]
+def places(sources: list[Source]) -> list[str]:
+    return [f"{source.uri} {source.suite} {source.component}" for source in sources]
 
 
 def test_mirrors_are_the_machines_own() -> None:
-    assert places(debian.debian_sources(TARGETS)) == [
-        "deb http://mirror.example/debian/ bookworm main",
-        "deb http://mirror.example/debian/ bookworm-updates main",
-        "deb http://mirror.example/debian-security/ bookworm-security main",
+    assert places(debian.debian_sources(MACHINE)) == [
+        "http://mirror.example/debian/ bookworm main",
+        "http://mirror.example/debian/ bookworm-updates main",
+        "http://mirror.example/debian-security/ bookworm-security main",
     ]
+    assert debian.debian_sources(MACHINE)[0].signed_by == "/own.gpg"
 
 
 def test_another_debian_is_asked_for_the_suite_that_we_need() -> None:
-    assert places(debian.debian_sources(TARGETS.replace("bookworm", "trixie"))) == places(
-        debian.debian_sources(TARGETS)
-    )
+    trixie = [replace(source, suite=source.suite.replace("bookworm", "trixie")) for source in MACHINE]
+    found = debian.debian_sources(trixie)
+    assert places(found) == places(debian.debian_sources(MACHINE))
+    assert "/own.gpg" not in [source.signed_by for source in found]  # which is trixie's
 
 
 def test_a_machine_without_debian_needs_a_mirror() -> None:
-    ubuntu = "http://mirror.example/ubuntu noble main\n"
+    ubuntu = [Source("http://mirror.example/ubuntu", "noble", "main")]
     with pytest.raises(BundleError, match=f"{debian.MIRROR_VARIABLE}=URL"):
         debian.debian_sources(ubuntu)
     found = places(debian.debian_sources(ubuntu, "http://mirror.example/debian"))
     assert found == [
-        "deb http://mirror.example/debian bookworm main",
-        "deb http://mirror.example/debian bookworm-updates main",
-        "deb http://mirror.example/debian-security bookworm-security main",
+        "http://mirror.example/debian bookworm main",
+        "http://mirror.example/debian bookworm-updates main",
+        "http://mirror.example/debian-security bookworm-security main",
     ]
 
 
@@ -359,7 +363,7 @@ def test_what_apt_says_of_a_package() -> None:
 
 GONE = f"""\
 case "$*" in
-*indextargets*) echo "http://mirror.example/debian/ bookworm main" ;;
+*indextargets*) printf "Repo-URI: http://mirror.example/debian/\\nRelease: bookworm\\n" ;;
 *--print-uris*) echo "'http://m/libc6.deb' libc6_2.36-99_amd64.deb 5 SHA256:{"5" * 64}" ;;
 *update*) ;;
 *) echo "E: Version '2.36-1' for 'libc6' was not found" >&2; exit 100 ;;
@@ -367,7 +371,7 @@ esac
 """
 SILENT = """\
 case "$*" in
-*indextargets*) echo "http://mirror.example/debian/ bookworm main" ;;
+*indextargets*) printf "Repo-URI: http://mirror.example/debian/\\nRelease: bookworm\\n" ;;
 *update*) echo "W: Failed to fetch" >&2 ;;
 *) echo "E: Unable to locate package libc6" >&2; exit 100 ;;
 esac
@@ -406,7 +410,7 @@ def test_why_a_package_cannot_be_had(
 
 def test_without_apt_one_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(BundleError, match="sought the program apt-get"):
+    with pytest.raises(BundleError, match="sought the programs apt-get, apt-config, dpkg-deb"):
         debian.download("amd64", (LOCKED,), tmp_path, tmp_path)
 
 

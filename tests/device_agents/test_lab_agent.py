@@ -486,3 +486,19 @@ def test_a_lease_that_ends_while_a_session_opens_leaves_no_runner(tmp_path: Path
     assert children() == set()
     agent.acquire("left", "next", 60)
     agent.shutdown()
+
+
+def test_a_diagnosis_says_what_is_wrong_and_who_has_the_device(tmp_path: Path, clock: Clock) -> None:
+    configs = (DeviceConfig("left"), DeviceConfig("broken", options={"broken": "true"}))
+    agent = LabAgent(tmp_path / "diagnosed", configs, make=make_fake, clock=clock, reap_every_s=None)
+    try:
+        agent.acquire("broken", "alice", 30)
+        well = {finding.what: finding for finding in agent.diagnose("left")}
+        ill = {finding.what: finding for finding in agent.diagnose("broken")}
+        assert (well["runner"].state, well["lease"].state) == ("ok", "ok")
+        assert (ill["runner"].state, "unplugged" in ill["runner"].found) == ("fix", True)
+        assert (ill["lease"].state, "alice" in ill["lease"].found) == ("note", True)
+        clock.now += 31
+        assert agent.diagnose("broken")[-1].state == "ok"
+    finally:
+        agent.shutdown()

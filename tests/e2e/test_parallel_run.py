@@ -50,7 +50,7 @@ def _at_work(pid: int) -> list[psutil.Process]:
     """All that descends from ``pid``, once two runners are there."""
     deadline, pause = Deadline(SECONDS), threading.Event()
     while True:
-        family = psutil.Process(pid).children(recursive=True)
+        family: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
         if sum("device_agents.runner" in " ".join(_cmdline(each)) for each in family) >= 2:
             return family
         deadline.check("two runners")

@@ -225,3 +225,32 @@ def test_without_devices_the_plugin_is_silent(run: Run) -> None:
     assert code == 0, output
     assert "kvfarm-run" not in output
     assert not (run.folder / "report").exists()
+
+
+def test_a_grid_of_workloads_and_a_sustained_run(run: Run) -> None:
+    grid = ("--prompt=8,32", "--new-tokens=4", "--depth=0,16", "--sustained=3")
+    code, output = run.pytest("--devices=host", "--recipes=hybrid", "-k", "latency", *grid)
+    assert code == 0, output
+    legs = run.results["legs"]
+    assert [(leg["prompt_tokens"], leg["depth"], leg["workload"]) for leg in legs] == [
+        (8, 0, "prompt 8 + 4 new"),
+        (8, 16, "prompt 8 + 4 new at depth 16"),
+        (32, 0, "prompt 32 + 4 new"),
+        (32, 16, "prompt 32 + 4 new at depth 16"),
+        (8, 0, "sustained, prompt 8 + 4 new"),
+    ]
+    assert all(leg["memory_pass"] and leg["peak_rss_bytes"] > 0 for leg in legs)
+    assert legs[3]["kv_bytes"] > legs[2]["kv_bytes"]
+    sustained = legs[-1]["sustained"]
+    assert 2 <= len(sustained["tokens_per_s"]) == len(sustained["seconds"])
+    assert sustained["seconds"][-1] >= 3
+    page = (run.folder / "report" / "index.html").read_text()
+    assert 'id="c0-prompt"' in page
+    assert 'id="c0-sustained"' in page
+
+
+@pytest.mark.parametrize("bad", ["--depth=-1", "--sustained=-2"])
+def test_a_workload_that_cannot_be_is_a_usage_error(run: Run, bad: str) -> None:
+    code, output = run.pytest("--devices=host", bad)
+    assert code == pytest.ExitCode.USAGE_ERROR
+    assert f"{bad.split('=')[0]}: sought" in output

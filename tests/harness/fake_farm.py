@@ -72,6 +72,12 @@ class FakeSession:
     def close(self) -> None:
         self.closed = True
 
+    def __enter__(self) -> FakeSession:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
 
 class FakeFarm:
     def __init__(self, inventory: Inventory, names: tuple[str, ...], *_: Any, **__: Any) -> None:

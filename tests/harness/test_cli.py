@@ -96,7 +96,7 @@ def test_export_takes_every_choice_of_an_export_recipe(
         "activations": "float32",
         "cache": {"kind": "hybrid", "dtype": "float16", "slack": 3},
     }
-    assert said["bytes"] == sum(f.stat().st_size for f in (tmp_path / "a").iterdir() if f.suffix != ".json")
+    assert said["bytes"] == sum(f.stat().st_size for f in (tmp_path / "a").glob("model.onnx*"))
 
 
 @pytest.mark.parametrize("weights", ["float32", "float16", "int8", "int4"])
@@ -180,7 +180,7 @@ def _cache_bytes(artifact: Path, context: int) -> int:
             "9",
         ),
         (("generate", "{artifact}"), "UsageError", "--tokens"),
-        (("memory", "gemma-4"), "CheckpointError", "presets are tiny-gemma3, gemma-3-1b"),
+        (("memory", "gemma-4"), "CheckpointError", "presets are tiny-gemma3, tiny-llama"),
         (("memory", "gemma-3-1b", "--context", "0"), "UsageError", "--context"),
         (("synth", "gemma-4", "-o", "x"), "SynthError", "gemma-3-1b"),
         (("export", "nowhere", "-o", "x"), "CheckpointError", "nowhere"),
@@ -273,6 +273,25 @@ HEAVY = "ray,torch,transformers,sqlalchemy,altair,jinja2,pytest,hypothesis,onnx,
 def without(packages: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", WITHOUT, packages, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_generate_from_text(kvfarm: Line, artifact: Path, checkpoint: Path) -> None:
+    said = kvfarm.json("generate", artifact, "--prompt", "hi", "--max-new-tokens", "9")
+    ids = ",".join(map(str, said["prompt_tokens"]))
+    assert said["prompt_tokens"][0] == 2  # BOS, from the checkpoint's own tokenizer.json
+    by_ids = kvfarm.json("generate", artifact, "--tokens", ids, "--max-new-tokens", "9")
+    assert (by_ids["tokens"], by_ids["text"]) == (said["tokens"], None)
+    assert said["text"]
+    elsewhere = kvfarm.json("generate", artifact, "--prompt", "hi", "--tokenizer", checkpoint)
+    assert elsewhere["prompt_tokens"] == said["prompt_tokens"]
+    chat = kvfarm.json("generate", artifact, "--chat", "hi")
+    assert len(chat["prompt_tokens"]) > len(said["prompt_tokens"])
+
+
+def test_what_a_model_says_cannot_steer_the_terminal() -> None:
+    from harness.cli.generate import _printable
+
+    assert _printable("a\x1b[31mb\n[bold]c") == "a\ufffd[31mb\n\\[bold]c"
 
 
 def test_generate_needs_no_more_than_the_engine(artifact: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from device_agents.errors import InfrastructureError
 from harness import cluster
+from harness.this_machine import RAY_FOLDER
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_a_ray_that_does_not_start_leaves_nothing_behind(
     monkeypatch.setattr("ray.init", fail)
     with pytest.raises(InfrastructureError, match="no space for the object store"):
         cluster.ensure_ray()
-    assert list(Path("/tmp").glob(f"{cluster._PREFIX}{os.getpid()}-*")) == []
+    assert list(Path("/tmp").glob(f"{RAY_FOLDER}{os.getpid()}-*")) == []
 
 
 def test_folders_of_killed_processes_are_removed_and_those_of_living_ones_kept(
@@ -64,8 +65,8 @@ def test_folders_of_killed_processes_are_removed_and_those_of_living_ones_kept(
     ended.wait(60)
     with tempfile.TemporaryDirectory(dir="/tmp") as base:
         monkeypatch.setattr(tempfile, "tempdir", base)
-        stale = Path(base, f"{cluster._PREFIX}{ended.pid}-abc")
-        mine = Path(base, f"{cluster._PREFIX}{os.getpid()}-abc")
+        stale = Path(base, f"{RAY_FOLDER}{ended.pid}-abc")
+        mine = Path(base, f"{RAY_FOLDER}{os.getpid()}-abc")
         stale.mkdir()
         mine.mkdir()
         new = cluster._folder()

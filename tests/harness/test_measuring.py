@@ -7,8 +7,11 @@ from dataclasses import replace
 import pytest
 
 from device_agents.api import Vitals
-from harness.measuring import judge, relative_spread, vitals_info, workload_for
-from kvengine.program import Measurement, Sample
+from device_agents.recording.record import Record
+from harness.measuring import Shape, judge, lengths, relative_spread, shapes, vitals_info, workload_for
+from harness.sustained import has_settled, sustain
+from kvengine.errors import InvalidRequest
+from kvengine.program import Measurement, Sample, Workload
 from kvengine.spec import LayerSpec, ModelSpec, RopeSpec
 
 CALM = Vitals(at=1.0, load_1m=0.5)
@@ -66,6 +69,82 @@ def test_a_workload_is_the_same_for_everybody_and_fits_the_model() -> None:
     assert workload != workload_for(SPEC, prompt=500, new_tokens=10, repeats=2, seed=4)
     assert len(workload.prompt) == 90
     assert set(workload.prompt) <= set(range(50))
+
+
+def test_a_context_comes_before_the_same_prompt() -> None:
+    workload = workload_for(SPEC, prompt=5, new_tokens=10, repeats=2, seed=3, depth=30)
+    assert (len(workload.context), len(workload.prompt)) == (30, 5)
+    with pytest.raises(InvalidRequest, match="the model holds 100"):
+        workload_for(SPEC, prompt=5, new_tokens=10, repeats=2, seed=3, depth=90)
+
+
+def test_shapes_are_every_combination_and_one_sustained_run() -> None:
+    found = shapes((32, 128), (64,), (0, 1024), sustained_s=60)
+    assert [shape.label for shape in found] == [
+        "prompt 32 + 64 new",
+        "prompt 32 + 64 new at depth 1,024",
+        "prompt 128 + 64 new",
+        "prompt 128 + 64 new at depth 1,024",
+        "sustained, prompt 32 + 64 new",
+    ]
+    assert len({shape.key for shape in found}) == 5
+    assert shapes((8,), (4,), (0,)) == (Shape(8, 4),)
+
+
+def test_lengths_of_an_option() -> None:
+    assert lengths("32, 128,32") == (32, 128)
+    assert lengths("0,5", least=0) == (0, 5)
+    for bad in ("", "0", "-1", "a", "1.5", "²"):
+        with pytest.raises(ValueError, match="sought whole numbers"):
+            lengths(bad)
+
+
+class Cooling:
+    """A session whose device slows down: tokens/s of one generation after the other, 3 s each."""
+
+    def __init__(self, *rates: float) -> None:
+        self.rates = list(rates)
+        self.now = 100.0
+
+    def run_workload(self, workload: Workload) -> Measurement:
+        assert (workload.warmup, workload.repeats) == (0, 1)
+        rate = self.rates.pop(0) if len(self.rates) > 1 else self.rates[0]
+        began, self.now = self.now, self.now + 3.0
+        sample = Sample(5.0, (1000 / rate,) * 3, (1, 2, 3, 4))
+        return Measurement((sample,), 7.0, 1, 1, {}, 1, began, self.now)
+
+
+def test_a_sustained_run_ends_where_the_speed_has_settled() -> None:
+    slowing = [40 - n for n in range(20)]
+    run = sustain(Cooling(*slowing, 20.0), Workload((1,), 4), 600, lambda *_: None)
+    assert run.settled
+    assert 25 <= len(run.points) < 60
+    info = run.info(Record())
+    assert info.first == pytest.approx(37)
+    assert info.last == pytest.approx(20)
+    assert info.seconds[0] == pytest.approx(3)
+    assert len(run.measurement.samples) == len(run.points)
+
+
+def test_a_sustained_run_is_bounded_and_says_so() -> None:
+    falling = [1000 * 0.9**n for n in range(200)]
+    run = sustain(Cooling(*falling), Workload((1,), 4), 120, lambda *_: None)
+    assert not run.settled
+    assert len(run.points) == 40
+    verdict, reasons = judge(run.measurement, CALM, CALM, sustained=run.info(Record()))
+    assert verdict == "NOISY"
+    assert reasons == ("the speed had not settled when time was up",)
+
+
+def test_few_points_have_not_settled() -> None:
+    assert not has_settled([10.0] * 19)
+    assert has_settled([10.0] * 20)
+    assert not has_settled([10.0] * 15 + [9.0] * 5)
+
+
+def test_a_sustained_run_needs_a_second_token_and_a_clock() -> None:
+    with pytest.raises(InvalidRequest, match="2 new tokens"):
+        sustain(Cooling(1.0), Workload((1,), 1), 60, lambda *_: None)
 
 
 def test_vitals_reach_the_report_unchanged() -> None:

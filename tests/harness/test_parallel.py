@@ -22,7 +22,7 @@ from reports.results import RunResults
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 120
-FARM = "".join(f"[devices.{name}]\n" for name in "abc")
+FARM = "".join(f"[devices.{name}]\n" for name in "ab")
 # No reference is needed: what is compared is the device with itself.
 SUITE = """
 import os, signal, time
@@ -39,6 +39,10 @@ def test_two(cell):
     {second}
     cell.for_all(programs.any_sequence(cell.limits), cell.run)
 
+@pytest.mark.hybrid_only
+def test_never(cell):
+    "There is no hybrid recipe"
+
 def test_three(cell):
     "Third"
     cell.for_all(programs.with_a_past(cell.limits), lambda pair: cell.run(pair[0]))
@@ -50,7 +54,7 @@ def test_measured(leg):
 
 
 class Spread:
-    """A folder with a checkpoint, a suite and a farm of three fake devices, in which pytest is run."""
+    """A folder with a checkpoint, a suite and a farm of two fake devices, in which pytest is run."""
 
     def __init__(self, folder: Path, checkpoint: Path) -> None:
         self.folder, self._checkpoint = folder, checkpoint
@@ -109,7 +113,7 @@ def outcomes(results: RunResults) -> Counter[tuple[str, str, str]]:
     return Counter((check.device, check.check, check.outcome) for check in results.checks)
 
 
-EVERYTHING = {(d, f"test_{t}", "passed"): 1 for d in "abc" for t in ("one", "two", "three")}
+EVERYTHING = {(d, f"test_{t}", "passed"): 1 for d in "ab" for t in ("one", "two", "three")}
 
 
 def programs_of(log: list[dict[str, Any]], device: str) -> list[str]:
@@ -119,24 +123,24 @@ def programs_of(log: list[dict[str, Any]], device: str) -> list[str]:
 def test_each_device_works_in_one_worker_and_all_find_the_same_programs_as_one_process(
     spread: Spread,
 ) -> None:
-    code, output = spread.pytest("--devices=a,b,c", "-n3")
+    code, output = spread.pytest("--devices=a,b", "-n2")
     assert code == 0, output
     assert outcomes(spread.stored) == EVERYTHING
-    assert "PASSED: 9/9 checks passed" in output
-    assert "[  9/9]" in output
+    assert "PASSED: 6/6 checks passed" in output
+    assert "[  7/7]" in output
     workers = {
         e["device"]: {other["pid"] for other in spread.log if other["device"] == e["device"]}
         for e in spread.log
     }
     assert all(len(pids) == 1 for pids in workers.values())
-    assert len(set.union(*workers.values())) == 3
+    assert len(set.union(*workers.values())) == 2
     assert spread.leases() == []
-    found = {device: programs_of(spread.log, device) for device in "abc"}
-    assert found["a"] == found["b"] == found["c"]
+    found = {device: programs_of(spread.log, device) for device in "ab"}
+    assert found["a"] == found["b"]
     assert len(found["a"]) >= 9
 
     (spread.folder / "fake" / "log.jsonl").unlink()
-    code, output = spread.pytest("--devices=a,b,c", "-n0")
+    code, output = spread.pytest("--devices=a,b", "-n0")
     assert code == 0, output
     assert len({e["pid"] for e in spread.log}) == 1, "-n0 stays in this process"
     assert programs_of(spread.log, "a") == found["a"]
@@ -144,9 +148,9 @@ def test_each_device_works_in_one_worker_and_all_find_the_same_programs_as_one_p
 
 def test_a_measurement_has_the_machine_to_itself(spread: Spread) -> None:
     spread.suite(more=MEASURED)
-    code, output = spread.pytest("--devices=a,b,c", "-n3")
+    code, output = spread.pytest("--devices=a,b", "-n2")
     assert code == 0, output
-    assert len(spread.stored.legs) == 3
+    assert len(spread.stored.legs) == 2
     busy: set[tuple[str, str]] = set()
     for entry in spread.log:
         if entry["began"] and entry["what"] == "workload":
@@ -156,32 +160,36 @@ def test_a_measurement_has_the_machine_to_itself(spread: Spread) -> None:
         assert len(busy) == 1 or all(what == "program" for _, what in busy)
 
 
-def test_a_worker_that_dies_is_replaced_and_its_test_is_tried_again_and_says_so(spread: Spread) -> None:
-    spread.suite(
-        "died = __import__('pathlib').Path('died')\n"
-        "    if cell.device == 'b' and not died.exists():\n"
-        "        cell.run(programs.past_the_window(cell.limits))\n"
-        "        died.touch(); os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    code, output = spread.pytest("--devices=a,b,c", "-n3")
-    assert code == 0, output
-    assert outcomes(spread.stored) == EVERYTHING
-    (hit,) = [check for check in spread.stored.checks if check.retries]
-    assert (hit.device, hit.check) == ("b", "test_two")
-    assert "tried again after the worker process of this device died" in output
-    assert len(spread.leases()) == 0
+DIES_ONCE = """died = __import__('pathlib').Path('died')
+    if cell.device == 'b' and not died.exists():
+        cell.run(programs.past_the_window(cell.limits))
+        died.touch(); os.kill(os.getpid(), signal.SIGKILL)"""
+ALWAYS_DIES = """
+def test_four(cell):
+    if cell.device == 'a': os.kill(os.getpid(), signal.SIGKILL)
+
+def test_five(cell): pass
+"""
 
 
-def test_a_test_that_kills_its_worker_every_time_is_lost_alone(spread: Spread) -> None:
-    spread.suite("if cell.device == 'b': os.kill(os.getpid(), signal.SIGKILL)", "def test_four(cell): pass\n")
+def test_a_test_whose_worker_dies_is_tried_again_and_one_that_kills_every_worker_is_lost_alone(
+    spread: Spread,
+) -> None:
+    spread.suite(DIES_ONCE, ALWAYS_DIES)
     code, output = spread.pytest("--devices=a,b", "-n2", "--retries=1")
     assert code == 1, output
     found = outcomes(spread.stored)
-    assert found.pop(("b", "test_two", "infrastructure")) == 1
-    assert set(found.values()) == {1}
-    assert {outcome for _, _, outcome in found} == {"passed"}
-    assert len(found) == 7
-    assert spread.stored.planned_checks == 8
+    assert found.pop(("a", "test_four", "infrastructure")) == 1
+    others = [
+        *EVERYTHING,
+        *((d, f"test_{t}", "passed") for d, t in (("a", "five"), ("b", "four"), ("b", "five"))),
+    ]
+    assert found == Counter(others)
+    assert spread.stored.planned_checks == len(others) + 1
+    tried = {(check.device, check.check) for check in spread.stored.checks if check.retries}
+    assert tried == {("b", "test_two"), ("a", "test_four")}
+    assert "tried again after the worker process of this device died" in output
+    assert spread.leases() == []
 
 
 def test_maxfail_ends_the_run_and_what_was_done_is_reported(spread: Spread) -> None:

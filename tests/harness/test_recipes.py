@@ -27,7 +27,8 @@ from kvengine.recipe import ExportRecipe, SessionRecipe
 )
 def test_presets(name: str, export: ExportRecipe) -> None:
     recipe = parse_recipe(name)
-    assert (recipe.name, recipe.export, recipe.session) == (name, export, SessionRecipe())
+    session = SessionRecipe(threads=0, io_binding=False, logits="all") if name == "naive" else SessionRecipe()
+    assert (recipe.name, recipe.export, recipe.session) == (name, export, session)
 
 
 def test_every_preset_is_tested_above_and_differs_from_the_others() -> None:
@@ -38,7 +39,8 @@ def test_overrides() -> None:
     recipe = parse_recipe(
         "hybrid, threads=2, cache-dtype=int8, slack=16, provider=nnapi, flags=USE_FP16+CPU_DISABLED, "
         "optimization=basic, arena=off, arena_shrinkage=true, block-size=64, weights=int4, inter-threads=3, "
-        "memory-pattern=off, activations=float16, device-type=cuda, device-id=1, env.OMP_NUM_THREADS=1, "
+        "memory-pattern=off, activations=float16, device-type=cuda, device-id=1, io-binding=off, "
+        "logits=all, env.OMP_NUM_THREADS=1, "
         "config.session.intra_op.allow_spinning=0"
     )
     assert recipe.export == ExportRecipe("int4", 64, "float16", CachePlan("hybrid", "int8", 16))
@@ -53,6 +55,8 @@ def test_overrides() -> None:
         memory_pattern=False,
         device_type="cuda",
         device_id=1,
+        io_binding=False,
+        logits="all",
         environment={"OMP_NUM_THREADS": "1"},
         session_config={"session.intra_op.allow_spinning": "0"},
     )
@@ -99,6 +103,14 @@ def test_what_does_not_exist_is_refused_with_what_does(text: str, message: str) 
 def test_several_recipes_in_one_text() -> None:
     names = [r.name for r in parse_recipes("naive,hybrid,threads=2,arena=off; int4")]
     assert names == ["naive", "hybrid,threads=2,arena=off", "int4"]
+
+
+def test_threads_may_be_left_to_onnxruntime() -> None:
+    recipe = parse_recipe("int4,threads=ort")
+    assert recipe.session.threads == 0
+    assert settings(recipe)["threads"] == "onnxruntime's choice"
+    with pytest.raises(RecipeError, match="at least 1"):
+        parse_recipe("int4,threads=0")
 
 
 @pytest.mark.parametrize("text", ["", " , ", "naive,naive", "threads=2"])

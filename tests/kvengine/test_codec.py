@@ -11,7 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvengine.codec import DecodeError, decode, encode
-from kvengine.program import Decode, Generate, Operation, Poison, Prefill, Program, Reset, Rewind, Save
+from kvengine.program import (
+    Damage,
+    Decode,
+    Extend,
+    Generate,
+    Operation,
+    Poison,
+    Prefill,
+    Program,
+    Reorder,
+    Reset,
+    Rewind,
+    Save,
+)
 
 tokens = st.lists(st.integers(0, 10**6), max_size=5).map(tuple)
 operations: st.SearchStrategy[Operation] = st.one_of(
@@ -21,6 +34,10 @@ operations: st.SearchStrategy[Operation] = st.one_of(
     st.just(Reset()),
     st.just(Poison()),
     st.builds(Rewind, st.integers(0, 9)),
+    st.builds(Extend, st.lists(tokens, max_size=3).map(tuple), st.integers(0, 9)),
+    st.builds(Reorder, tokens),
+    st.builds(Reset, st.none() | st.integers(0, 3)),
+    st.builds(Damage, st.text(max_size=5), st.integers(0, 9), st.booleans()),
     st.builds(Save, st.text(max_size=5)),
 )
 programs = st.builds(

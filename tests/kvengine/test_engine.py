@@ -88,10 +88,23 @@ def test_a_workload_gives_raw_samples(engine: LocalEngine) -> None:
     assert 0 < measured.peak_rss_bytes <= peak_rss_bytes()
 
 
-@pytest.mark.parametrize("bad", [{"new_tokens": 0}, {"repeats": 0}, {"warmup": -1}])
-def test_a_senseless_workload_is_refused(engine: LocalEngine, bad: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "bad", [Workload((1,), 0), Workload((1,), 2, repeats=0), Workload((1,), 2, warmup=-1)]
+)
+def test_a_senseless_workload_is_refused(engine: LocalEngine, bad: Workload) -> None:
     with pytest.raises(InvalidRequest, match="sought"):
-        engine.run_workload(Workload((1,), **{"new_tokens": 2, **bad}))
+        engine.run_workload(bad)
+
+
+def test_a_context_is_there_before_the_prompt_and_not_timed(engine: LocalEngine) -> None:
+    """The same tokens follow as after one prompt of both parts, and other ones than without it."""
+    parts = engine.run_workload(Workload((7, 8), 6, repeats=2, warmup=0, context=tuple(range(40))))
+    whole = engine.run_workload(Workload((*range(40), 7, 8), 6, repeats=1, warmup=0))
+    assert {s.tokens for s in parts.samples} == {whole.samples[0].tokens}
+    assert parts.kv_bytes == whole.kv_bytes
+    assert engine.run_workload(Workload((7, 8), 6, repeats=1, warmup=0)).samples[0].tokens != (
+        whole.samples[0].tokens
+    )
 
 
 def test_onnxruntime_leaves_no_telemetry_behind(export_tiny: ExportTiny, tmp_path: Path) -> None:

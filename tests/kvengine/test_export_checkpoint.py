@@ -82,6 +82,12 @@ def test_a_norm_with_nan_is_named(tiny: Path, tmp_path: Path) -> None:
         export(checkpoint, tmp_path / "a", ExportRecipe())
 
 
+def test_a_vocabulary_of_another_size_than_the_embedding_is_refused(tiny: Path, tmp_path: Path) -> None:
+    checkpoint = variant(tiny, tmp_path / "m", config=read_config(tiny) | {"vocab_size": 332})
+    with pytest.raises(CheckpointError, match=r"embed_tokens.*\[332, 64\].*\[331, 64\]"):
+        export(checkpoint, tmp_path / "a", ExportRecipe())
+
+
 def test_an_untied_config_without_a_head_is_refused(tiny: Path, tmp_path: Path) -> None:
     config = read_config(tiny) | {"tie_word_embeddings": False}
     checkpoint = variant(tiny, tmp_path / "headless", config=config)

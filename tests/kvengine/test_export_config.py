@@ -53,7 +53,7 @@ def test_the_geometry_is_read() -> None:
     assert spec.attention_scale == pytest.approx(24**-0.5)
     assert [layer.window for layer in spec.layers] == [5, 5, None, 5, 5, None]
     assert {(layer.kv_heads, layer.head_dim) for layer in spec.layers} == {(2, 32)}
-    assert [spec.ropes[layer.rope] for layer in spec.layers[1:3]] == [
+    assert [spec.ropes[layer.rope or 0] for layer in spec.layers[1:3]] == [
         RopeSpec(100.0),
         RopeSpec(10_000.0, factor=8.0),
     ]
@@ -77,6 +77,7 @@ def test_transformers_reads_the_same(config: dict[str, Any]) -> None:
     for layer, kind in zip(spec.layers, theirs.layer_types, strict=True):
         rope = theirs.rope_parameters[kind]
         assert layer.window == (theirs.sliding_window if kind == LOCAL else None)
+        assert layer.rope is not None
         assert spec.ropes[layer.rope] == RopeSpec(rope["rope_theta"], rope.get("factor", 1.0))
         assert layer.head_dim == theirs.head_dim
 
@@ -119,14 +120,15 @@ def test_layers_that_rotate_alike_share_one_table() -> None:
     [
         ({"model_type": "mamba"}, ["'mamba'", "gemma3_text"]),
         ({"model_type": None}, ["None", "gemma3_text"]),
-        ({"rope_parameters": {FULL: {"rope_type": "yarn", "rope_theta": 1.0}}}, ["'yarn'", "linear"]),
+        ({"rope_parameters": {FULL: {"rope_type": "dynamic", "rope_theta": 1.0}}}, ["'dynamic'", "linear"]),
         ({"rope_parameters": {FULL: {"rope_type": "linear", "rope_theta": 1.0}}}, ["factor"]),
         ({"rope_parameters": {FULL: {"partial_rotary_factor": 0.5}}}, ["partial_rotary_factor"]),
         ({"layer_types": [*PATTERN[:5], "chunked_attention"]}, ["'chunked_attention'", FULL]),
         ({"layer_types": PATTERN[:5]}, ["6", "5"]),
         ({"sliding_window": 0}, ["sliding_window", "0"]),
-        ({"final_logit_softcapping": 30.0}, ["final_logit_softcapping=30.0"]),
-        ({"attn_logit_softcapping": 50.0}, ["attn_logit_softcapping=50.0"]),
+        ({"sliding_window": 1025}, ["sliding_window 1025", "1024"]),
+        ({"model_type": "llama", "final_logit_softcapping": 30.0}, ["final_logit_softcapping=30.0"]),
+        ({"model_type": "llama", "attn_logit_softcapping": 50.0}, ["attn_logit_softcapping=50.0"]),
         ({"use_bidirectional_attention": True}, ["use_bidirectional_attention=True"]),
         ({"attention_bias": True}, ["attention_bias=True"]),
         ({"quantization_config": {"quant_method": "gptq"}}, ["quantization_config"]),
@@ -142,6 +144,45 @@ def test_what_the_exporter_cannot_do_is_refused_by_name(change: dict[str, Any], 
         load_spec(NEW | change)
     for word in named:
         assert word in str(refusal.value)
+
+
+NOPE = {"model_type": "smollm3", "use_sliding_window": True}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"eos_token_id": 331}, ["eos_token_id", "331", "vocab_size"]),
+        ({"eos_token_id": [1, "2"]}, ["eos_token_id"]),
+        ({"head_dim": None, "hidden_size": 66}, ["66", "no multiple", "4"]),
+        ({"num_attention_heads": 0}, ["num_attention_heads"]),
+        ({"num_hidden_layers": 10**9, "layer_types": None}, ["num_hidden_layers", "4096"]),
+        ({"vocab_size": True}, ["vocab_size", "True"]),
+        ({"hidden_size": 10**400}, ["hidden_size"]),
+        ({"model_type": "qwen3", "use_sliding_window": False}, ["sliding_attention", "use_sliding_window"]),
+        (
+            {"model_type": "smollm3", "use_sliding_window": True, "no_rope_layers": [1, 0]},
+            ["6 zeros and ones"],
+        ),
+        (
+            {"model_type": "smollm3", "use_sliding_window": True, "no_rope_layers": [2] * 6},
+            ["zeros and ones"],
+        ),
+    ],
+)
+def test_a_config_that_contradicts_itself_is_refused(change: dict[str, Any], named: list[str]) -> None:
+    with pytest.raises(UnsupportedModel) as refusal:
+        load_spec(NEW | {"rope_parameters": {"rope_theta": 100.0}} | change)
+    for word in named:
+        assert word in str(refusal.value)
+    assert len(str(refusal.value)) < 500
+
+
+def test_phi_3s_window_beyond_its_context_is_none() -> None:
+    """microsoft/Phi-3-mini-128k-instruct: a window of 262,144 tokens in a context of 131,072."""
+    phi = GEOMETRY | {"model_type": "phi3", "rope_theta": 1e4, "sliding_window": 1024}
+    assert {layer.window for layer in load_spec(phi).layers} == {1024}
+    assert {layer.window for layer in load_spec(phi | {"sliding_window": 1025}).layers} == {None}
 
 
 def test_a_composite_around_another_language_model_is_refused() -> None:

@@ -26,14 +26,47 @@ GEOMETRY: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 SETTINGS: dict[str, dict[str, Any]] = {
+    "gemma2": {
+        "head_dim": 32,
+        "sliding_window": 5,
+        "query_pre_attn_scalar": 24,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 1.0,
+    },
     "gemma3_text": {"head_dim": 32, "sliding_window": 5, "query_pre_attn_scalar": 24},
     "llama": {"head_dim": 32},
     "mistral": {"sliding_window": 5, "head_dim": 32},
+    "phi3": {
+        "sliding_window": 5,
+        "hidden_size": 128,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "original_max_position_embeddings": 64,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 100.0,
+            "partial_rotary_factor": 0.5,
+            "short_factor": [1.0 + 0.1 * i for i in range(8)],
+            "long_factor": [2.0 + 0.1 * i for i in range(8)],
+        },
+    },
+    "smollm3": {
+        "head_dim": 32,
+        "sliding_window": 5,
+        "use_sliding_window": True,
+        "no_rope_layers": [1, 0, 1, 0],
+        "pad_token_id": 0,
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+    },
     "qwen2": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2},
     "qwen3": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2, "head_dim": 32},
 }
 WINDOWS = {
+    "gemma2": [5, None, 5, None],
     "gemma3_text": [5, 5, 5, 5],
+    "phi3": [5] * 4,
+    "smollm3": [None, 5, None, 5],
     "llama": [None] * 4,
     "mistral": [5] * 4,
     "qwen2": [None, None, 5, 5],
@@ -47,7 +80,7 @@ def checkpoint_of(family: str, folder: Path) -> Path:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **GEOMETRY, **SETTINGS[family])
+    config = AutoConfig.for_model(family, **(GEOMETRY | SETTINGS[family]))
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, weight in model.named_parameters():

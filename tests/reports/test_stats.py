@@ -12,26 +12,28 @@ from tests.reports.sample import leg
 
 
 def test_quantiles_interpolate_linearly() -> None:
-    found = latency(float(v) for v in range(1, 102))  # 1..101: quantile q is 1 + 100 q
-    assert (found.low, found.median, found.p95, found.p99, found.high) == pytest.approx((1, 51, 96, 100, 101))
-    assert found.n == 101
+    found = latency(float(v) for v in range(1, 1002))  # 1..1001: quantile q is 1 + 1000 q
+    assert (found.low, found.median, found.p95, found.p99, found.high) == pytest.approx(
+        (1, 501, 951, 991, 1001)
+    )
+    assert found.n == 1001
 
 
 def test_quantiles_between_two_samples() -> None:
-    found = latency(float(v) for v in range(1, 21))  # quantile q is 1 + 19 q
-    assert (found.median, found.p95) == pytest.approx((10.5, 19.05))
+    found = latency(float(v) for v in range(1, 141))  # quantile q is 1 + 139 q
+    assert (found.median, found.p95) == pytest.approx((70.5, 133.05))
 
 
 @pytest.mark.parametrize(
-    ("n", "p95", "p99"), [(19, False, False), (20, True, False), (99, True, False), (100, True, True)]
+    ("n", "p95", "p99"), [(129, False, False), (130, True, False), (661, True, False), (662, True, True)]
 )
-def test_a_tail_needs_a_sample_beyond_it(n: int, p95: bool, p99: bool) -> None:
+def test_a_tail_needs_samples_beyond_it(n: int, p95: bool, p99: bool) -> None:
     found = latency([1.0] * n)
     assert (found.p95 is not None, found.p99 is not None) == (p95, p99)
 
 
-def test_samples_needed() -> None:
-    assert [samples_needed(q) for q in (0.5, 0.9, 0.95, 0.99)] == [2, 10, 20, 100]
+def test_the_floors_are_those_of_mlperf_loadgen() -> None:
+    assert [samples_needed(q) for q in (0.9, 0.95, 0.99)] == [64, 130, 662]
 
 
 def test_no_sample_has_no_quantile() -> None:

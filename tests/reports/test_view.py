@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import typing
 from dataclasses import replace
 
 import pytest
 
+from kvengine.program import Operation, Program
 from reports import text
 from reports.correctness import CheckCell
 from reports.measurements import METRICS, MeasureGroup
+from reports.programs import program_view
 from reports.results import ClusterInfo, SampleInfo, TopLogits, VitalsInfo
 from reports.view import ReportView, build_view
 from tests.reports.sample import (
@@ -107,11 +111,11 @@ def test_nan_is_the_worst_error() -> None:
 
 
 def test_p99_of_few_gaps_is_only_too_small() -> None:
-    few = leg(samples=samples(700, 25, new_tokens=34, repeats=3))  # 99 gaps
+    few = leg(samples=samples(700, 25, new_tokens=221, repeats=3))  # 660 gaps
     (group,) = build_view(run(legs=(few,))).measures
-    assert metric(group, AFTER, "ITL p99") == ("n too small", "n 99, needs 100", "")
+    assert metric(group, AFTER, "ITL p99") == ("n too small", "n 660, needs 662", "")
     assert metric(group, AFTER, "ITL p95")[0].endswith(" ms")
-    enough = leg(samples=samples(700, 25, new_tokens=35, repeats=3))  # 102 gaps
+    enough = leg(samples=samples(700, 25, new_tokens=222, repeats=3))  # 663 gaps
     (group,) = build_view(run(legs=(enough,))).measures
     assert metric(group, AFTER, "ITL p99")[0].endswith(" ms")
 
@@ -129,8 +133,8 @@ def test_the_measurement_row() -> None:
         "Load": ("1,800 ms", ""),
         "TTFT": ("710 ms", "700–720, n 2"),
         "ITL p50": ("25.0 ms", "n 4"),
-        "ITL p95": ("n too small", "n 4, needs 20"),
-        "ITL p99": ("n too small", "n 4, needs 100"),
+        "ITL p95": ("n too small", "n 4, needs 130"),
+        "ITL p99": ("n too small", "n 4, needs 662"),
         "Decode": ("40.0 tok/s", ""),
         "Peak RSS": ("1.46 GiB", ""),
         "KV cache": ("26 MiB", ""),
@@ -323,3 +327,17 @@ def test_a_device_shows_what_is_told_of_it_and_no_more() -> None:
     )
     assert dict(host)["Cores"] == "2"
     assert not {"Serial", "API level", "Battery", "Thermal sensors"} & set(dict(host))
+
+
+def test_every_operation_is_told_in_words() -> None:
+    kinds = [kind for member in typing.get_args(Operation) for kind in typing.get_args(member) or (member,)]
+    operations = []
+    for kind in kinds:
+        hints = typing.get_type_hints(kind)
+        values = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+        missing = {"tokens": (1,), "token": 1, "count": 2, "name": "a", "at": 3, "layer": 0, "keep": 4}
+        given = {name: missing[name] for name in values if name in missing}
+        operations.append(kind(**given, **({"order": (0,)} if "order" in values else {})))
+    view = program_view(Program(9, tuple(operations)).to_json(), None)
+    assert len(view.operations) == len(kinds) > 15
+    assert not [operation.text for operation in view.operations if "{" in operation.text]

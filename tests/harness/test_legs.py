@@ -1,0 +1,140 @@
+"""A leg: one process is timed, another one is weighed, and the row says which number is of which."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from device_agents.api import DeviceIdentity, Vitals
+from device_agents.errors import InfrastructureError, RunnerDied
+from device_agents.recording.record import Plan, Record
+from harness.farm import Farm
+from harness.legs import LegPlan, Subject, measure_leg
+from harness.measuring import Shape
+from harness.recipes import parse_recipe
+from kvengine.export import export
+from kvengine.plan import CachePlan
+from kvengine.program import Measurement, Sample, Workload
+from kvengine.recipe import ExportRecipe
+from kvengine.session import SessionInfo
+from reports.results import LegResult
+
+MIB = 1 << 20
+
+
+@dataclass
+class Process:
+    """A session that weighs 100 MiB more the later it was opened."""
+
+    farm: FakeFarm
+    number: int
+    asked: list[Workload] = field(default_factory=list)
+    closed: bool = False
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed = True
+
+    @property
+    def info(self) -> SessionInfo:
+        return SessionInfo("id", parse_recipe("hybrid").session, 1.0, "1.32", "2", "3.11", {})
+
+    def start_recording(self, plan: Plan) -> None:
+        if self.farm.records is False:
+            raise InfrastructureError("no logger here")
+
+    def stop_recording(self) -> Record:
+        return Record()
+
+    def run_workload(self, workload: Workload) -> Measurement:
+        self.asked.append(workload)
+        if self.farm.dies:
+            raise RunnerDied("killed")
+        sample = Sample(5.0, (1.0,) * (workload.new_tokens - 1), tuple(range(workload.new_tokens)))
+        return Measurement((sample,) * workload.repeats, 7.0, self.number * 100 * MIB, 64, {}, 2, 1.0, 2.0)
+
+
+@dataclass
+class FakeFarm:
+    records: bool = True
+    dies: bool = False
+    opened: list[Process] = field(default_factory=list)
+
+    def vitals(self, name: str) -> Vitals:
+        return Vitals(at=1.0)
+
+    def settings(self, name: str) -> dict[str, str]:
+        return {}
+
+    def open(self, *_: Any) -> Process:
+        assert all(process.closed for process in self.opened), "two processes at once"
+        self.opened.append(Process(self, len(self.opened) + 1))
+        return self.opened[-1]
+
+
+@pytest.fixture(scope="module")
+def subject(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    recipe = ExportRecipe(cache=CachePlan("hybrid", slack=4))
+    artifact = export(tiny_checkpoint, tmp_path_factory.mktemp("legs") / "artifact", recipe)
+    return Subject("tiny", parse_recipe("hybrid"), artifact)
+
+
+def measured(farm: FakeFarm, subject: Subject, **changes: Any) -> LegResult:
+    identity = cast(
+        DeviceIdentity, type("Identity", (), {"name": "host", "kind": "host", "build": "b", "runtime": {}})
+    )
+    plan = LegPlan(**{"shape": Shape(8, 4, depth=16), "repeats": 3, "seed": 1, **changes})
+    return measure_leg(cast(Farm, farm), identity, subject, plan, "commit", lambda *_: None)
+
+
+def test_time_is_of_one_process_and_memory_of_another(subject: Subject) -> None:
+    farm = FakeFarm()
+    leg = measured(farm, subject)
+    timed, weighed = farm.opened
+    assert [(w.repeats, w.warmup) for w in timed.asked] == [(3, 1)]
+    assert [(w.repeats, w.warmup) for w in weighed.asked] == [(1, 0)]
+    assert timed.asked[0].prompt == weighed.asked[0].prompt
+    assert len(leg.samples) == 3
+    assert (leg.peak_rss_bytes, leg.memory_pass) == (200 * MIB, True)
+    assert timed.closed
+    assert weighed.closed
+
+
+def test_without_weighing_there_is_one_process_and_the_row_says_so(subject: Subject) -> None:
+    farm = FakeFarm()
+    leg = measured(farm, subject, weigh=False)
+    assert len(farm.opened) == 1
+    assert (leg.peak_rss_bytes, leg.memory_pass) == (100 * MIB, False)
+
+
+def test_the_row_tells_the_workload(subject: Subject) -> None:
+    leg = measured(FakeFarm(), subject)
+    assert leg.workload == "prompt 8 + 4 new at depth 16"
+    assert (leg.prompt_tokens, leg.new_tokens, leg.depth) == (8, 4, 16)
+    other = measured(FakeFarm(), subject, shape=Shape(8, 5))
+    assert leg.provenance["tokens"] != other.provenance["tokens"]
+
+
+def test_a_device_that_cannot_record_still_measures(subject: Subject) -> None:
+    leg = measured(FakeFarm(records=False), subject)
+    assert len(leg.samples) == 3
+    assert leg.during is not None
+    assert leg.during.note == "not recorded: no logger here"
+
+
+def test_a_process_that_dies_is_closed_and_no_leg(subject: Subject) -> None:
+    farm = FakeFarm(dies=True)
+    with pytest.raises(RunnerDied):
+        measured(farm, subject)
+    assert [process.closed for process in farm.opened] == [True]
+
+
+def test_energy_is_asked_for_only_with_a_folder(subject: Subject, tmp_path: Path) -> None:
+    assert measured(FakeFarm(), subject).energy.reason == "not asked for (--energy)"
+    asked = measured(FakeFarm(), subject, calibrations=tmp_path)
+    assert "no battery" in asked.energy.reason
