@@ -6,13 +6,14 @@ STAMP := $(VENV)/.installed
 TINY := .kvfarm/checkpoints/tiny-gemma3
 BIG := .kvfarm/checkpoints/gemma-3-1b
 REPORT := out/report
+PHONES := virtual:2,virtual:1:arm64-v8a
 
-.PHONY: help venv farm test lint docs apt soak bench clean
+.PHONY: help venv farm test lint docs apt soak soak-faults soak-programs bench clean
 help:
-	@echo "make farm   check and measure the demo model on this host, write $(REPORT)/index.html"
+	@echo "make farm   check and measure the demo model on this host and three virtual phones, write $(REPORT)/index.html"
 	@echo "make test   the project's own tests"
 	@echo "make lint   ruff and strict mypy"
-	@echo "make soak   the same properties with many more programs"
+	@echo "make soak   every fault 20 times (15 minutes), then the same properties with many more programs"
 	@echo "make bench  speed against onnxruntime-genai"
 
 venv: $(STAMP)
@@ -29,8 +30,10 @@ $(TINY): $(STAMP)
 $(BIG): $(STAMP)
 	$(BIN)/kvfarm synth gemma-3-1b -o $(BIG)
 
+# Phones where this machine allows them; what is in the way is printed where it does not.
 farm: $(TINY) $(BIG)
-	$(BIN)/pytest --devices=farm --model $(TINY) --measure $(BIG)=int4 --report $(REPORT)
+	devices=host; if $(BIN)/kvfarm phones possible; then devices=host,$(PHONES); fi; \
+	  $(BIN)/pytest --devices=$$devices --model $(TINY) --measure $(BIG)=int4@host --report $(REPORT)
 	@echo "open $(REPORT)/index.html"
 
 # Chromium opens the report and qemu runs the arm64 bundle in tests/e2e; the rest comes from constraints.txt.
@@ -49,8 +52,15 @@ test: lint apt
 docs: $(STAMP)
 	$(BIN)/python docs/generate_cli.py
 
-soak: $(TINY)
-	$(BIN)/pytest --devices=farm --model $(TINY) --examples 1000 --report out/soak
+soak: soak-faults soak-programs
+
+# Every fault 20 times against virtual phones at work; then links frozen for as long as real ones are.
+soak-faults: $(STAMP)
+	$(BIN)/python -m tests.soak --times 20
+	$(BIN)/python -m tests.soak --times 2 --real-freezes --json out/soak-freezes.json
+
+soak-programs: $(TINY)
+	$(BIN)/pytest --devices=host --model $(TINY) --examples 1000 --report out/soak
 	KVFARM_FUZZ=10000 $(BIN)/pytest tests/kvengine/test_fuzz.py
 
 bench: $(BIG)

@@ -61,6 +61,7 @@ class Vitals:
     thermal_status: int | None = None  # Android's 0..6
     battery_percent: float | None = None
     battery_charging: bool | None = None
+    busy_s: float | None = None  # CPU time of all cores since boot that was not idle, s
 
 
 State = Literal["ok", "note", "fix"]

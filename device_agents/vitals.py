@@ -6,6 +6,7 @@ Documentation/ABI/testing/sysfs-class-thermal, sysfs-class-power, cpu-freq.rst, 
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def read_vitals(root: Path = Path("/"), now: float | None = None) -> Vitals:
     return Vitals(
         at=time.time() if now is None else now,
         load_1m=_load(root / "proc/loadavg"),
+        busy_s=_busy(root / "proc/stat"),
         mem_available_bytes=_mem_available(root / "proc/meminfo"),
         clocks_khz=clocks,
         governor=governor,
@@ -61,6 +63,15 @@ def _load(path: Path) -> float | None:
         return float((_text(path) or "").split()[0])
     except (IndexError, ValueError):
         return None
+
+
+def _busy(path: Path) -> float | None:
+    """user, nice, system, irq, softirq and steal of all CPUs, s (proc_stat(5)); iowait is idle."""
+    first = (_text(path) or "").partition("\n")[0].split()
+    if len(first) < 9 or first[0] != "cpu" or not all(word.isdigit() for word in first[1:9]):
+        return None
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, first[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def _mem_available(path: Path) -> int | None:

@@ -21,6 +21,8 @@ COMMANDS = (
     "ablate",
     "replay",
     "bundle",
+    "gate",
+    "calibrate",
     "phones up",
     "phones profiles",
 )

@@ -41,7 +41,9 @@ class Subject:
 class LegPlan:
     """How. seed: of the prompt. weigh: peak memory in a process of its own, which does one generation.
 
-    calibrations: folder of the energy calibrations; None: energy is not measured.
+    calibrations: folder of the energy calibrations; None: energy is not measured. slowdown,
+    ballast_bytes: injected, see kvengine.program.Workload. own_load: legs follow each other, so that the
+    load average before one is the last one's and tells nothing of others.
     """
 
     shape: Shape
@@ -49,6 +51,9 @@ class LegPlan:
     seed: int
     weigh: bool = True
     calibrations: Path | None = None
+    slowdown: float = 0.0
+    ballast_bytes: int = 0
+    own_load: bool = False
 
 
 def measure_leg(
@@ -64,6 +69,7 @@ def measure_leg(
     workload = measuring.workload_for(
         subject.artifact.manifest.spec, shape.prompt, shape.new_tokens, plan.repeats, plan.seed, shape.depth
     )
+    workload = dataclasses.replace(workload, slowdown=plan.slowdown, ballast_bytes=plan.ballast_bytes)
     before = farm.vitals(device)
     sustained, energy = None, EnergyInfo()
     with farm.open(device, subject.artifact, subject.recipe.session, on_step) as session:
@@ -81,7 +87,8 @@ def measure_leg(
             weighed, weighing = _recorded(session, dataclasses.replace(workload, repeats=1, warmup=0))
         peak = weighed.peak_rss_bytes
         during = dataclasses.replace(during, pss_bytes=weighing.pss_bytes)
-    validity, reasons = measuring.judge(measurement, before, after, during, sustained)
+    known = dataclasses.replace(before, load_1m=None) if plan.own_load else before
+    validity, reasons = measuring.judge(measurement, known, after, during, sustained)
     return LegResult(
         device=device,
         recipe=subject.recipe.name,

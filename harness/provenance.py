@@ -37,6 +37,11 @@ def commit() -> str:
     return head + ("+changes" if head and _git("status", "--porcelain") else "")
 
 
+def commit_of_tag(tag: str) -> str:
+    """The commit that git tag ``tag`` of the working directory names, "" if there is no such tag."""
+    return _git("rev-parse", "--verify", "--quiet", f"refs/tags/{tag}^{{commit}}")
+
+
 def _git(*arguments: str) -> str:
     try:
         done = subprocess.run(("git", *arguments), capture_output=True, text=True, timeout=10, check=False)

@@ -225,6 +225,7 @@ class Rules:
         return row.alive[oldest:]
 
     def _append(self, operation: Append, chosen: Sequence[int]) -> list[Span]:
+        self._require(getattr(operation, "chunk", 0) >= 0, "InvalidRequest")
         match operation:
             case Extend(parts):
                 self._require(len(parts) == len(self.state), "InvalidRequest")

@@ -9,6 +9,7 @@ that perplexity hides damage.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from kvengine.recipe import ExportRecipe
@@ -21,7 +22,7 @@ class Tolerance:
     logits: largest absolute logit difference of any row; None where KL and top-1 decide.
     row_kl: largest KL divergence of any single row, nats.
     mean_kl, top1: mean KL divergence (nats) and least share of rows with the reference's argmax,
-        over all rows of a check.
+        over all rows of a check; see ``too_few`` for what a few rows can say of a share.
     same: largest logit difference between two ways through the same engine.
     """
 
@@ -32,6 +33,7 @@ class Tolerance:
     same: float
 
 
+_FALSE_ALARM = 0.01
 # A row whose logits have nothing to do with the reference's is about 1 nat away or more
 # (two independent standard normal logit rows: KL = 1). Measured on tiny-gemma3: float32 2e-12 nats,
 # float16 cache 2e-7, int8 or int4 weights 0.002, int8 cache 0.001, int4 cache 0.24.
@@ -39,6 +41,20 @@ FLOAT32 = Tolerance(logits=1e-4, row_kl=1e-6, mean_kl=1e-7, top1=0.99, same=1e-4
 FLOAT16 = Tolerance(logits=5e-2, row_kl=1e-3, mean_kl=1e-4, top1=0.95, same=5e-2)
 INT8 = Tolerance(logits=None, row_kl=0.1, mean_kl=0.02, top1=0.8, same=0.5)
 INT4 = Tolerance(logits=None, row_kl=3.0, mean_kl=0.6, top1=0.15, same=3.0)
+
+
+def too_few(hits: int, rows: int, share: float) -> bool:
+    """Whether ``hits`` of ``rows`` say that the true share is below ``share``, at 1 % risk of a false alarm.
+
+    Exact one-sided binomial test. Without it a handful of rows fails by chance alone: a share of 80 %
+    gives 2 of 3 or fewer every second time.
+    """
+
+    def chance(k: int) -> float:
+        ways = math.lgamma(rows + 1) - math.lgamma(k + 1) - math.lgamma(rows - k + 1)
+        return math.exp(ways + k * math.log(share) + (rows - k) * math.log1p(-share))
+
+    return hits < share * rows and sum(map(chance, range(hits + 1))) < _FALSE_ALARM
 
 
 def tolerance_for(recipe: ExportRecipe) -> Tolerance:

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_LARGEST = 1 << 1000  # larger integers may not fit a float
 
 
 class DecodeError(ValueError):
@@ -66,7 +67,7 @@ def _decode(kind: Any, value: Any, path: str) -> Any:
         return _decode_dataclass(typing.cast(type, kind), value, path)
     if kind is types.NoneType:
         kind = type(None)
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < _LARGEST:
         return float(value)
     return _expect(kind, value, path)
 

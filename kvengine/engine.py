@@ -23,6 +23,8 @@ from kvengine.unbound import decoder_for
 # A context comes in pieces: with full logits, 4,096 tokens in one shot would take 4 GB for their rows.
 CONTEXT_CHUNK = 256
 
+MOST_SLOWDOWN = 10.0  # an injection is a test of the gate, not a way to hang a device
+
 
 class LocalEngine:
     """The engine behind every check: in a test it runs here, on a device inside the runner."""
@@ -73,6 +75,9 @@ class LocalEngine:
         """
         if workload.new_tokens < 1 or workload.repeats < 1 or workload.warmup < 0:
             raise InvalidRequest("sought new_tokens >= 1, repeats >= 1 and warmup >= 0")
+        if not 0 <= workload.slowdown <= MOST_SLOWDOWN or workload.ballast_bytes < 0:
+            raise InvalidRequest(f"sought a slowdown of 0 to {MOST_SLOWDOWN} and ballast_bytes >= 0")
+        ballast = np.ones(workload.ballast_bytes, np.uint8)  # written, so that it is resident
         capacity = workload.capacity or len(workload.context) + len(workload.prompt) + workload.new_tokens
         decoder = self._make_decoder(capacity)
         samples = []
@@ -84,6 +89,7 @@ class LocalEngine:
             sample = _generate(decoder, workload)
             if repeat >= workload.warmup:
                 samples.append(sample)
+        del ballast
         return Measurement(
             samples=tuple(samples),
             load_ms=self.model.load_ms,
@@ -108,12 +114,22 @@ def _generate(decoder: Decoder, workload: Workload) -> Sample:
     clock = time.perf_counter
     started = clock()
     tokens = [int(decoder.start(workload.prompt, chunk=workload.chunk)[0])]
-    stamps = [clock()]
+    stamps = [_slowed(started, clock(), workload.slowdown)]
     for _ in range(workload.new_tokens - 1):
         tokens.append(int(decoder.step()[0]))
-        stamps.append(clock())
+        stamps.append(_slowed(stamps[-1], clock(), workload.slowdown))
     gaps = np.diff(stamps) * 1e3
     return Sample((stamps[0] - started) * 1e3, tuple(map(float, gaps)), tuple(tokens))
+
+
+def _slowed(began: float, ended: float, slowdown: float) -> float:
+    """The time now (s), after spinning for a share of the step that took from ``began`` to ``ended``."""
+    if not slowdown:
+        return ended
+    until = ended + slowdown * (ended - began)
+    while (now := time.perf_counter()) < until:
+        pass
+    return now
 
 
 def _since_boot() -> float:

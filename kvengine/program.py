@@ -282,6 +282,8 @@ class Workload:
 
     capacity: tokens of context to allocate; None is just enough.
     context: tokens that are in the cache before the prompt comes; to put them there is not timed.
+    slowdown, ballast_bytes: injected by a calibration, to see whether the gate finds them. After each
+    step the engine spins for this share of the step's own time; so many bytes are held and touched.
     """
 
     prompt: tuple[int, ...]
@@ -291,6 +293,8 @@ class Workload:
     chunk: int = 0
     capacity: int | None = None
     context: tuple[int, ...] = ()
+    slowdown: float = 0.0
+    ballast_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ def reuse(decoder: Decoder, tokens: Sequence[int], chunk: int, row: int) -> Floa
     """See Decoder.reuse."""
     ids = np.asarray(tokens, np.int64).reshape(-1)
     decoder.check_tokens(ids)
+    if chunk < 0:
+        raise InvalidRequest(f"sought a chunk of 0 (one shot) or more tokens, found {chunk}")
     if len(ids) > decoder.capacity:
         raise ContextOverflow(f"sought room for {len(ids)} tokens, the capacity is {decoder.capacity}")
     kept = _kept(decoder, ids, row)

@@ -269,7 +269,9 @@ def _seed_row(
 ) -> SeedRow:
     before, after = rows[0].figures[index], rows[-1].figures[index]
     improvement = _improvement(metric, before, after)
-    pairs = list(zip(before.values, after.values, strict=False))
+    # Where a leg is missing, the two no longer pair by round.
+    paired = len(before.values) == len(after.values)
+    pairs = zip(before.values, after.values, strict=True) if paired else ()
     rounds = [metric.improvement(b, a) for b, a in pairs if b]
     if improvement is None:
         supported = metric.key != "energy"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from reports.ablation_results import AblationInfo
+from reports.gate_results import GateInfo, Place
 
 Outcome = Literal["passed", "failed", "infrastructure", "not_run"]
 
@@ -198,6 +199,7 @@ class LegResult:
     notes: tuple[str, ...] = ()
     during: DuringInfo | None = None
     energy: EnergyInfo = EnergyInfo()
+    place: Place | None = None  # in the blocks of a gate
     retries: tuple[str, ...] = ()  # as in CheckResult
     depth: int = 0  # tokens in the cache before the prompt
     memory_pass: bool = False  # peak_rss_bytes is of a process of its own, which did one generation
@@ -242,6 +244,7 @@ class RunResults:
     planned_checks: int
     planned_legs: int
     infrastructure: tuple[str, ...] = ()  # errors that belong to no single check
+    gate: GateInfo | None = None  # of a gate or a calibration
     not_run: tuple[NotRun, ...] = ()  # planned, and no device to run on; they are among planned_*
     ablation: AblationInfo | None = None
     format: Literal["kvfarm-results/1"] = "kvfarm-results/1"

@@ -16,6 +16,7 @@ from harness.cli.output import JsonOption, note, show
 
 _START_S = 300.0  # the first phone of a machine has its parts to fetch
 _LOOK_S = 2.0
+_ASK_S = 30.0
 
 _commands = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Virtual phones: real adbd in namespaces, on 127.0.0.1."
@@ -64,6 +65,21 @@ def up(
             while not pause.wait(_LOOK_S):
                 for phone in phones:
                     phone.relay.state()  # raises once the phone is gone
+
+
+@_commands.command()
+def possible(as_json: JsonOption = False) -> None:
+    """Say whether this machine can run virtual phones, and what is in the way; exit code 1 if it cannot."""
+    from device_agents.deadline import Deadline
+    from device_agents.virtual.possible import namespaces, parts
+    from device_agents.virtual.rootfs import native_abi
+
+    asked = (namespaces(Deadline(_ASK_S)), parts(native_abi(), CACHE, True, Deadline(_ASK_S)))
+    wrong = [finding for finding in asked if finding.state == "fix"]
+    text = "; ".join(f"{finding.found}: {finding.do}" for finding in wrong) or "yes"
+    show(as_json, {"possible": not wrong, "why": text}, f"virtual phones: {text}")
+    if wrong:
+        raise typer.Exit(1)
 
 
 @_commands.command()

@@ -84,6 +84,7 @@ def report(
     """Write the report of a stored run again.
 
     Also of one that was interrupted."""
+    from harness.gate.outputs import write_gate_report
     from harness.reporting import write_report
     from harness.store import open_store
 
@@ -94,6 +95,11 @@ def report(
             show(as_json, {"runs": list(runs)}, _table(runs))
             return
         results = results_store.results(run_id or results_store.latest())
+    if results.gate is not None:
+        page = write_gate_report(results, output)
+        data = {"verdict": results.gate.verdict, "exit_code": results.gate.exit_code, "report": str(page)}
+        show(as_json, data, f"{results.gate.verdict}\n{page}")
+        return
     page = write_report(results, output)
     data = _summary(results) | {"report": str(page)}
     show(as_json, data, f"{data['summary']}\n{page}")

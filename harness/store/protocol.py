@@ -60,6 +60,10 @@ class Store(Protocol):
         """The whole run as stored so far, in the order in which results came."""
         ...
 
+    def headers(self) -> tuple[RunResults, ...]:
+        """All runs without their devices, checks, legs and infrastructure, newest first."""
+        ...
+
     def runs(self) -> tuple[RunSummary, ...]:
         """All runs, newest first."""
         ...

@@ -180,6 +180,14 @@ class SqlStore:
                 infrastructure=_rows(session, _Infrastructure, run_id, str),
             )
 
+    def headers(self) -> tuple[RunResults, ...]:
+        with _plainly("read the runs"), Session(self._engine) as session:
+            rows = session.scalars(select(_Run).order_by(_Run.started_at.desc(), _Run.seq.desc()))
+            return tuple(
+                dataclasses.replace(_load(RunResults, row.payload), finished_at=row.finished_at)
+                for row in rows
+            )
+
     def runs(self) -> tuple[RunSummary, ...]:
         with _plainly("list the runs"), Session(self._engine) as session:
             rows = session.scalars(select(_Run).order_by(_Run.started_at.desc(), _Run.seq.desc()))

@@ -124,8 +124,11 @@ def _yarn(text: Settings, settings: Settings, theta: float, rotary_dim: int | No
     factor = _stretch(text, settings)
     slow = settings.number("beta_slow") if settings.get("beta_slow") else 1.0
     fast = settings.number("beta_fast") if settings.get("beta_fast") else 32.0
-    if theta == 1.0:
-        raise UnsupportedModel("yarn RoPE: sought a rope_theta other than 1, found 1")
+    if theta == 1.0 or not slow < fast:
+        raise UnsupportedModel(
+            f"yarn RoPE: sought a rope_theta other than 1 and beta_slow < beta_fast, found {theta}, {slow} "
+            f"and {fast}"
+        )
     truncate = settings.flag("truncate") if "truncate" in settings else True
     scaling = YarnScaling(factor, slow, fast, _original(text, settings), truncate)
     return RopeSpec(theta, 1.0, rotary_dim, _yarn_magnitude(settings, factor), scaling)

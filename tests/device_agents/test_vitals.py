@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from device_agents.probe import probe
@@ -18,6 +19,7 @@ def tree(root: Path, files: dict[str, str]) -> Path:
 
 PHONE = {
     "proc/loadavg": "1.25 0.50 0.40 2/900 12345\n",
+    "proc/stat": "cpu  100 20 30 5000 40 5 6 7 8 0\ncpu0 1 2 3 4 5 6 7 8 0 0\n",
     "proc/meminfo": "MemTotal:        7900000 kB\nMemFree:  100 kB\nMemAvailable:    4000000 kB\n",
     **{f"sys/devices/system/cpu/cpu{i}/cpufreq/scaling_cur_freq": f"{1000 + i}\n" for i in range(12)},
     **{f"sys/devices/system/cpu/cpu{i}/cpufreq/scaling_governor": "sched_pixel\n" for i in range(12)},
@@ -40,6 +42,7 @@ def test_a_phone_that_tells_everything(tmp_path: Path) -> None:
     vitals = read_vitals(tree(tmp_path, PHONE), now=1000.0)
     assert vitals.at == 1000.0
     assert vitals.load_1m == 1.25
+    assert vitals.busy_s == (100 + 20 + 30 + 5 + 6 + 7) / os.sysconf("SC_CLK_TCK")  # neither idle nor iowait
     assert vitals.mem_available_bytes == 4_000_000 * 1024
     assert vitals.clocks_khz == tuple(range(1000, 1012))  # cpu10 after cpu9
     assert vitals.governor == "sched_pixel"
@@ -52,6 +55,7 @@ def test_a_phone_that_tells_everything(tmp_path: Path) -> None:
 def test_a_device_that_tells_nothing_is_all_none(tmp_path: Path) -> None:
     vitals = read_vitals(tmp_path, now=1.0)
     assert vitals.load_1m is None
+    assert vitals.busy_s is None
     assert vitals.mem_available_bytes is None
     assert vitals.governor is None
     assert vitals.battery_percent is None
@@ -64,6 +68,7 @@ def test_nonsense_is_none_not_an_error(tmp_path: Path) -> None:
     nonsense = dict.fromkeys(PHONE, "ÿ n/a \x00")
     vitals = read_vitals(tree(tmp_path, nonsense), now=1.0)
     assert vitals.load_1m is None
+    assert vitals.busy_s is None
     assert vitals.clocks_khz == ()
     assert vitals.temperatures_c == {}
     assert vitals.battery_percent is None

@@ -254,3 +254,10 @@ def test_a_workload_that_cannot_be_is_a_usage_error(run: Run, bad: str) -> None:
     code, output = run.pytest("--devices=host", bad)
     assert code == pytest.ExitCode.USAGE_ERROR
     assert f"{bad.split('=')[0]}: sought" in output
+
+
+def test_a_check_for_hybrid_caches_is_not_planned_without_one(run: Run) -> None:
+    checks = ("-k", "hybrid_equals or overflow", "--examples=1")
+    code, output = run.pytest("--devices=host", "--recipes=naive", *checks)
+    assert code == 0, output
+    assert "1/1 checks passed" in output

@@ -117,3 +117,16 @@ def test_an_unknown_operation_lists_those_there_are() -> None:
 def test_only_plain_data_is_encoded() -> None:
     with pytest.raises(TypeError, match="cannot encode a object"):
         encode({"a": object()})
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400)])
+def test_an_integer_too_large_for_a_float_is_refused_in_few_words(value: int) -> None:
+    with pytest.raises(DecodeError, match="sought float") as refusal:
+        decode(float, value)
+    assert len(str(refusal.value)) < 300
+
+
+def test_a_refusal_does_not_repeat_megabytes() -> None:
+    with pytest.raises(DecodeError) as refusal:
+        decode(Program, {"x" * 10**6: 1})
+    assert len(str(refusal.value)) < 1000

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from harness.reference import TransformersReference
-from kvengine.engine import LocalEngine, peak_rss_bytes
+from kvengine.engine import LocalEngine, _slowed, peak_rss_bytes
 from kvengine.errors import InvalidRequest
 from kvengine.plan import CachePlan, PlanKind
 from kvengine.process import process_environment
@@ -89,7 +92,15 @@ def test_a_workload_gives_raw_samples(engine: LocalEngine) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [Workload((1,), 0), Workload((1,), 2, repeats=0), Workload((1,), 2, warmup=-1)]
+    "bad",
+    [
+        Workload((1,), 0),
+        Workload((1,), 2, repeats=0),
+        Workload((1,), 2, warmup=-1),
+        Workload((1,), 2, slowdown=11.0),
+        Workload((1,), 2, slowdown=-0.1),
+        Workload((1,), 2, ballast_bytes=-1),
+    ],
 )
 def test_a_senseless_workload_is_refused(engine: LocalEngine, bad: Workload) -> None:
     with pytest.raises(InvalidRequest, match="sought"):
@@ -105,6 +116,36 @@ def test_a_context_is_there_before_the_prompt_and_not_timed(engine: LocalEngine)
     assert engine.run_workload(Workload((7, 8), 6, repeats=1, warmup=0)).samples[0].tokens != (
         whole.samples[0].tokens
     )
+
+
+def test_an_injected_slowdown_spins_for_its_share_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count(10.0, 0.001)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
+    assert _slowed(8.0, 10.0, 0.05) == pytest.approx(10.1, abs=0.002)
+    assert _slowed(8.0, 10.0, 0.0) == 10.0
+
+
+def test_an_injection_changes_no_token(engine: LocalEngine) -> None:
+    plain = Workload((1, 2, 3), new_tokens=5, repeats=1)
+    heavy = dataclasses.replace(plain, slowdown=0.5, ballast_bytes=1 << 20)
+    assert engine.run_workload(heavy).samples[0].tokens == engine.run_workload(plain).samples[0].tokens
+
+
+def test_ballast_weighs_what_it_says(export_tiny: ExportTiny) -> None:
+    """In processes of their own: a peak never falls again."""
+    folder = export_tiny(ExportRecipe()).folder
+    script = (
+        "import sys; from kvengine.engine import LocalEngine; from kvengine.program import Workload;"
+        "from kvengine.recipe import SessionRecipe;"
+        "engine = LocalEngine.open(sys.argv[1], SessionRecipe(threads=1));"
+        "print(engine.run_workload(Workload((1, 2), 3, ballast_bytes=int(sys.argv[2]))).peak_rss_bytes)"
+    )
+    ballast = 64 << 20
+    peaks = [
+        int(subprocess.check_output([sys.executable, "-c", script, str(folder), str(held)], timeout=60))
+        for held in (0, ballast)
+    ]
+    assert 0.9 * ballast < peaks[1] - peaks[0] < 1.1 * ballast
 
 
 def test_onnxruntime_leaves_no_telemetry_behind(export_tiny: ExportTiny, tmp_path: Path) -> None:

@@ -117,6 +117,7 @@ def test_a_longrope_model_stops_where_its_factors_would_change() -> None:
         ({"rope_type": ["llama3"]}, "llama3.*supported"),
         (LLAMA3 | {"high_freq_factor": 1.0}, "low_freq_factor < high_freq_factor"),
         ({**LLAMA3, "factor": None}, "factor"),
+        (YARN | {"beta_fast": 0.5}, "beta_slow < beta_fast"),
         ({**YARN, "original_max_position_embeddings": 0}, "original_max_position_embeddings"),
         ({"rope_theta": 10**400}, "rope_theta"),
         ({"rope_type": "longrope", "short_factor": [1.0] * 31}, "list of 32 positive numbers"),

@@ -7,7 +7,7 @@ import pytest
 
 from kvengine.decoder import Decoder
 from kvengine.engine import LocalEngine
-from kvengine.errors import ContextOverflow
+from kvengine.errors import ContextOverflow, InvalidRequest
 from kvengine.plan import CachePlan
 from kvengine.recipe import ExportRecipe
 from tests.conftest import OpenTiny
@@ -58,11 +58,13 @@ def test_a_compacted_row_keeps_nothing(open_tiny: OpenTiny) -> None:
     assert len(decoder.reuse(TOKENS[10:22])) == 1
 
 
-def test_a_prompt_that_does_not_fit_leaves_the_row_as_it_is(hybrid: LocalEngine) -> None:
+def test_a_prompt_that_is_refused_leaves_the_row_as_it_is(hybrid: LocalEngine) -> None:
     decoder = Decoder(hybrid.model, 21)
     decoder.prefill(TOKENS[:20])
     with pytest.raises(ContextOverflow, match="room for 22"):
         decoder.reuse(TOKENS[:22])
+    with pytest.raises(InvalidRequest, match="chunk"):
+        decoder.reuse(TOKENS[:3], chunk=-1)
     assert decoder.rows.sequence(0).tolist() == TOKENS[:20]
 
 

@@ -88,6 +88,12 @@ def test_the_seeds_rows() -> None:
     assert energy.why == "host is a host: no battery"
 
 
+def test_rounds_are_compared_only_where_every_round_has_both() -> None:
+    ttft, *_ = ablations(results(LEGS[:-1]))[0].seed
+    assert ttft.improvement == pytest.approx(1 - 410 / 1000)
+    assert (ttft.low, ttft.high) == (None, None)
+
+
 def test_a_loss_is_told_as_one() -> None:
     slower = tuple(
         replace(each, samples=(SampleInfo(2000, (80.0,)),)) if each.recipe == FULL.recipe else each

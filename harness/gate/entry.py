@@ -1,0 +1,110 @@
+"""Every leg starts from the same state: waits until a device is fit, for a bounded time, and tells.
+
+On a phone: thermal status 0, the battery cool (with hysteresis, so that it does not start at the
+edge each time) and its charge inside a window. On a host: nobody else uses its cores.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from device_agents.api import Vitals
+from harness.gate.settings import EntrySettings
+
+POLL_S = 2.0  # between looks at a device that is not fit
+LOOK_S = 0.5  # over which other processes' use of a host is counted
+
+
+@dataclass(frozen=True)
+class Waited:
+    """seconds: waited before the leg. given_up: why the device was still not fit, "" if it was."""
+
+    seconds: float = 0.0
+    given_up: str = ""
+
+
+def _pause(seconds: float) -> None:
+    threading.Event().wait(seconds)
+
+
+class Entry:
+    """The entry condition of one device: remembers whether it was hot, and how long all legs waited.
+
+    busy: whether to look for other processes; only of a host whose CPU time can be read.
+    """
+
+    def __init__(
+        self,
+        vitals: Callable[[], Vitals],
+        settings: EntrySettings,
+        *,
+        busy: bool,
+        pause: Callable[[float], None] = _pause,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._vitals = vitals
+        self._settings = settings
+        self._busy = busy
+        self._pause = pause
+        self._clock = clock
+        self._was_hot = False
+        self.total_s = 0.0
+
+    def wait(self, patient: bool = True) -> Waited:
+        """Returns once the device is fit, or when the time for this leg or for all of them is over.
+
+        patient: else it looks once and only tells.
+
+        Raises:
+            InfrastructureError: the device does not tell how it is.
+        """
+        began = self._clock()
+        allowed = min(self._settings.wait_s, self._settings.wait_total_s - self.total_s) if patient else 0.0
+        while True:
+            unfit = self.unfit()
+            waited = self._clock() - began
+            if not unfit or waited >= allowed:
+                if unfit or waited > 2 * LOOK_S:
+                    self.total_s += waited
+                    return Waited(waited, unfit)
+                return Waited()
+            self._pause(min(POLL_S, max(0.0, allowed - waited)))
+
+    def unfit(self) -> str:
+        """Why the device should not start now, "" if it should."""
+        vitals = self._vitals()
+        wrong = [*self._thermal(vitals), *self._charge(vitals)]
+        if self._busy and (busy := self._others(vitals)) is not None and busy > self._settings.busy_cores:
+            wrong.append(f"other processes use {busy:.2f} cores, over {self._settings.busy_cores:.2f}")
+        return "; ".join(wrong)
+
+    def _thermal(self, vitals: Vitals) -> list[str]:
+        wrong = []
+        if vitals.thermal_status:
+            wrong.append(f"thermal status is {vitals.thermal_status}, not 0")
+        celsius = vitals.temperatures_c.get("battery")
+        if celsius is not None:
+            limit = self._settings.resume_c if self._was_hot else self._settings.battery_c
+            self._was_hot = celsius > limit
+            if self._was_hot:
+                wrong.append(f"the battery has {celsius:.1f} °C, over {limit:.1f} °C")
+        return wrong
+
+    def _charge(self, vitals: Vitals) -> list[str]:
+        percent, low, high = vitals.battery_percent, self._settings.charge_low, self._settings.charge_high
+        if percent is None or low <= percent <= high:
+            return []
+        return [f"the battery is at {percent:.0f} %, outside {low:.0f} to {high:.0f} %"]
+
+    def _others(self, first: Vitals) -> float | None:
+        """Cores in use over LOOK_S, while nothing of ours runs there."""
+        if first.busy_s is None:
+            return None
+        self._pause(LOOK_S)
+        second = self._vitals()
+        if second.busy_s is None or second.at <= first.at:
+            return None
+        return max(0.0, (second.busy_s - first.busy_s) / (second.at - first.at))

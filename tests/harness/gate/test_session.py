@@ -1,0 +1,402 @@
+"""A whole gate over made-up devices: what it decides, what it keeps, and that a kill costs nothing."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from device_agents.api import Vitals
+from device_agents.errors import DeviceUnreachable, InfrastructureError
+from harness.farm import Farm
+from harness.gate.plan import GATE, Plan, calibration_comparisons
+from harness.gate.references import Resolved
+from harness.gate.session import GateSession, Watcher
+from harness.gate.settings import EntrySettings, GateSettings, MetricSettings, WorkloadSettings
+from harness.gate.waivers import Waiver
+from harness.store import open_store
+from kvengine.errors import EngineFailure
+from kvengine.plan import CachePlan
+from kvengine.recipe import ExportRecipe, SessionRecipe
+from reports.gate_results import Comparison, GateCell, GateInfo, Side
+from reports.results import RunResults
+from tests.conftest import ExportTiny
+from tests.harness.gate.fake_farm import FakeDevice, FakeFarm
+
+SETTINGS = GateSettings(
+    looks=(4, 8, 16),
+    workloads=(WorkloadSettings(8, 4, 1),),
+    entry=EntrySettings(wait_s=0.0, wait_total_s=0.0),
+)
+FIRST_LOOK = 4 * 6  # legs: A B B A and two canaries in each block
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """So that the canary is made once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def gate(export_tiny: ExportTiny, cache: Path, tmp_path: Path) -> Gate:
+    recipes = {kind: ExportRecipe(cache=CachePlan(kind)) for kind in ("static", "hybrid")}
+    sides = [
+        Resolved(Side(name, name, artifact.id, "{}"), artifact, SessionRecipe())
+        for name, artifact in ((name, export_tiny(recipe)) for name, recipe in recipes.items())
+    ]
+    return Gate(sides[0], sides[1], cache, tmp_path / "results.db")
+
+
+class Gate:
+    """Runs gates and calibrations on fake devices, all in one store."""
+
+    def __init__(self, baseline: Resolved, candidate: Resolved, cache: Path, store: Path) -> None:
+        self.baseline, self.candidate, self.cache, self.path = baseline, candidate, cache, store
+        self.notes: list[str] = []
+        self.looks: list[int] = []
+        self.farm = FakeFarm({})
+        self.tokens: dict[str, int] = {}
+        self.seed = 7
+
+    def run(self, *devices: FakeDevice, **changes: Any) -> RunResults:
+        self.farm = FakeFarm({d.name: d for d in devices}, self.candidate.artifact.id, self.tokens, self.seed)
+        plan = Plan(
+            kind="gate",
+            baseline=self.baseline,
+            candidate=self.candidate,
+            comparisons=(Comparison(GATE),),
+            devices=tuple(d.name for d in devices),
+            settings=SETTINGS,
+            settings_from="defaults",
+            looks=SETTINGS.looks,
+            seed=1,
+            cache=self.cache,
+            command="kvfarm gate",
+        )
+        plan = replace(plan, **changes)
+        watcher = Watcher(
+            on_step=lambda stage, done, total: None,
+            on_block=lambda block, done, total, left: None,
+            on_look=lambda info, number: self.looks.append(number),
+            on_note=self.notes.append,
+        )
+        with open_store(self.path) as store:
+            return GateSession(plan, cast(Farm, self.farm), store, watcher).run()
+
+    def calibrate(self, *devices: FakeDevice, injected: tuple[float, ...] = (0.05,)) -> RunResults:
+        return self.run(
+            *devices,
+            kind="calibration",
+            candidate=self.baseline,
+            comparisons=calibration_comparisons(injected),
+            looks=(4,),
+        )
+
+
+def info(results: RunResults) -> GateInfo:
+    assert results.gate is not None
+    return results.gate
+
+
+def cell(results: RunResults, metric: str, device: str = "phone", comparison: str = GATE) -> GateCell:
+    (found,) = [
+        c for c in info(results).cells if (c.metric, c.device, c.comparison) == (metric, device, comparison)
+    ]
+    return found
+
+
+def test_the_same_speed_passes_at_the_first_look(gate: Gate) -> None:
+    results = gate.run(FakeDevice("phone"))
+    assert (info(results).verdict, info(results).exit_code) == ("PASS", 0)
+    assert gate.looks == [1]
+    assert len(results.legs) == FIRST_LOOK
+    assert results.finished_at is not None
+
+
+def test_both_sides_run_live_in_abba_or_baab(gate: Gate) -> None:
+    results = gate.run(FakeDevice("phone"))
+    orders = Counter(block.order for block in info(results).blocks)
+    assert set(orders) == {"ABBA", "BAAB"}
+    a, b = gate.baseline.artifact.id, gate.candidate.artifact.id
+    ran = [artifact for _, artifact in gate.farm.opened]
+    wanted = [{"A": a, "B": b}[letter] for block in info(results).blocks for letter in block.order]
+    assert ran == wanted
+
+
+def test_a_slower_candidate_is_regressed(gate: Gate) -> None:
+    results = gate.run(FakeDevice("phone", loss=0.06))
+    assert (info(results).verdict, info(results).exit_code) == ("REGRESSED", 1)
+    assert {c.metric for c in info(results).cells if c.verdict == "REGRESSED"} == {"ttft", "decode"}
+    assert cell(results, "decode").estimate == pytest.approx(0.06, abs=0.01)
+    assert cell(results, "memory").verdict == "PASS"
+
+
+def test_a_faster_candidate_passes(gate: Gate) -> None:
+    assert info(gate.run(FakeDevice("phone", loss=-0.2))).verdict == "PASS"
+
+
+def test_more_blocks_are_measured_while_it_is_undecided(gate: Gate) -> None:
+    gate.seed = 8
+    results = gate.run(FakeDevice("phone", noise=0.1))
+    assert (info(results).verdict, info(results).exit_code) == ("INCONCLUSIVE", 3)
+    assert gate.looks == [1, 2, 3]
+    assert len(cell(results, "decode").blocks) == 16
+
+
+def test_what_a_look_decided_stands(gate: Gate) -> None:
+    """Another device goes on; more noise there must not reopen what was decided here."""
+    gate.seed = 8
+    results = gate.run(FakeDevice("phone", loss=0.06), FakeDevice("noisy", noise=0.1))
+    assert gate.looks == [1, 2, 3]
+    decode = cell(results, "decode")
+    assert (decode.verdict, decode.looks, len(decode.blocks)) == ("REGRESSED", 1, 4)
+    assert cell(results, "decode", "noisy").looks == 3
+
+
+def test_a_canary_that_drifts_voids_the_block(gate: Gate) -> None:
+    results = gate.run(FakeDevice("phone", drift=0.05))
+    assert (info(results).verdict, info(results).exit_code) == ("INVALID", 4)
+    assert all("canary moved" in block.reasons[0] for block in info(results).blocks)
+    assert len(info(results).blocks) == 4
+    assert "4 blocks in a row" in cell(results, "decode").reason
+
+
+def test_other_tokens_are_regressed_without_any_statistics(gate: Gate) -> None:
+    gate.tokens = {gate.candidate.artifact.id: 5}
+    results = gate.run(FakeDevice("phone"))
+    assert info(results).verdict == "REGRESSED"
+    assert cell(results, "tokens").reason == "other tokens for the same prompt"
+    assert cell(results, "kv_bytes").reason.startswith("equal in all")
+
+
+class Killed(BaseException):
+    """As sudden as a SIGKILL, for this process."""
+
+
+@pytest.mark.parametrize("at", [0, 1, 7, 15])
+def test_a_killed_gate_goes_on_and_repeats_nothing(gate: Gate, at: int) -> None:
+    def kill(number: int) -> None:
+        if number == at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        gate.run(FakeDevice("phone", before_leg=kill))
+    results = gate.run(FakeDevice("phone"))
+    assert len(gate.farm.opened) == 16 - at
+    places = [leg.place for leg in results.legs]
+    assert len(places) == len(set(places)) == FIRST_LOOK
+    assert info(results).verdict == "PASS"
+    with open_store(gate.path) as store:
+        assert len(store.runs()) == 1
+    if at:
+        assert any("going on with run" in note for note in gate.notes)
+
+
+def test_an_interruption_ends_the_other_lanes_with_their_leg(gate: Gate) -> None:
+    """Real phones are measured side by side; the one that goes on must not keep the user waiting."""
+
+    def kill(number: int) -> None:
+        if number == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        gate.run(
+            FakeDevice("phone", before_leg=kill), FakeDevice("other", before_leg=lambda n: time.sleep(0.1))
+        )
+    assert gate.farm.devices["other"].legs < 16
+    results = gate.run(FakeDevice("phone"), FakeDevice("other"))
+    assert len(results.legs) == 2 * FIRST_LOOK
+    assert info(results).verdict == "PASS"
+
+
+def test_all_waiting_is_bounded_over_all_looks(gate: Gate) -> None:
+    hot = Vitals(at=1.0, thermal_status=1)
+    rules = replace(SETTINGS, entry=EntrySettings(wait_s=0.3, wait_total_s=0.5))
+    results = gate.run(FakeDevice("phone", vitals=lambda: hot), settings=rules)
+    waited = sum(leg.place.waited_s for leg in results.legs if leg.place)
+    assert waited == pytest.approx(0.5, abs=0.4)
+    assert info(results).verdict == "INVALID"
+
+
+def test_a_finished_gate_is_not_gone_on_with(gate: Gate) -> None:
+    first, second = (gate.run(FakeDevice("phone")) for _ in range(2))
+    assert first.run_id != second.run_id
+    assert len(second.legs) == FIRST_LOOK
+
+
+def test_a_lost_device_is_invalid_and_the_other_goes_on(gate: Gate) -> None:
+    def lost(number: int) -> None:
+        raise DeviceUnreachable("the cable fell out")
+
+    results = gate.run(FakeDevice("phone", before_leg=lost), FakeDevice("other"))
+    assert (info(results).verdict, info(results).exit_code) == ("INVALID", 4)
+    assert cell(results, "decode", "other").verdict == "PASS"
+    assert "the cable fell out" in cell(results, "decode").reason
+    assert any("the cable fell out" in error for error in results.infrastructure)
+
+
+def test_a_device_that_does_not_answer_is_told(gate: Gate) -> None:
+    results = gate.run(FakeDevice("phone", silent=True))
+    assert info(results).exit_code == 4
+    assert cell(results, "decode").reason.endswith("it does not say who it is")
+    assert results.infrastructure == ("phone: it does not say who it is",)
+
+
+def test_one_failure_of_infrastructure_costs_nothing(gate: Gate) -> None:
+    failures = iter([InfrastructureError("a hiccup")])
+
+    def hiccup(number: int) -> None:
+        if number == 5 and (error := next(failures, None)):
+            raise error
+
+    results = gate.run(FakeDevice("phone", before_leg=hiccup))
+    assert info(results).verdict == "PASS"
+    assert any("a hiccup" in note for note in gate.notes)
+
+
+def test_an_engine_that_refuses_is_invalid(gate: Gate) -> None:
+    def refuse(number: int) -> None:
+        raise EngineFailure("no such kernel")
+
+    results = gate.run(FakeDevice("phone", before_leg=refuse))
+    assert info(results).exit_code == 4
+    assert "the engine refused: no such kernel" in cell(results, "decode").reason
+
+
+def test_a_device_that_is_not_fit_is_flagged_and_decides_nothing(gate: Gate) -> None:
+    hot = Vitals(at=1.0, temperatures_c={"battery": 41.0})
+    results = gate.run(FakeDevice("phone", vitals=lambda: hot))
+    assert info(results).verdict == "INVALID"
+    legs = [leg for leg in results.legs if leg.place and leg.place.arm != "canary"]
+    assert {leg.validity for leg in legs} == {"NOISY"}
+    assert all("the battery has 41.0 °C" in leg.reasons[-1] for leg in legs)
+
+
+def test_a_waiver_lets_a_known_loss_through(gate: Gate) -> None:
+    day = (datetime.now(UTC) + timedelta(days=10)).date().isoformat()
+    waiver = Waiver("phone/*/ttft", 0.10, "mara", "longer prefill", "#1", day)
+    other = replace(waiver, cell="phone/*/decode")
+    idle = replace(waiver, cell="elsewhere/*")
+    results = gate.run(FakeDevice("phone", loss=0.06), waivers=(waiver, other, idle))
+    assert (info(results).verdict, info(results).exit_code) == ("PASS", 0)
+    assert cell(results, "ttft").verdict == "REGRESSED"
+    assert cell(results, "ttft").waived == "longer prefill"
+    assert [w.state for w in info(results).waivers] == ["used", "used", "unused"]
+
+
+def test_an_expired_waiver_fails_even_a_gate_that_passes(gate: Gate) -> None:
+    waiver = Waiver("phone/*/ttft", 0.10, "mara", "longer prefill", "#1", "2026-01-01")
+    results = gate.run(FakeDevice("phone"), waivers=(waiver,))
+    assert (info(results).verdict, info(results).exit_code) == ("PASS", 1)
+
+
+def test_without_a_gating_cell_nothing_is_green(gate: Gate) -> None:
+    metrics = ("ttft", "decode", "memory", "tokens", "kv_bytes")
+    rules = replace(SETTINGS, metrics={name: MetricSettings(gates=False) for name in metrics})
+    assert info(gate.run(FakeDevice("phone"), settings=rules)).exit_code == 4
+
+
+# -- calibration --------------------------------------------------------------------------------
+
+
+def test_a_calibration_tells_what_the_gate_sees(gate: Gate) -> None:
+    results = gate.calibrate(FakeDevice("phone"), injected=(0.03, 0.05, 0.10))
+    assert (info(results).verdict, info(results).exit_code) == ("PASS", 0)
+    found = info(results).calibration
+    assert found is not None
+    assert (found.trials, found.false_regressed) == (3, 0)  # ttft, decode, memory
+    assert found.false_high == pytest.approx(1 - 0.025 ** (1 / 3))
+    decode = next(c for c in found.cells if c.metric == "decode")
+    assert [(f.injected, f.verdict) for f in decode.found][1:] == [(0.05, "REGRESSED"), (0.10, "REGRESSED")]
+    assert decode.found[1].estimate == pytest.approx(0.05, abs=0.01)
+    memory = next(c for c in found.cells if c.metric == "memory")
+    assert [f.verdict for f in memory.found] == ["REGRESSED"] * 3
+    assert memory.found[0].estimate == pytest.approx(0.03, abs=1e-4)
+
+
+def test_calibrations_add_up(gate: Gate) -> None:
+    for _ in range(3):
+        results = gate.calibrate(FakeDevice("phone"), injected=())
+    found = info(results).calibration
+    assert found is not None
+    assert (found.trials, len(found.runs)) == (9, 3)
+
+
+def test_a_cell_that_fails_a_a_loses_its_gating_rights(gate: Gate) -> None:
+    noisy = FakeDevice("phone", noise=0.08)  # block SD over every margin
+    calibration = info(gate.calibrate(noisy)).calibration
+    assert calibration is not None
+    revoked = {c.metric: c.revoked for c in calibration.cells}
+    assert "scatter" in revoked["decode"]
+    assert revoked["memory"] == ""
+    results = gate.run(FakeDevice("phone"))
+    assert cell(results, "decode").advisory.startswith("failed A/A: blocks of the same code scatter")
+    assert cell(results, "memory").gating
+    assert info(results).verdict == "PASS"
+
+
+def test_a_cell_gets_its_rights_back_when_it_passes_again(gate: Gate) -> None:
+    gate.calibrate(FakeDevice("phone", noise=0.08))
+    gate.calibrate(FakeDevice("phone"))
+    assert cell(gate.run(FakeDevice("phone")), "decode").gating
+
+
+def test_a_device_nobody_calibrated_still_gates(gate: Gate) -> None:
+    gate.calibrate(FakeDevice("phone", noise=0.08))
+    assert cell(gate.run(FakeDevice("other")), "decode", "other").gating
+
+
+# -- many units of one model --------------------------------------------------------------------
+
+
+def units(*losses: float) -> list[FakeDevice]:
+    return [FakeDevice(f"u{number}", loss=loss) for number, loss in enumerate(losses)]
+
+
+def group_cell(results: RunResults, metric: str = "decode") -> GateCell:
+    (found,) = [c for c in info(results).cells if c.units and c.metric == metric]
+    return found
+
+
+def test_six_units_of_one_model_are_judged_together(gate: Gate) -> None:
+    results = gate.run(*units(*[0.0] * 6), looks=(4,))
+    found = group_cell(results)
+    assert (found.verdict, found.units, len(found.blocks)) == ("PASS", 6, 6)
+    assert not cell(results, "decode", "u0").gating
+    assert cell(results, "tokens", "u0").gating
+    assert info(results).exit_code == 0
+
+
+def test_a_loss_on_all_units_is_regressed(gate: Gate) -> None:
+    results = gate.run(*units(0.05, 0.055, 0.06, 0.05, 0.055, 0.06), looks=(4,))
+    assert group_cell(results).verdict == "REGRESSED"
+    assert info(results).exit_code == 1
+
+
+def test_a_loss_on_one_unit_is_device_specific(gate: Gate) -> None:
+    results = gate.run(*units(0.06, -0.01, -0.012, -0.008, -0.01, -0.011), looks=(4,))
+    found = group_cell(results)
+    assert found.verdict == "INCONCLUSIVE"
+    assert info(results).exit_code == 3
+
+
+def test_a_unit_that_is_lost_is_missed_though_six_others_pass(gate: Gate) -> None:
+    def lost(number: int) -> None:
+        raise DeviceUnreachable("the cable fell out")
+
+    devices = units(*[0.0] * 7)
+    devices[6].before_leg = lost
+    results = gate.run(*devices, looks=(4,))
+    assert (group_cell(results).verdict, group_cell(results).reason) == ("INVALID", "not measured on u6")
+    assert info(results).exit_code == 4
+
+
+def test_five_units_are_judged_one_by_one(gate: Gate) -> None:
+    results = gate.run(*units(*[0.0] * 5), looks=(4,))
+    assert not [c for c in info(results).cells if c.units]
+    assert cell(results, "decode", "u0").gating
