@@ -156,9 +156,10 @@ class Board:
         while not self._stopped.is_set():
             with contextlib.suppress(TimeoutError):
                 device, _, text = self._socket.recv(_DATAGRAM_BYTES).decode(errors="replace").partition("\n")
-                self._now.pop(device, None)
                 if text:
                     self._now[device] = text
+                else:
+                    self._now.pop(device, None)
                 self._draw(dict(self._now))
 
 

@@ -67,7 +67,7 @@ class Progress:
     def step(self, stage: str, done: int, total: int) -> None:
         """Progress callback of an export (steps) or of sending an artifact (bytes)."""
         share = f" {100 * done // total} %" if total else ""
-        self._draw(f"{self._current}, {stage}{share}")
+        self._draw(f"{self._current}, {stage}{share}", force=not total)
 
     def test_started(self, item: pytest.Item) -> None:
         self._current = label(item)

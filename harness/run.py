@@ -298,7 +298,7 @@ class DeviceRun:
         if entry.lab not in self._quiet:
             self._quiet[entry.lab] = Quiet(
                 LOCAL_ROOT / "quiet" / entry.lab,
-                lambda: self._on_step("waits: a measurement has this machine to itself", 0, 0),
+                lambda: self._on_step("waits for the other devices of this machine", 0, 0),
             )
         return self._quiet[entry.lab]
 
