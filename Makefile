@@ -8,12 +8,13 @@ BIG := .kvfarm/checkpoints/gemma-3-1b
 REPORT := out/report
 PHONES := virtual:2,virtual:1:arm64-v8a
 
-.PHONY: help venv farm test lint docs apt soak soak-faults soak-programs bench clean
+.PHONY: help venv farm test lint docs apt soak soak-faults soak-programs soak-fuzz mutants bench clean
 help:
 	@echo "make farm   check and measure the demo model on this host and three virtual phones, write $(REPORT)/index.html"
 	@echo "make test   the project's own tests"
 	@echo "make lint   ruff and strict mypy"
 	@echo "make soak   every fault 20 times (15 minutes), then the same properties with many more programs"
+	@echo "make mutants  the correctness suite against every known cache bug, and 10,000 programs without"
 	@echo "make bench  speed against onnxruntime-genai"
 
 venv: $(STAMP)
@@ -52,7 +53,7 @@ test: lint apt
 docs: $(STAMP)
 	$(BIN)/python docs/generate_cli.py
 
-soak: soak-faults soak-programs
+soak: soak-faults soak-programs soak-fuzz
 
 # Every fault 20 times against virtual phones at work; then links frozen for as long as real ones are.
 soak-faults: $(STAMP)
@@ -61,7 +62,14 @@ soak-faults: $(STAMP)
 
 soak-programs: $(TINY)
 	$(BIN)/pytest --devices=host --model $(TINY) --examples 1000 --report out/soak
+
+soak-fuzz: $(STAMP)
+	KVFARM_FUZZ=soak $(BIN)/pytest tests/device_agents/test_fuzz_frames.py tests/device_agents/test_hostile_graph.py \
+	  tests/kvengine/test_hostile_models.py
 	KVFARM_FUZZ=10000 $(BIN)/pytest tests/kvengine/test_fuzz.py
+
+mutants: $(STAMP)
+	$(BIN)/kvfarm mutants --programs 10000
 
 bench: $(BIG)
 	$(BIN)/python -m bench.genai --model $(BIG)

@@ -7,6 +7,7 @@ import inspect
 import logging
 import threading
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TypeVar
 
 import kvengine.errors
@@ -45,10 +46,14 @@ class Budgets:
 
 
 class RunnerClient:
-    """Requests and replies, one at a time. After any infrastructure error the runner is ended."""
+    """Requests and replies, one at a time. After any infrastructure error the runner is ended.
 
-    def __init__(self, stream: ByteStream) -> None:
+    artifact: the folder that it has open, to be named in errors.
+    """
+
+    def __init__(self, stream: ByteStream, artifact: str = "") -> None:
         self._stream = stream
+        self._artifact = artifact
         self._turn = threading.Lock()
         self._sequence = 0
         self._ended = ""  # why, once it has
@@ -114,7 +119,9 @@ class RunnerClient:
         self._stream.close()
         tail = self._stream.stderr_tail() or "(nothing)"
         _log.warning("runner ended: %s", self._ended)
-        return type(error)(f"{what}: {error}\nThe runner was ended. Its last stderr lines:\n{tail}")
+        # onnxruntime itself may have died of the graph: then the artifact is what to look at.
+        subject = f" of artifact {self._artifact}" if self._artifact else ""
+        return type(error)(f"{what}: {error}\nThe runner{subject} was ended. Its last stderr lines:\n{tail}")
 
 
 class RunnerSession:
@@ -144,7 +151,7 @@ class RunnerSession:
             KvEngineError: the engine refused the artifact or the recipe.
             InfrastructureError: see RunnerClient.call.
         """
-        client = RunnerClient(stream)
+        client = RunnerClient(stream, PurePosixPath(folder).name)
         budgets = budgets or Budgets()
         try:
             opened, _ = client.call(messages.Open(folder, recipe), messages.Opened, deadline)

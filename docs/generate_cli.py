@@ -20,6 +20,7 @@ COMMANDS = (
     "report",
     "ablate",
     "replay",
+    "mutants",
     "bundle",
     "gate",
     "calibrate",

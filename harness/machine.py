@@ -77,7 +77,9 @@ class ProgramMachine(RuleBasedStateMachine):
     def begin(self, batch: int, spare: int, slack: int, shares: list[int], flavour: int, chunk: int) -> None:
         """Prompts of up to three quarters of the capacity: most of what can go wrong does so behind a
         window or three."""
-        self.program = Program(max(2, self.limits.longest - spare), (), slack, batch)
+        limits = self.limits
+        batch = batch if limits.ragged else 1
+        self.program = Program(max(2, limits.longest - spare), (), min(slack, limits.most_slack), batch)
         self.followed = Rules(self.program, self.spec, self.plan)
         self.operations: list[Operation] = []
         counts = [self.program.capacity * share * 3 // 32 for share in shares[:batch]]

@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 
 from device_agents.errors import InfrastructureError
-from harness.checking import Cell
+from harness.checking import Cell, Unsupported
 from harness.compare import CheckFailed
 from harness.handover import Kind, Plan, Planned
 from harness.marks import NoDevice
@@ -171,6 +171,8 @@ def _cell_names(item: pytest.Function) -> tuple[str, str]:
 def _outcome(error: BaseException | None) -> Outcome:
     if error is None:
         return "passed"
+    if isinstance(error, Unsupported):
+        return "not_supported"
     if isinstance(error, pytest.skip.Exception):
         return "not_run"
     return "infrastructure" if is_infrastructure(error) else "failed"

@@ -32,7 +32,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "time, -n says how many at most",
     )
     add("--model", type=Path, help="Hugging Face checkpoint folder to check and measure")
-    add("--recipes", default=DEFAULT_RECIPES, help="recipes to check and measure (default: %(default)s)")
+    add("--recipes", help=f"recipes to check and measure (default: {DEFAULT_RECIPES}; with --onnx: none)")
+    add(
+        "--onnx",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="check and measure this ONNX export of the checkpoint, of whatever exporter (see kvfarm "
+        "inspect); may be repeated; short for the recipe onnx,model=FILE",
+    )
     add("--report", type=Path, metavar="DIR", help="write index.html, results.json and junit.xml here")
     add("--store", metavar="URL", help="result store (default: sqlite in .kvfarm/results.db)")
     add("--farm", type=Path, metavar="FILE", help="inventory (default: ./farm.toml, else this host)")
@@ -100,13 +108,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", "hybrid_only: a check that means something only for hybrid cache plans"
-    )
-    config.addinivalue_line(
-        "markers",
+    for marker in (
+        "hybrid_only: a check that means something only for hybrid cache plans",
+        "quantized_cache_only: a check that means something only for int8 and int4 caches",
         "device(condition): run this test only on devices that satisfy it: 'abi==arm64-v8a and ram>=8GiB'",
-    )
+    ):
+        config.addinivalue_line("markers", marker)
     if config.getoption("devices") is None:
         return
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
@@ -157,7 +164,7 @@ def _options(config: pytest.Config) -> RunOptions:
     return RunOptions(
         devices=get("devices"),
         model=_checkpoint(model),
-        recipes=get("recipes"),
+        recipes=_recipes(get("recipes"), get("onnx")),
         store=get("store") or str(DEFAULT_STORE),
         report=get("report"),
         farm=get("farm"),
@@ -171,6 +178,16 @@ def _options(config: pytest.Config) -> RunOptions:
         energy=get("energy"),
         command=(Path(sys.argv[0]).name, *config.invocation_params.args),
     )
+
+
+def _recipes(named: str | None, models: list[str]) -> str:
+    """As one text; commas and semicolons part recipes, so a path must have none."""
+    for path in models:
+        if {",", ";"} & set(path):
+            raise pytest.UsageError(f"--onnx {path}: sought a path without commas and semicolons; rename it")
+    if named is None:
+        named = "" if models else DEFAULT_RECIPES
+    return ";".join([named, *(f"onnx,model={path}" for path in models)])
 
 
 def _shapes(config: pytest.Config) -> tuple[Shape, ...]:

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from kvengine.program import Decode, Generate, Operation, Poison, Prefill, Program, Reset
+from kvengine.program import (
+    Decode,
+    Fork,
+    Generate,
+    Observation,
+    Operation,
+    Poison,
+    Prefill,
+    Program,
+    Reset,
+    Switch,
+)
 from kvengine.spec import ModelSpec
 
 # Where nothing slides, programs are as long as if a window of so many tokens did.
@@ -20,6 +33,8 @@ class Limits:
     vocab_size: int
     window: int  # the smallest of the model's windows; WITHOUT_WINDOW if it has none
     longest: int
+    most_slack: int = 18  # rows above a window
+    ragged: bool = True  # whether batch rows may be of different lengths
 
     @classmethod
     def of(cls, spec: ModelSpec) -> Limits:
@@ -27,6 +42,11 @@ class Limits:
         windows = [layer.window for layer in spec.layers if layer.window is not None]
         window = min(windows, default=min(WITHOUT_WINDOW, spec.max_position // 4))
         return cls(spec.vocab_size, window, min(spec.max_position, max(24, min(4 * window + 2, 40))))
+
+    @property
+    def wraps(self) -> int:
+        """How often the longest sequence leaves the window behind."""
+        return self.longest // self.window
 
 
 def token_lists(limits: Limits, most: int, least: int = 1) -> st.SearchStrategy[tuple[int, ...]]:
@@ -37,7 +57,7 @@ def token_lists(limits: Limits, most: int, least: int = 1) -> st.SearchStrategy[
 
 def slacks(limits: Limits) -> st.SearchStrategy[int]:
     """Rows above the window: none, a few, more than a window."""
-    return st.integers(0, min(limits.window, 16) + 2)
+    return st.integers(0, min(limits.window + 2, limits.most_slack))
 
 
 @st.composite
@@ -80,7 +100,7 @@ def sequences(draw: st.DrawFn, limits: Limits, most: int = 4, greedy: bool = Tru
 
 def fitting(operations: tuple[Operation, ...], spare: int = 0, slack: int | None = None) -> Program:
     """A program whose capacity is what its longest sequence needs, plus ``spare``."""
-    longest = current = 1
+    longest, current = 1, 0
     for operation in operations:
         current = 0 if isinstance(operation, Reset) else current + appended(operation)
         longest = max(longest, current)
@@ -104,22 +124,67 @@ def chunked_twice(draw: st.DrawFn, limits: Limits) -> Program:
 
 
 @st.composite
-def with_a_past(draw: st.DrawFn, limits: Limits) -> tuple[Program, Program]:
-    """(past, reset, future) and the future alone, at the same capacity."""
-    past, future = draw(sequences(limits, 2)), draw(sequences(limits, 2))
-    spare, slack = draw(st.integers(0, 3)), draw(slacks(limits))
-    whole = fitting((*past, Reset(), *future), spare, slack)
-    return whole, Program(whole.capacity, future, slack)
+def haunted(draw: st.DrawFn, limits: Limits) -> tuple[Program, Program]:
+    """A sequence that begins in a decoder just reset and has dead rows poisoned in between, and it alone."""
+    past: tuple[Operation, ...] = ()
+    if draw(st.booleans()):
+        past = (*draw(sequences(limits, 2)), Reset())
+    clean = draw(sequences(limits))
+    poisons = draw(st.lists(st.booleans(), min_size=len(clean), max_size=len(clean)))
+    future: list[Operation] = []
+    for operation, poison in zip(clean, poisons, strict=True):
+        future += [Poison(), operation] if poison or not past else [operation]
+    whole = fitting((*past, *future), draw(st.integers(0, 3)), draw(slacks(limits)))
+    return whole, Program(whole.capacity, clean, whole.slack)
+
+
+def alive(program: Program, observations: Sequence[Observation]) -> list[Observation]:
+    """What was observed after the last reset, leaving out the poisonings."""
+    kinds = [operation.kind for operation in program.operations]
+    begin = len(kinds) - kinds[::-1].index("reset") if "reset" in kinds else 0
+    return [seen for kind, seen in zip(kinds[begin:], observations[begin:], strict=True) if kind != "poison"]
 
 
 @st.composite
-def poisoned(draw: st.DrawFn, limits: Limits) -> tuple[Program, Program]:
-    """A sequence with its dead rows poisoned before every operation, and the same unpoisoned."""
-    clean = draw(any_sequence(limits))
-    operations: list[Operation] = []
-    for operation in clean.operations:
-        operations += [Poison(), operation]
-    return Program(clean.capacity, tuple(operations), clean.slack), clean
+def interleaved(draw: st.DrawFn, limits: Limits) -> tuple[Program, Program, Program]:
+    """Two sequences in turns, in two states of one program; and each of them alone."""
+    one, two = (draw(sequences(limits, greedy=False)), draw(sequences(limits)))
+    operations: list[Operation] = [Fork("other")]
+    for mine, other in itertools.zip_longest(one, two):
+        operations += [mine] if mine else []
+        operations += [Switch("other"), other, Switch("main")] if other else []
+    capacity = max(fitting(one).capacity, fitting(two).capacity) + draw(st.integers(0, 3))
+    slack = draw(slacks(limits))
+    both, first, second = (Program(capacity, tuple(o), slack) for o in (operations, one, two))
+    return both, first, second
+
+
+def of_state(program: Program, observations: Sequence[Observation], name: str) -> list[Observation]:
+    """What was observed of the appending operations in the state ``name``."""
+    current, found = "main", []
+    for operation, seen in zip(program.operations, observations, strict=True):
+        if isinstance(operation, Switch):
+            current = operation.name
+        elif current == name and not isinstance(operation, Fork):
+            found.append(seen)
+    return found
+
+
+@st.composite
+def two_chunkings(draw: st.DrawFn, limits: Limits) -> tuple[Program, Program]:
+    """The same tokens in one shot and in chunks or one by one."""
+    tokens = draw(token_lists(limits, limits.longest, least=2))
+    chunk = draw(st.integers(0, len(tokens) - 1))
+    spare, slack = draw(st.integers(0, 3)), draw(slacks(limits))
+    ways: list[Operation] = [Prefill(tokens), Prefill(tokens, chunk) if chunk else Decode(tokens)]
+    one_shot, chunked = (fitting((way,), spare, slack) for way in ways)
+    return one_shot, chunked
+
+
+def fixed_tokens(program: Program) -> tuple[int, ...]:
+    """The tokens of a program's prefills and decodes, in order."""
+    appending = [o for o in program.operations if isinstance(o, Prefill | Decode)]
+    return tuple(token for operation in appending for token in operation.tokens)
 
 
 @st.composite
@@ -136,7 +201,17 @@ def overflowing(draw: st.DrawFn, limits: Limits) -> Program:
     return Program(fits.capacity, (*before, refused, *after), fits.slack)
 
 
-def past_the_window(limits: Limits) -> Program:
-    """One long prompt that leaves every window behind, then a few steps: for windows too large to wrap."""
+@st.composite
+def rooms(draw: st.DrawFn, limits: Limits) -> tuple[Program, Program, Program]:
+    """A program that overflows; and one of fixed tokens in as little room as it needs, and in more."""
+    tight = draw(any_sequence(limits, greedy=False))
+    roomy = Program(tight.capacity + draw(st.integers(1, 8)), tight.operations, draw(slacks(limits)))
+    return draw(overflowing(limits)), tight, roomy
+
+
+def past_the_window(limits: Limits) -> tuple[Program, Program]:
+    """One long prompt that leaves every window behind, then a few steps; in one shot and in chunks."""
     prompt = tuple((7 + 31 * i) % limits.vocab_size for i in range(limits.window + 8))
-    return fitting((Prefill(prompt, 0, "last"), Decode(prompt[:4])), 1)
+    ways = (Prefill(prompt, 0, "last"), Prefill(prompt, limits.window, "last"))
+    one_shot, chunked = (fitting((way, Decode(prompt[:4])), 1) for way in ways)
+    return one_shot, chunked

@@ -31,6 +31,8 @@ class Line:
     label: str
     detail: str = ""
     retried: list[str] = dataclasses.field(default_factory=list)
+    word: str = ""  # in place of the outcome's
+    said: str = ""  # a further line
 
 
 class Progress:
@@ -105,7 +107,10 @@ class Progress:
         if waited_s >= _SHORT_WAIT_S:
             details.append(f"waited {waited_s:.0f} s for others")
         retried, self._retried = self._retried, []
-        setattr(report, _LINE, dataclasses.asdict(Line(label(item), ", ".join(details), retried)))
+        line = Line(label(item), ", ".join(details), retried)
+        if result is not None and result.outcome == "not_supported":
+            line.word, line.said = "n/a", f"not supported: {result.message}"
+        setattr(report, _LINE, dataclasses.asdict(line))
 
     def describe_lost(self, report: pytest.TestReport, label: str) -> None:
         """As ``describe``, of a test whose process died with it."""
@@ -120,6 +125,7 @@ class Progress:
         self._done += 1
         word = "ok" if report.passed else "ERROR" if report.when == "setup" else "FAILED"
         word = "skip" if report.skipped else word
+        word = line.word or word
         text = (
             f"[{self._done:>3}/{self._total}] {word:<6} {report.duration:5.1f} s  {line.label:<76} "
             f"{line.detail}"
@@ -127,6 +133,8 @@ class Progress:
         self._write(f"{text:<146} {self._left()}".rstrip(), **_colour(word))
         for reason in line.retried:
             self.tried_again(reason)
+        if line.said:
+            self._write(f"          {line.said}", yellow=True)
 
     def tried_again(self, reason: str) -> None:
         self._write(f"          tried again after {reason}", yellow=True)

@@ -1,5 +1,8 @@
 """Recipes by name: ``hybrid``, ``hybrid,threads=2,provider=nnapi,flags=USE_FP16+CPU_DISABLED``.
 
+``onnx,model=PATH`` is a model that somebody else exported; ``set.KEY=VALUE`` says what its graph does
+not (see ``kvfarm inspect``).
+
 A recipe's text is its name in reports, so the same text always means the same engine.
 """
 
@@ -9,10 +12,11 @@ import dataclasses
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from kvengine.errors import RecipeError
-from kvengine.plan import CachePlan
+from kvengine.errors import NotSupported, RecipeError
+from kvengine.plan import CachePlan, PlanKind
 from kvengine.providers import validate
 from kvengine.recipe import ExportRecipe, SessionRecipe
 
@@ -21,13 +25,29 @@ from kvengine.recipe import ExportRecipe, SessionRecipe
 DEFAULT_SLACK = 32
 
 
+FOREIGN = "onnx"
+
+
+@dataclass(frozen=True)
+class ForeignModel:
+    """An ONNX file that somebody else exported. answers: what its graph does not say, by option."""
+
+    path: Path
+    answers: tuple[tuple[str, str], ...] = ()
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """One named way to turn a checkpoint into a running engine."""
+    """One named way to turn a checkpoint into a running engine.
+
+    foreign: the engine's graph where it is not ours; ``export`` is then what the graph is found to be
+        (harness.artifacts.resolved), not what anybody chose.
+    """
 
     name: str
     export: ExportRecipe
     session: SessionRecipe
+    foreign: ForeignModel | None = None
 
 
 def _hybrid(dtype: str = "float32") -> CachePlan:
@@ -58,8 +78,11 @@ def parse_recipe(text: str) -> Recipe:
         RecipeError: an unknown preset, key, value, provider or flag; the message lists those there are.
     """
     name, *overrides = [part.strip() for part in text.split(",")]
+    if name == FOREIGN:
+        return _foreign(",".join([name, *overrides]), overrides)
     if name not in PRESETS:
-        raise RecipeError(f"recipe {text!r}: sought a preset, found {name!r}; there are {_list(PRESETS)}")
+        known = _list([*PRESETS, FOREIGN])
+        raise RecipeError(f"recipe {text!r}: sought a preset, found {name!r}; there are {known}")
     recipe = Recipe(
         ",".join([name, *overrides]), PRESETS[name], _NAIVE if name == "naive" else SessionRecipe()
     )
@@ -97,10 +120,30 @@ def parse_recipes(text: str) -> tuple[Recipe, ...]:
     return recipes
 
 
+def _foreign(name: str, overrides: list[str]) -> Recipe:
+    pairs = [override.partition("=")[::2] for override in overrides]
+    paths = [value for key, value in pairs if key == "model"]
+    if len(paths) != 1 or not paths[0]:
+        raise RecipeError(f"recipe {name!r}: sought one model=PATH, found {len(paths)}")
+    answers = {key.removeprefix("set."): value for key, value in pairs if key.startswith("set.")}
+    model = ForeignModel(Path(paths[0]), tuple(sorted(answers.items())))
+    plain = recipe = Recipe(name, ExportRecipe(cache=CachePlan("growing")), SessionRecipe(), model)
+    for override, (key, _) in zip(overrides, pairs, strict=True):
+        if key != "model" and not key.startswith("set."):
+            recipe = _override(recipe, override)
+            if recipe.export != plain.export:
+                raise RecipeError(f"recipe {name!r}: {key} is the model's own and cannot be chosen here")
+    if not recipe.session.io_binding or recipe.session.logits != "last":
+        raise RecipeError(f"recipe {name!r}: a foreign model is driven by IO binding, with the logits it has")
+    validate(recipe.session)
+    return recipe
+
+
 def settings(recipe: Recipe) -> dict[str, str]:
     """Every choice in words, for reports; what is at its default and without meaning here is left out."""
     export, session = recipe.export, recipe.session
-    said = {
+    said = {"model": str(recipe.foreign.path), **dict(recipe.foreign.answers)} if recipe.foreign else {}
+    said |= {
         "weights": export.weights,
         "activations": export.activations,
         "cache": export.cache.kind,
@@ -116,9 +159,9 @@ def settings(recipe: Recipe) -> dict[str, str]:
         "IO binding": _on(session.io_binding),
         "logits": "of every prompt token" if session.logits == "all" else "of the last token",
     }
-    if export.weights in ("int8", "int4"):
+    if export.weights in ("int8", "int4") and not recipe.foreign:
         said["block size"] = str(export.block_size)
-    if export.cache.kind == "hybrid":
+    if export.cache.kind == "hybrid" and not recipe.foreign:
         said["slack"] = f"{export.cache.slack} rows"
     if session.provider_flags:
         said["provider flags"] = " ".join(session.provider_flags)
@@ -129,6 +172,18 @@ def settings(recipe: Recipe) -> dict[str, str]:
     ):
         said.update({f"{title} {key}": value for key, value in pairs.items()})
     return said
+
+
+def with_plan(recipe: Recipe, plan: PlanKind) -> Recipe:
+    """The same recipe with another kind of cache plan; windowed slack means nothing elsewhere."""
+    cache = recipe.export.cache
+    if cache.kind == plan:
+        return recipe
+    if recipe.foreign is not None:
+        raise NotSupported(
+            f"{recipe.foreign.path} has one cache plan, {cache.kind}; {plan} would be another export"
+        )
+    return _with_export(recipe, cache=CachePlan(plan, cache.dtype))
 
 
 def _override(recipe: Recipe, text: str) -> Recipe:

@@ -71,6 +71,7 @@ def _suite(root: ET.Element, name: str, checks: list[CheckResult], started_at: s
         tests=str(len(checks)),
         failures=str(outcomes.count("failed")),
         errors=str(outcomes.count("infrastructure") + outcomes.count("not_run")),
+        skipped=str(outcomes.count("not_supported")),
         time=f"{sum(check.seconds for check in checks):.3f}",
         timestamp=started_at,
     )
@@ -81,6 +82,8 @@ def _suite(root: ET.Element, name: str, checks: list[CheckResult], started_at: s
         if check.outcome == "failed":
             parts = (check.message, check.program, check.replay)
             say(case, "failure", "\n".join(filter(None, parts)))
+        elif check.outcome == "not_supported":
+            say(case, "skipped", check.message)
         elif check.outcome != "passed":
             say(case, "error", check.message or "did not run")
         if check.stderr_tail:

@@ -195,7 +195,8 @@ class Rules:
                 self._require(len(order) == len(self.state), "InvalidRequest")
                 self._states[self._current] = tuple(self.state[self._index(row)] for row in order)
             case ReadCache(layer, row):
-                self._require(0 <= layer < len(self._spec.layers), "InvalidRequest", row)
+                self._require(0 <= layer < len(self._spec.layers), "InvalidRequest")
+                self._index(row)
             case Fork(name):
                 self._require(name != self._current, "InvalidRequest")
                 self._states[name] = self.state
@@ -238,9 +239,9 @@ class Rules:
                 self._require(count >= 1, "InvalidRequest")
                 return [self._chosen(token, count, self._index(row), chosen)]
             case Speculate(token, count, draft, ngram, row, hint):
-                self._require(min(count, draft, ngram) >= 1, "InvalidRequest", row)
+                self._require(min(count, draft, ngram) >= 1, "InvalidRequest")
                 self._check([token])
-                self._check_room([count], row)
+                self._check_room([count], self._index(row))
                 self._check(hint or [token])
                 return [self._chosen(token, count, row, chosen)]
             case Prefill() | Decode():
@@ -302,6 +303,6 @@ class Rules:
         self._require(0 <= row < len(self.state), "InvalidRequest")
         return row
 
-    def _require(self, met: bool, refusal: str, row: int = 0) -> None:
-        if not met or not 0 <= row < len(self.state):
-            raise Refused(refusal if not met else "InvalidRequest")
+    def _require(self, met: bool, refusal: str) -> None:
+        if not met:
+            raise Refused(refusal)

@@ -18,16 +18,17 @@ from device_agents.api import DeviceIdentity
 from device_agents.deadline import Deadline
 from device_agents.errors import InfrastructureError
 from harness import choosing, inventory
-from harness.artifacts import artifact_for
+from harness.artifacts import artifact_of, resolved
 from harness.checking import Cell, Tally
 from harness.farm import LOCAL_ROOT, DeviceSession, Farm
 from harness.handover import Handover, RunFolder
 from harness.inventory import effort_of, share
 from harness.legs import LegPlan, Subject, measure_leg
 from harness.measuring import Shape
+from harness.mutants import score
 from harness.provenance import now, provenance
 from harness.quiet import WAIT_S, Quiet, locked
-from harness.recipes import Recipe, parse_recipes, settings
+from harness.recipes import ForeignModel, Recipe, parse_recipes, settings, with_plan
 from harness.recovery import Recovery, RecoveryPolicy
 from harness.reference import Reference, offer_reference, share_reference, start_reference
 from harness.reference.rounded import is_exact, rounded_checkpoint
@@ -35,7 +36,7 @@ from harness.store import open_store
 from harness.store.protocol import Store
 from kvengine.artifact import Artifact
 from kvengine.codec import decode, encode
-from kvengine.plan import CachePlan, PlanKind
+from kvengine.plan import PlanKind
 from kvengine.recipe import ExportRecipe
 from kvengine.session import EngineSession
 from reports.ablation_results import AblationInfo
@@ -78,6 +79,7 @@ class DeviceRun:
 
     Raises (from the constructor):
         InventoryError, RecipeError: an unknown device or recipe.
+        InvalidModel, ContractIncomplete, UnsupportedModel: a model brought as ONNX cannot be driven.
     """
 
     def __init__(
@@ -93,16 +95,18 @@ class DeviceRun:
         self._on_step = on_step
         self._on_program = on_program
         self.begun = False
-        self.recipes = {recipe.name: recipe for recipe in parse_recipes(options.recipes)}
+        self.recipes = {r.name: resolved(r, options.model) for r in parse_recipes(options.recipes)}
         self.measured = [(options.model, recipe) for recipe in self.recipes.values()] + [
-            (model, recipe) for model, text in options.measure for recipe in parse_recipes(text)
+            (model, resolved(recipe, model))
+            for model, text in options.measure
+            for recipe in parse_recipes(text)
         ]
         self.planned_checks = self.planned_legs = 0
         self.not_run: tuple[NotRun, ...] = ()
         self.ablation: AblationInfo | None = None  # what the legs are for, where they are an ablation's
         self._sessions: dict[tuple[str, str, str], DeviceSession] = {}
         self._references: dict[Path, Reference] = {}
-        self._artifacts: dict[tuple[Path, ExportRecipe], Artifact] = {}
+        self._artifacts: dict[tuple[Path, ExportRecipe, ForeignModel | None], Artifact] = {}
         self._identities: dict[str, DeviceIdentity] = {}
         self._stored: set[str] = set()  # devices
         self._offered: list[object] = []  # references that end when they are forgotten
@@ -191,7 +195,7 @@ class DeviceRun:
         key = (device, recipe.name, plan)
         session = self._sessions.get(key)
         if session is None or session.closed:
-            artifact = self.artifact(self.options.model, _with_plan(recipe, plan))
+            artifact = self.artifact(self.options.model, with_plan(recipe, plan))
             session = self._sessions[key] = self.farm.open(device, artifact, recipe.session, self._on_step)
         return session
 
@@ -304,11 +308,11 @@ class DeviceRun:
 
     def artifact(self, model: Path, recipe: Recipe) -> Artifact:
         """Exported, or found and verified; once a run for each model and recipe."""
-        key = (model, recipe.export)
+        key = (model, recipe.export, recipe.foreign)
         if key not in self._artifacts:
             with self._making():
                 root = self.options.cache / "artifacts"
-                self._artifacts[key] = artifact_for(model, recipe.export, root, self._on_step)
+                self._artifacts[key] = artifact_of(model, recipe, root, self._on_step)
         return self._artifacts[key]
 
     @contextmanager
@@ -339,7 +343,8 @@ class DeviceRun:
     def reference(self, recipe: Recipe) -> Reference:
         """The oracle on the weights that ``recipe`` keeps; one actor for each set of weights."""
         checkpoint = self.options.model
-        if not is_exact(recipe.export):
+        # How a foreign exporter rounds its weights is not ours to know: it is judged by the checkpoint's.
+        if not _judged_exactly(recipe):
             with self._making():
                 checkpoint = rounded_checkpoint(checkpoint, recipe.export, self.options.cache / "rounded")
         if checkpoint not in self._references:
@@ -354,9 +359,8 @@ class DeviceRun:
 
     def _reference_name(self, recipe: Recipe) -> str:
         """Of the actor that all workers of this run share; one for each set of weights."""
-        weights = (
-            "exact" if is_exact(recipe.export) else f"{recipe.export.weights}-{recipe.export.block_size}"
-        )
+        export = recipe.export
+        weights = "exact" if _judged_exactly(recipe) else f"{export.weights}-{export.block_size}"
         return f"reference-{self.run_id}-{weights}"
 
     def identity(self, device: str) -> DeviceIdentity:
@@ -442,6 +446,7 @@ class DeviceRun:
             planned_legs=self.planned_legs,
             not_run=self.not_run,
             ablation=self.ablation,
+            mutation=score.load(self.options.cache),
         )
 
     def _selected(self) -> dict[str, str]:
@@ -471,10 +476,6 @@ class DeviceRun:
             self._farm = None
 
 
-def _with_plan(recipe: Recipe, plan: PlanKind) -> Recipe:
-    """The same recipe with another kind of cache plan; windowed slack means nothing elsewhere."""
-    cache = recipe.export.cache
-    if cache.kind == plan:
-        return recipe
-    other = CachePlan(plan, cache.dtype)
-    return dataclasses.replace(recipe, export=dataclasses.replace(recipe.export, cache=other))
+def _judged_exactly(recipe: Recipe) -> bool:
+    """Whether the reference is the checkpoint itself, unrounded."""
+    return recipe.foreign is not None or is_exact(recipe.export)

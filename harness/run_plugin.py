@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from device_agents.errors import InfrastructureError
-from harness.checking import Cell
+from harness.checking import Cell, Unsupported, applies
 from harness.errors import InventoryError
 from harness.marks import MARKER, DeviceMarks, NoDevice
 from harness.outcomes import (
@@ -24,6 +24,8 @@ from harness.outcomes import (
 )
 from harness.progress import Progress
 from harness.run import DeviceRun
+
+NOT_SUPPORTED = "not supported"
 
 
 class DeviceTests:
@@ -50,12 +52,12 @@ class DeviceTests:
                 metafunc.parametrize(fixture, [skipped], indirect=True, scope="session")
             return
         if "cell" in metafunc.fixturenames:
-            hybrid_only = metafunc.definition.get_closest_marker("hybrid_only")
+            marks = {mark.name for mark in metafunc.definition.iter_markers()}
             pairs = [
                 (device, recipe.name)
                 for device in devices
                 for recipe in run.recipes.values()
-                if not hybrid_only or recipe.export.cache.kind == "hybrid"
+                if applies(marks, recipe)
             ]
             ids = [f"{device}-{recipe}" for device, recipe in pairs]
             metafunc.parametrize("cell", pairs, ids=ids, indirect=True, scope="session")
@@ -128,6 +130,9 @@ class DeviceTests:
         if result is not None:
             self.run.keep(result)
         error = call.excinfo.value if call.excinfo else None
+        if isinstance(error, Unsupported):
+            report.outcome = "skipped"
+            report.longrepr = str(item.path), (item.location[1] or 0) + 1, f"{NOT_SUPPORTED}: {error}"
         if "leg" in item.fixturenames and isinstance(error, InfrastructureError):
             self.run.keep_lost_leg(device_of(item), label(item), error)
         self.progress.describe(item, report, result, waited_s)
@@ -147,6 +152,8 @@ class Reporting:
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
         """Our own line a test replaces pytest's dot; what counts as what stays pytest's."""
+        if report.skipped and isinstance(report.longrepr, tuple) and NOT_SUPPORTED in report.longrepr[2]:
+            return NOT_SUPPORTED, "", "NOT SUPPORTED"
         if report.skipped and not hasattr(report, "wasxfail"):
             return "skipped", "", "SKIPPED"
         return ("passed", "", "PASSED") if report.when == "call" and report.passed else None

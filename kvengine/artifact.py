@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from kvengine.codec import DecodeError, decode, encode
+from kvengine.contract import Contract
 from kvengine.errors import ArtifactError
 from kvengine.plan import LayerPlan
 from kvengine.recipe import ExportRecipe
@@ -38,6 +39,7 @@ class Manifest:
     calibration: how int8/int4 cache scales were found (empty for float caches); the
     scales themselves are initializers of the graph.
     versions: of kvfarm, onnx and onnxruntime that exported it.
+    contract: how to drive the graph, where somebody else exported it; None for kvfarm's own.
     extras: files of the artifact that no device needs: the tokenizer, the graph for onnxruntime-genai.
     """
 
@@ -49,6 +51,7 @@ class Manifest:
     checkpoint_sha256: str
     calibration: dict[str, str]
     versions: dict[str, str]
+    contract: Contract | None = None
     extras: tuple[Blob, ...] = ()
     format: Literal["kvfarm-artifact/1"] = "kvfarm-artifact/1"
 

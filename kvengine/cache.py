@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -180,7 +180,29 @@ class GrowingCache:
         return value
 
 
-Cache = StaticCache | GrowingCache
+class Cache(Protocol):
+    """What a Decoder asks of its cache; see StaticCache."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def bind(self, binding: ort.IOBinding) -> None: ...
+
+    def collect(self, binding: ort.IOBinding) -> None: ...
+
+    def reset(self) -> None: ...
+
+    def poison(self, held: Sequence[int]) -> None: ...
+
+    def read(self, layer: int) -> tuple[Stored, Stored]: ...
+
+    def write(self, layer: int, key: Stored, value: Stored) -> None: ...
+
+    def put(self, layer: int, key: Stored, value: Stored) -> None: ...
+
+    def trim(self, rows: int) -> None: ...
+
+    def arrays(self) -> Iterator[tuple[Stored, Stored]]: ...
 
 
 def take_rows(cache: Cache, layers: int, order: Sequence[int]) -> None:

@@ -52,19 +52,25 @@ def rewind_limit(decoder: Decoder, held: int, row: int) -> int:
     )
 
 
-def rewind(decoder: Decoder, count: int, row: int) -> None:
-    """See Decoder.rewind."""
-    spec, plan, rows = decoder.model.spec, decoder.plan, decoder.rows
-    capacity, held = decoder.capacity, decoder.rows.held[row]
+def check_rewind(decoder: Decoder, count: int, row: int) -> None:
+    """Raise what ``rewind`` would raise, without changing anything."""
+    held = decoder.rows.held[row]
     if not 0 <= count <= held:
         raise InvalidRequest(f"sought to drop 0..{held} tokens, found {count}")
-    target = held - count
     limit = rewind_limit(decoder, held, row)
-    if count and target and target < limit:
+    if count and count < held and held - count < limit:
         raise RewindTooFar(
             f"sought to drop {count} of {held} tokens, found windows that can drop {max(0, held - limit)} at "
             "most; open the decoder with more slack, save before, or reset and prefill again"
         )
+
+
+def rewind(decoder: Decoder, count: int, row: int) -> None:
+    """See Decoder.rewind."""
+    spec, plan, rows = decoder.model.spec, decoder.plan, decoder.rows
+    capacity, held = decoder.capacity, decoder.rows.held[row]
+    check_rewind(decoder, count, row)
+    target = held - count
     if not target:
         rows.clear(row)
     elif count:

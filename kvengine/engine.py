@@ -13,6 +13,7 @@ import onnxruntime as ort
 from kvengine.artifact import Artifact
 from kvengine.decoder import Decoder
 from kvengine.errors import InvalidRequest
+from kvengine.foreign import ForeignDecoder
 from kvengine.interpreter import Interpreter
 from kvengine.model import Model
 from kvengine.program import Measurement, Observation, Program, Sample, Workload
@@ -34,6 +35,8 @@ class LocalEngine:
     def __init__(self, model: Model) -> None:
         self.model = model
         self._nodes = model.nodes_by_provider()
+        if model.artifact.manifest.contract is not None:
+            self.decoder_type = ForeignDecoder
 
     @classmethod
     def open(cls, folder: str | Path, recipe: SessionRecipe, *, verify: bool = True) -> LocalEngine:

@@ -57,6 +57,14 @@ class ProviderUnavailable(KvEngineError):
     """The execution provider asked for is not in this build of onnxruntime."""
 
 
+class InvalidModel(KvEngineError):
+    """An ONNX file that is damaged or hostile: unreadable, cyclic, too large, or with data elsewhere."""
+
+
+class ContractIncomplete(KvEngineError):
+    """The graph does not say all that driving it needs; the message names each ``--set`` that would."""
+
+
 class EngineFailure(KvEngineError):
     """onnxruntime failed in the middle of a step; the cache is undefined until ``reset``."""
 

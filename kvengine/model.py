@@ -12,6 +12,7 @@ import onnxruntime as ort
 from kvengine import providers
 from kvengine.artifact import Artifact
 from kvengine.codes import Scales, no_scales, read_scales
+from kvengine.contract import check_names
 from kvengine.errors import failure_of
 from kvengine.plan import CachePlan
 from kvengine.recipe import SessionRecipe
@@ -52,8 +53,11 @@ class Model:
             )
         except Exception as error:  # onnxruntime raises a dozen unrelated classes
             raise failure_of(error, f"onnxruntime could not load {artifact.model_path}") from error
-        if getattr(artifact.manifest, "contract", None) is None:  # a foreign graph is not of our making
+        contract = artifact.manifest.contract
+        if contract is None:
             check_identity(self.session, artifact.manifest)
+        else:  # a foreign graph is not of our making
+            check_names(contract, self.session)
         self.load_ms = (time.perf_counter() - started) * 1e3
         if not self.threads:
             # onnxruntime does not tell how many it took: its pool, and the thread that calls it.

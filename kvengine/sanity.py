@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import onnxruntime as ort
 
 from kvengine.codec import encode
+from kvengine.contract import wrong_in_contract
 from kvengine.errors import ArtifactError
 from kvengine.recipe import ExportRecipe
 from kvengine.spec import LayerSpec, LongRopeScaling, ModelSpec, RopeSpec, YarnScaling
@@ -58,6 +59,8 @@ def _wrong_in(manifest: Manifest) -> Iterator[str]:
     yield from _wrong_in_files((*manifest.blobs, *manifest.extras))
     spec = manifest.spec
     yield from wrong_in_spec(spec)
+    if manifest.contract is not None:
+        yield from wrong_in_contract(manifest.contract, len(spec.layers))
     if len(manifest.plan) != len(spec.layers):
         yield f"sought a plan for {len(spec.layers)} layers, found one for {len(manifest.plan)}"
     if not 0 <= manifest.recipe.cache.slack <= _MOST:

@@ -28,7 +28,7 @@ def reuse(decoder: Decoder, tokens: Sequence[int], chunk: int, row: int) -> Floa
         raise ContextOverflow(f"sought room for {len(ids)} tokens, the capacity is {decoder.capacity}")
     kept = _kept(decoder, ids, row)
     if kept:
-        editing.rewind(decoder, decoder.rows.held[row] - kept, row)
+        decoder.rewind(decoder.rows.held[row] - kept, row)
     else:
         decoder.reset(row)
     return decoder.extend(decoder.alone(ids[kept:], row), chunk=chunk, logits="all")

@@ -11,14 +11,21 @@ from reports.devices import DEVICES_SHOWN_OPEN, DeviceView
 from reports.results import CheckResult, Outcome, RunResults
 from reports.verdict import count
 
-WORST_FIRST: tuple[Outcome, ...] = ("failed", "infrastructure", "not_run", "passed")
+WORST_FIRST: tuple[Outcome, ...] = ("failed", "infrastructure", "not_run", "passed", "not_supported")
 WORDS: dict[Outcome, str] = {
     "passed": "passed",
     "failed": "failed",
     "infrastructure": "infrastructure",
     "not_run": "not run",
+    "not_supported": "not supported",
 }
-SYMBOLS: dict[Outcome, str] = {"passed": "✓", "failed": "✕", "infrastructure": "!", "not_run": "○"}
+SYMBOLS: dict[Outcome, str] = {
+    "passed": "✓",
+    "failed": "✕",
+    "infrastructure": "!",
+    "not_run": "○",
+    "not_supported": "–",
+}
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,7 @@ class CheckCell:
     share: float | None
     seconds: str
     anchor: str
+    reason: str = ""  # why it is not supported
 
     @property
     def symbol(self) -> str:
@@ -98,7 +106,7 @@ def check_grids(
             of_recipe = [[c for c in here if (c.check, c.recipe) == (check, recipe)] for recipe in used]
             cells = tuple(_check_cell(found, links) if found else missing for found in of_recipe)
             rows.append(CheckRow(check, title, cells))
-        wrong = any(check.outcome != "passed" for check in here)
+        wrong = any(check.outcome not in ("passed", "not_supported") for check in here)
         if rows:
             grids.append(
                 CheckGrid(device, tuple(used), tuple(rows), wrong or len(devices) <= DEVICES_SHOWN_OPEN)
@@ -137,6 +145,7 @@ def _check_cell(checks: Sequence[CheckResult], anchors: dict[int, str]) -> Check
         share=_largest(map(_share, checks)),
         seconds=text.seconds(sum(check.seconds for check in checks)),
         anchor=next((anchors[id(check)] for check in checks if id(check) in anchors), ""),
+        reason=next((check.message for check in checks if check.outcome == "not_supported"), ""),
     )
 
 

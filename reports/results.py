@@ -11,7 +11,8 @@ from typing import Literal
 from reports.ablation_results import AblationInfo
 from reports.gate_results import GateInfo, Place
 
-Outcome = Literal["passed", "failed", "infrastructure", "not_run"]
+# not_supported: the check needs what the model under test cannot do; it proves nothing and is no failure.
+Outcome = Literal["passed", "failed", "infrastructure", "not_run", "not_supported"]
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,40 @@ class RecipeInfo:
 
 
 @dataclass(frozen=True)
+class MutantInfo:
+    """One known bug that was put into the engine. killed_by: the suite's first property that found it."""
+
+    name: str
+    number: int  # in the bug catalogue
+    source: str
+    killed_by: str  # "" if it survived
+    also: tuple[str, ...]  # properties that found it as well
+    examples: int  # programs until then
+    seconds: float  # until then
+    recipe: str
+    model: str
+    crashes: tuple[str, ...] = ()  # what the engine died of under other properties; no kills
+
+
+@dataclass(frozen=True)
+class MutationScore:
+    """How many of the known cache bugs, each put into the engine alone, the suite finds."""
+
+    commit: str
+    started_at: str  # ISO 8601, UTC
+    seconds: float
+    seed: int
+    examples: int  # programs drawn for each property
+    mutants: tuple[MutantInfo, ...]
+    cannot_exist: dict[str, str]  # catalogue number: why it cannot be put into this engine
+    right_programs: int = 0  # that the engine as it is has passed in the same run
+
+    @property
+    def killed(self) -> int:
+        return sum(bool(mutant.killed_by) for mutant in self.mutants)
+
+
+@dataclass(frozen=True)
 class NotRun:
     """A planned test for which no device of the run was the right one."""
 
@@ -247,4 +282,5 @@ class RunResults:
     gate: GateInfo | None = None  # of a gate or a calibration
     not_run: tuple[NotRun, ...] = ()  # planned, and no device to run on; they are among planned_*
     ablation: AblationInfo | None = None
+    mutation: MutationScore | None = None  # measured by `kvfarm mutants`, maybe at another commit
     format: Literal["kvfarm-results/1"] = "kvfarm-results/1"

@@ -23,6 +23,7 @@ class Counts:
     failed: int
     infrastructure: int
     not_run: int
+    not_supported: int  # checks that need what the model under test cannot do
     planned_legs: int
     measured: int
     legs_missing: int
@@ -62,14 +63,16 @@ def count(results: RunResults) -> Counts:
     """Planned checks and legs, and what became of them."""
     outcomes = [check.outcome for check in results.checks]
     passed, failed = outcomes.count("passed"), outcomes.count("failed")
-    infrastructure = outcomes.count("infrastructure")
+    infrastructure, unsupported = outcomes.count("infrastructure"), outcomes.count("not_supported")
+    answered = passed + failed + infrastructure + unsupported
     validities = [leg.validity for leg in results.legs]
     return Counts(
         planned_checks=results.planned_checks,
         passed=passed,
         failed=failed,
         infrastructure=infrastructure,
-        not_run=max(results.planned_checks - passed - failed - infrastructure, outcomes.count("not_run")),
+        not_run=max(results.planned_checks - answered, outcomes.count("not_run")),
+        not_supported=unsupported,
         planned_legs=results.planned_legs,
         measured=len(validities),
         legs_missing=max(results.planned_legs - len(validities), 0),
@@ -118,7 +121,7 @@ def _state(results: RunResults, counts: Counts) -> State:
     if results.finished_at is None:
         return "interrupted"
     gaps = counts.not_run + counts.infrastructure + counts.errors + counts.legs_missing + counts.invalid
-    planned = counts.planned_checks + counts.planned_legs
+    planned = counts.planned_checks + counts.planned_legs - counts.not_supported
     return "passed" if planned and not gaps else "incomplete"
 
 
@@ -127,7 +130,7 @@ def _headline(state: State, results: RunResults, counts: Counts) -> str:
         unfinished = ", and the run did not finish" if results.finished_at is None else ""
         return f"{plural(counts.failed, 'check')} failed{unfinished}"
     if state == "passed":
-        return "All that was planned passed"
+        return "All that the model supports passed" if counts.not_supported else "All that was planned passed"
     if state == "interrupted":
         return "The run did not finish"
     if not counts.planned_checks and not counts.planned_legs:
@@ -157,6 +160,12 @@ def _remarks(state: State, results: RunResults, counts: Counts) -> list[str]:
         remarks.append(f"Quarantined during the run: {joined(aside)}.")
     if state in ("interrupted", "incomplete"):
         remarks.append("What is missing is not proved: this run is no ground for a release.")
+    if counts.not_supported:
+        verb, proof = ("needs", "It proves") if counts.not_supported == 1 else ("need", "They prove")
+        remarks.append(
+            f"{plural(counts.not_supported, 'check')} {verb} what the model under test cannot do; the grid "
+            f"below says what. {proof} nothing either way."
+        )
     if state == "passed" and counts.noisy:
         verb = "is" if counts.noisy == 1 else "are"
         remarks.append(f"{plural(counts.noisy, 'measurement')} {verb} noisy and can decide nothing.")
@@ -169,7 +178,7 @@ def _about_checks(state: State, results: RunResults, counts: Counts) -> str:
     planned = counts.planned_checks
     if not planned and not counts.decided:
         return "No check was planned."
-    if state == "passed":
+    if state == "passed" and not counts.not_supported:
         return (
             f"All {plural(counts.passed, 'planned check')} passed"
             f" on {plural(_checked_devices(results), 'device')}."
@@ -225,6 +234,8 @@ def _shortfall(counts: Counts) -> list[str]:
         parts.append(f"{counts.infrastructure} stopped by infrastructure")
     if counts.not_run:
         parts.append(f"{counts.not_run} not run")
+    if counts.not_supported:
+        parts.append(f"{counts.not_supported} not supported by the model")
     return parts
 
 

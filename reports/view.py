@@ -13,6 +13,7 @@ from reports.curves import CurveGroup, curve_groups
 from reports.devices import DeviceView, device_view, unique
 from reports.failures import Problem, Retried, problems, retried
 from reports.measurements import MeasureGroup, measure_groups
+from reports.mutation import MutationView, mutation_view
 from reports.provenance import LegProvenance, leg_provenance
 from reports.results import NotRun, RunResults
 from reports.verdict import Counts as Counts
@@ -43,6 +44,7 @@ class ReportView:
     recipes: tuple[RecipeView, ...]
     overview: tuple[OverviewRow, ...]
     grids: tuple[CheckGrid, ...]
+    mutation: MutationView | None
     measures: tuple[MeasureGroup, ...]
     curves: tuple[CurveGroup, ...]
     failures: tuple[Problem, ...]
@@ -76,6 +78,7 @@ def build_view(results: RunResults) -> ReportView:
         recipes=tuple(RecipeView(name, settings.get(name, ())) for name in recipes),
         overview=tuple(overview_row(results, device, recipes) for device in devices.values()),
         grids=check_grids(results, devices, recipes),
+        mutation=mutation_view(results),
         measures=measure_groups(results, devices, recipes),
         curves=curve_groups(results, devices),
         failures=tuple(p for outcome, p in found if outcome == "failed"),

@@ -8,7 +8,20 @@ from collections.abc import Sequence
 import typer
 
 import kvengine
-from harness.cli import ablate, bundle, devices, doctor, gate, generate, models, phones, runs, wireless
+from harness.cli import (
+    ablate,
+    bundle,
+    devices,
+    doctor,
+    gate,
+    generate,
+    inspecting,
+    models,
+    mutants,
+    phones,
+    runs,
+    wireless,
+)
 from harness.cli.output import EXPECTED, REFUSED, fail
 
 app = typer.Typer(
@@ -19,7 +32,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (models, generate, bundle, doctor, devices, wireless, phones, runs, gate, ablate):
+for module in (
+    models,
+    inspecting,
+    generate,
+    bundle,
+    doctor,
+    devices,
+    wireless,
+    phones,
+    runs,
+    gate,
+    ablate,
+    mutants,
+):
     module.register(app)
 
 # Typer carries click inside from some version on; either way this is what a wrong option raises.

@@ -88,7 +88,7 @@ def replay(
 
     Exit code 1 when they differ."""
     from harness import choosing
-    from harness.artifacts import artifact_for
+    from harness.artifacts import artifact_of, resolved
     from harness.compare import CheckFailed, agree_with_reference
     from harness.farm import Farm
     from harness.reference import start_reference
@@ -101,14 +101,14 @@ def replay(
         raise InventoryError(f"a program is replayed on one device; name it instead of {device!r}")
     if len(names) != 1:
         raise InventoryError(f"a program is replayed on one device; {device!r} is {', '.join(names)}")
-    parsed, chosen = _program(program), parse_recipe(recipe)
-    tolerance = tolerance_for(chosen.export)
+    parsed, chosen = _program(program), resolved(parse_recipe(recipe), model)
+    tolerance = tolerance_for(chosen.export, rounded_reference=chosen.foreign is None)
     with progress() as report, Farm(known, names, farm_address) as farm:
-        artifact = artifact_for(model, chosen.export, CACHE / "artifacts", report)
+        artifact = artifact_of(model, chosen, CACHE / "artifacts", report)
         with farm.open(names[0], artifact, chosen.session, report) as session:
             observations = session.run_program(parsed)
         # Against the weights that the recipe keeps, as the suite does.
-        exact = is_exact(chosen.export)
+        exact = chosen.foreign is not None or is_exact(chosen.export)
         weights = model if exact else rounded_checkpoint(model, chosen.export, CACHE / "rounded")
         with start_reference(weights) as reference:
             data: dict[str, Any] = {"device": names[0], "recipe": chosen.name, "agrees": True}

@@ -14,7 +14,7 @@ from device_agents.errors import DeadlineExceeded, InfrastructureError
 from harness.cluster import NAMESPACE
 from harness.errors import HarnessError
 from harness.reference.cached import CachedReference
-from harness.reference.protocol import Float32Array, Hidden
+from harness.reference.protocol import Float32Array, Hidden, KeysAndValues
 from harness.reference.transformers_reference import TransformersReference
 from kvengine.errors import KvEngineError
 
@@ -41,6 +41,10 @@ class _ReferenceActor:
         assert self._cached is not None, "load comes first"
         return self._cached.logits(tokens, hidden)
 
+    def cache(self, tokens: tuple[int, ...]) -> tuple[KeysAndValues, ...]:
+        assert self._cached is not None, "load comes first"
+        return self._cached.cache(tokens)
+
     def greedy(self, tokens: tuple[int, ...], count: int) -> tuple[int, ...]:
         assert self._model is not None, "load comes first"
         return self._model.greedy(tokens, count)
@@ -61,6 +65,11 @@ class RayReference:
         """As Reference; raises InfrastructureError when the actor died, DeadlineExceeded when it is late."""
         rows: Float32Array = _get(self._actor.logits.remote(tokens, hidden), "logits", self._seconds)
         return rows
+
+    def cache(self, tokens: tuple[int, ...]) -> tuple[KeysAndValues, ...]:
+        """As Reference; raises as ``logits``."""
+        computed: tuple[KeysAndValues, ...] = _get(self._actor.cache.remote(tokens), "K and V", self._seconds)
+        return computed
 
     def greedy(self, tokens: tuple[int, ...], count: int) -> tuple[int, ...]:
         """The ``count`` tokens that transformers' ``generate`` appends; raises as ``logits``."""

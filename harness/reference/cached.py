@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.reference.protocol import Float32Array, Hidden, Reference
+from harness.reference.protocol import Float32Array, Hidden, KeysAndValues, Reference
 
 _MIB = 1 << 20
+_CACHES = 256  # sequences whose K and V are kept
 _Key = tuple[tuple[int, ...], tuple[Hidden, ...]]
 
 
@@ -42,6 +43,7 @@ class CachedReference:
         self._folder_bytes = folder_bytes
         self._kept: OrderedDict[_Key, Float32Array] = OrderedDict()
         self._used_bytes = 0
+        self._caches: OrderedDict[tuple[int, ...], tuple[KeysAndValues, ...]] = OrderedDict()
 
     @property
     def identity(self) -> str:
@@ -53,6 +55,9 @@ class CachedReference:
         return self._used_bytes
 
     def logits(self, tokens: tuple[int, ...], hidden: tuple[Hidden, ...] = ()) -> Float32Array:
+        if (tokens, hidden) in self._kept:  # the most frequent case, and the scan below takes its time
+            self._kept.move_to_end((tokens, hidden))
+            return self._kept[tokens, hidden]
         for known, rows in self._kept.items():
             if known[1] == hidden and known[0][: len(tokens)] == tokens and tokens:
                 self._kept.move_to_end(known)
@@ -65,6 +70,15 @@ class CachedReference:
         found.setflags(write=False)
         self._keep((tokens, hidden), found)
         return found
+
+    def cache(self, tokens: tuple[int, ...]) -> tuple[KeysAndValues, ...]:
+        """In memory only, the newest few sequences."""
+        if tokens not in self._caches:
+            self._caches[tokens] = self._inner.cache(tokens)
+            if len(self._caches) > _CACHES:
+                self._caches.popitem(last=False)
+        self._caches.move_to_end(tokens)
+        return self._caches[tokens]
 
     def _keep(self, key: _Key, rows: Float32Array) -> None:
         if rows.nbytes > self._memory_bytes:

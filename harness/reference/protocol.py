@@ -11,6 +11,8 @@ import numpy.typing as npt
 from harness.errors import HarnessError
 
 Float32Array = npt.NDArray[np.float32]
+KeysAndValues = tuple[Float32Array, Float32Array]
+"""K as attention sees it (normed, rotated) and V of one layer, float32 [kv_heads, n, head_dim]."""
 
 
 class ReferenceUnavailable(HarnessError):
@@ -42,5 +44,12 @@ class Reference(Protocol):
         Raises:
             ValueError: no tokens, or one outside the vocabulary.
             InfrastructureError: the process that computes it failed or took too long.
+        """
+        ...
+
+    def cache(self, tokens: tuple[int, ...]) -> tuple[KeysAndValues, ...]:
+        """What a cache must hold of each layer after ``tokens``: every position, none evicted.
+
+        Raises as ``logits``.
         """
         ...

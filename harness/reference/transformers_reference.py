@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.reference.protocol import Float32Array, Hidden, ReferenceUnavailable
+from harness.reference.protocol import Float32Array, Hidden, KeysAndValues, ReferenceUnavailable
 from kvengine.export.weights import Checkpoint
 
 
@@ -32,6 +32,7 @@ class TransformersReference:
         """
         folder = Path(checkpoint)
         self._torch, transformers = libraries()
+        self._transformers = transformers
         self._torch.set_num_threads(threads)
         with Checkpoint(folder) as tensors:
             sha256 = tensors.sha256()
@@ -51,6 +52,15 @@ class TransformersReference:
         rows: Float32Array = np.ascontiguousarray(output.logits[0].numpy())
         rows.setflags(write=False)
         return rows
+
+    def cache(self, tokens: tuple[int, ...]) -> tuple[KeysAndValues, ...]:
+        """K and V of each layer, as the one forward pass over all ``tokens`` computes them."""
+        self._check(tokens)
+        # Without a config it is the plain kind: every layer keeps every position, windows or not.
+        computed = self._transformers.DynamicCache()
+        with self._torch.no_grad():
+            self._model(**self._inputs(tokens), past_key_values=computed, use_cache=True)
+        return tuple((layer.keys[0].numpy(), layer.values[0].numpy()) for layer in computed.layers)
 
     def greedy(self, tokens: tuple[int, ...], count: int) -> tuple[int, ...]:
         """The ``count`` tokens that transformers' ``generate`` appends, without a cache, never ending early.

@@ -292,7 +292,7 @@ def _summary(session: Session, row: _Run) -> RunSummary:
         command=_load(RunResults, row.payload).command,
         devices=count(_Device),
         checks=count(_Check),
-        failed=count(_Check, _Check.outcome != "passed"),
+        failed=count(_Check, _Check.outcome.not_in(("passed", "not_supported"))),
         legs=count(_Leg),
     )
 

@@ -339,7 +339,7 @@ def test_the_suite_passes_on_a_virtual_phone_and_the_report_says_simulated(tmp_p
         timeout=SUITE_S,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "7/7 checks passed; 1/1 measurements" in result.stdout
+    assert "19/19 checks passed; 1/1 measurements" in result.stdout
     results = json.loads((tmp_path / "report" / "results.json").read_text())
     (device,) = results["devices"]
     assert (device["name"], device["kind"], device["simulated"]) == ("virtual-1", "android", "virtual phone")

@@ -24,7 +24,7 @@ from kvengine.export import export
 
 SECONDS = 180
 SMALL = ("--prompt=8", "--new-tokens=4", "--repeats=2", "--kvfarm-seed=7")
-CHECKS_OF_HYBRID, CHECKS_OF_STATIC = 7, 6
+CHECKS_OF_HYBRID, CHECKS_OF_STATIC = 19, 18
 
 
 class Run:
@@ -88,7 +88,7 @@ def _cmdline(process: psutil.Process) -> list[str]:
 def test_a_right_engine_is_green_and_reported(run: Run) -> None:
     code, output = run.pytest("--devices=farm", "--recipes=hybrid,static", "--examples=3")
     assert code == 0, output
-    assert f"PASSED: {CHECKS_OF_HYBRID + CHECKS_OF_STATIC}/13 checks passed; 2/2 measurements" in output
+    assert f"PASSED: {CHECKS_OF_HYBRID + CHECKS_OF_STATIC}/37 checks passed; 2/2 measurements" in output
     results = run.results
     assert results["planned_checks"] == len(results["checks"]) == CHECKS_OF_HYBRID + CHECKS_OF_STATIC
     assert results["planned_legs"] == len(results["legs"]) == 2
@@ -115,7 +115,7 @@ def test_a_wrong_engine_is_red_with_a_program_that_replays(run: Run) -> None:
     assert code == 1, output
     assert "FAILED: " in output
     failed = {check["check"]: check for check in run.results["checks"] if check["outcome"] == "failed"}
-    check = failed["test_every_decode_step_equals_the_reference"]
+    check = failed["test_p01_every_step_equals_the_reference"]
     assert check["divergence"]["position"] >= 5, "the window is 5: earlier tokens see no difference"
     assert len(check["divergence"]["expected"]["tokens"]) == 5
     assert "first differing step" in output

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from harness.compare import Float32Array, agree_with_reference
-from harness.reference.protocol import Hidden
+from harness.reference.protocol import Hidden, KeysAndValues
 from harness.tolerances import FLOAT32, INT8, Tolerance
 from kvengine.plan import CachePlan
 from kvengine.program import Observation, Prefill, Program
@@ -28,6 +28,9 @@ class Fixed:
         rows = np.zeros((len(tokens), SPEC.vocab_size), np.float32)
         rows[:, 0], rows[:, 1] = 1 + self.gap, 1
         return rows
+
+    def cache(self, tokens: tuple[int, ...]) -> tuple[KeysAndValues, ...]:
+        return ()
 
 
 @pytest.mark.parametrize(("band", "hits"), [(FLOAT32, 2), (INT8, 0)])

@@ -45,7 +45,7 @@ def test_never(cell):
 
 def test_three(cell):
     "Third"
-    cell.for_all(programs.with_a_past(cell.limits), lambda pair: cell.run(pair[0]))
+    cell.for_all(programs.any_sequence(cell.limits, greedy=False), cell.run)
 """
 MEASURED = """
 def test_measured(leg):
@@ -162,7 +162,7 @@ def test_a_measurement_has_the_machine_to_itself(spread: Spread) -> None:
 
 DIES_ONCE = """died = __import__('pathlib').Path('died')
     if cell.device == 'b' and not died.exists():
-        cell.run(programs.past_the_window(cell.limits))
+        cell.run(programs.Program(8, (programs.Prefill((1, 2)),)))
         died.touch(); os.kill(os.getpid(), signal.SIGKILL)"""
 ALWAYS_DIES = """
 def test_four(cell):

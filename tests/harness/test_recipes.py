@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from harness.recipes import DEFAULT_SLACK, PRESETS, parse_recipe, parse_recipes, settings
+from harness.recipes import DEFAULT_SLACK, PRESETS, ForeignModel, parse_recipe, parse_recipes, settings
 from kvengine.errors import RecipeError
 from kvengine.plan import CachePlan
 from kvengine.recipe import ExportRecipe, SessionRecipe
@@ -132,3 +134,32 @@ def test_settings_say_every_choice() -> None:
 
 def test_no_two_presets_have_the_same_settings() -> None:
     assert len({str(settings(parse_recipe(name))) for name in PRESETS}) == len(PRESETS)
+
+
+def test_a_foreign_model_is_named_by_its_path_and_answers() -> None:
+    recipe = parse_recipe("onnx,model=a/b.onnx,threads=2,set.past.layout=bnsh,set.past.window=5")
+    assert recipe.foreign == ForeignModel(Path("a/b.onnx"), (("past.layout", "bnsh"), ("past.window", "5")))
+    assert recipe.session.threads == 2
+    said = settings(recipe)
+    assert (said["model"], said["past.layout"]) == ("a/b.onnx", "bnsh")
+    names = [each.name for each in parse_recipes("hybrid,onnx,model=a.onnx,threads=1,naive")]
+    assert names == ["hybrid", "onnx,model=a.onnx,threads=1", "naive"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("onnx", "sought one model=PATH, found 0"),
+        ("onnx,model=", "sought one model=PATH"),
+        ("onnx,model=a,model=b", "sought one model=PATH, found 2"),
+        ("onnx,model=a,weights=int4", "weights is the model's own"),
+        ("onnx,model=a,cache=hybrid", "cache is the model's own"),
+        ("onnx,model=a,io-binding=off", "driven by IO binding"),
+        ("onnx,model=a,colour=red", "unknown key 'colour'"),
+        ("onnx,model=a,provider=abacus", "abacus"),
+        ("nonsense", "onnx"),
+    ],
+)
+def test_a_foreign_recipe_that_makes_no_sense(text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        parse_recipe(text)

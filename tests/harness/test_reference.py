@@ -14,9 +14,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from harness.reference import CachedReference, ReferenceUnavailable, TransformersReference
-from harness.reference.protocol import Hidden
+from harness.reference.protocol import Hidden, KeysAndValues
 from harness.synth import WEIGHTS, synth
 from kvengine.errors import CheckpointError
+from kvengine.export.config import read_architecture
 
 Float32Array = npt.NDArray[np.float32]
 VOCABULARY = 331
@@ -45,6 +46,18 @@ def test_each_row_is_what_the_sequence_so_far_gives(reference: TransformersRefer
     logits = reference.logits(TOKENS)
     for count in (1, 2, 5, 6, 17):
         np.testing.assert_allclose(reference.logits(TOKENS[:count]), logits[:count], atol=3e-5)
+
+
+def test_keys_and_values_of_every_position_are_there_also_behind_a_window(
+    tiny: Path, reference: TransformersReference
+) -> None:
+    spec = read_architecture(tiny).spec
+    tokens = tuple(range(40, 40 + 3 * 5))
+    whole, part = reference.cache(tokens), reference.cache(tokens[:4])
+    assert len(whole) == len(spec.layers)
+    for layer, (key, value), (early, _) in zip(spec.layers, whole, part, strict=True):
+        assert key.shape == value.shape == (layer.kv_heads, len(tokens), layer.head_dim)
+        np.testing.assert_allclose(key[:, :4], early, atol=1e-4)
 
 
 def test_the_logits_are_gemma3s(tiny: Path, reference: TransformersReference) -> None:
@@ -194,6 +207,10 @@ class Counting:
         self.asked.append(tokens)
         return _sums(tokens)
 
+    def cache(self, tokens: tuple[int, ...]) -> tuple[KeysAndValues, ...]:
+        self.asked.append(tokens)
+        return ((_sums(tokens)[None], _sums(tokens)[None]),)
+
 
 def _sums(tokens: tuple[int, ...]) -> Float32Array:
     return np.repeat(np.cumsum(tokens, dtype=np.float32)[:, None], 2, axis=1)
@@ -209,6 +226,15 @@ def test_a_sequence_is_computed_once() -> None:
         np.testing.assert_array_equal(cached.logits((1, 2, 3)), _sums((1, 2, 3)))
     assert inner.asked == [(1, 2, 3)]
     assert cached.identity == "counting"
+
+
+def test_keys_and_values_are_computed_once() -> None:
+    inner = Counting()
+    cached = CachedReference(inner)
+    for _ in range(3):
+        ((key, value),) = cached.cache((1, 2, 3))
+        np.testing.assert_array_equal(key, value)
+    assert inner.asked == [(1, 2, 3)]
 
 
 def test_a_longer_sequence_answers_for_its_prefixes() -> None:

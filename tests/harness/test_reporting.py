@@ -68,3 +68,12 @@ def test_junit_says_what_did_not_run_and_what_broke_outside_the_checks() -> None
     run = ET.fromstring(junit(results))[-1]
     assert (run.get("errors"), run.get("failures")) == ("2", "0")
     assert [case[0].get("message") for case in run] == ["cable", "3 planned checks did not run"]
+
+
+def test_what_is_not_supported_is_skipped_in_junit_with_the_reason() -> None:
+    unsupported = dataclasses.replace(a_check("fork", "not_supported"), message="one cache plan")
+    root = ET.fromstring(junit(with_results(a_check(), unsupported)))
+    (suite,) = root.findall("testsuite")
+    assert (suite.get("failures"), suite.get("errors"), suite.get("skipped")) == ("0", "0", "1")
+    (skipped,) = suite.iter("skipped")
+    assert skipped.get("message") == "one cache plan"

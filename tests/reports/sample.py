@@ -13,6 +13,8 @@ from reports.results import (
     DeviceInfo,
     Divergence,
     LegResult,
+    MutantInfo,
+    MutationScore,
     Outcome,
     RecipeInfo,
     RunResults,
@@ -213,6 +215,24 @@ def run(**changes: Any) -> RunResults:
     fields.setdefault("planned_checks", len(fields["checks"]))
     fields.setdefault("planned_legs", len(fields["legs"]))
     return RunResults(**fields)
+
+
+def mutation(commit: str, survivor: bool = False) -> MutationScore:
+    """Two mutants, of which one may survive."""
+    common: dict[str, Any] = {"examples": 4, "seconds": 0.1, "recipe": "hybrid", "model": "w5"}
+    return MutationScore(
+        commit=commit,
+        started_at="2026-11-24T20:00:00+00:00",
+        seconds=200.0,
+        seed=1,
+        examples=40,
+        mutants=(
+            MutantInfo("window one too wide", 1, "ORT#25927", "P1", ("P4",), **common),
+            MutantInfo("write at max_length", 34, "genai#2111", "" if survivor else "P3", (), **common),
+        ),
+        cannot_exist={"53": "ll#23044: a kernel of one CPU"},
+        right_programs=10_040,
+    )
 
 
 def sample_run(**changes: Any) -> RunResults:

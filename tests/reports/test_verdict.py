@@ -131,3 +131,15 @@ def test_the_summary_line_tells_all_that_is_wrong() -> None:
 def test_a_lost_device_does_not_count_as_checked() -> None:
     checks = (check(HOST, AFTER), check(LOST, AFTER, outcome="not_run"))
     assert verdict(run(checks=checks, devices=(device(HOST), device(LOST)))).state == "incomplete"
+
+
+def test_what_the_model_cannot_do_is_neither_green_nor_red() -> None:
+    unsupported = check(outcome="not_supported", message="this graph returns the last row only")
+    found = verdict(run(checks=(check(), unsupported), planned_checks=2))
+    assert found.ok
+    assert found.headline == "All that the model supports passed"
+    assert "1 of 2 planned checks passed and none failed; 1 not supported by the model" in found.sentence
+    assert any("cannot do" in remark for remark in found.remarks)
+    # Where nothing else was planned, nothing is proved.
+    alone = run(checks=(unsupported,), planned_checks=1, legs=(), planned_legs=0)
+    assert verdict(alone).state == "incomplete"
