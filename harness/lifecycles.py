@@ -24,6 +24,7 @@ from kvengine.program import (
     Poison,
     Prefill,
     Program,
+    ReadCache,
     Reorder,
     Reset,
     Reuse,
@@ -268,4 +269,8 @@ def compacted(draw: st.DrawFn, limits: Limits) -> Program:
         tokens = draw(tokens_of_any_length(limits, max(1, capacity - held)))
         operations.append(Prefill(tokens, draw(st.integers(0, len(tokens)))))
         held = min(capacity, held + len(tokens))
+    if draw(st.booleans()):
+        # Of what was dropped nothing is left behind a reset, in the bookkeeping either.
+        fresh = draw(tokens_of_any_length(limits, capacity))
+        operations += [Reset(), Prefill(fresh, draw(st.integers(0, len(fresh)))), ReadCache(0)]
     return Program(capacity, tuple(operations), draw(slacks(limits)))
