@@ -17,6 +17,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from device_agents.errors import InfrastructureError
 from harness import compare, shrinking
+from harness.drawing import same_everywhere
 from harness.errors import ReferenceFailed
 from harness.machine import ProgramMachine
 from harness.programs import Limits
@@ -240,7 +241,8 @@ class Cell:
         """A failing program stays as JSON beside Hypothesis' examples, for ``kvfarm replay FILE``."""
         try:
             try:
-                yield
+                with same_everywhere():
+                    yield
             except FlakyFailure as flaky:
                 # An engine that is wrong only now and then is wrong.
                 found = next((e for e in flaky.exceptions if isinstance(e, compare.CheckFailed)), None)

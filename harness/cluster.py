@@ -23,6 +23,7 @@ from harness.this_machine import OBJECT_STORE_BYTES, RAY_FOLDER, owner_of
 # Ray puts Unix sockets some 60 characters below its temporary folder; the kernel allows 107 in all.
 _LONGEST_FOLDER = 40
 CONNECT_S = 5.0
+NAMESPACE = "kvfarm"  # of named actors
 
 
 class RayConnection:
@@ -37,6 +38,12 @@ class RayConnection:
     def shared(self) -> bool:
         """Whether others may be using it: anyone in a joined cluster, or other code of this process."""
         return self.joined or not self._ours
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT for other processes to join."""
+        address: str = ray.get_runtime_context().gcs_address
+        return address
 
     def close(self) -> None:
         """Leave the cluster, or stop the Ray that was started here; a second time does nothing."""

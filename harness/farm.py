@@ -132,7 +132,8 @@ class Farm:
 
     names: of devices in ``inventory`` (see inventory.select). address: of the Ray cluster to
     join, HOST:PORT; None uses this process's Ray or starts one on this machine for as long as
-    the farm is open. root: folder of the agent on this machine.
+    the farm is open. root: folder of the agent on this machine. guest: another process opened the same
+    farm and called ``invite``; it ends the lab agents.
     """
 
     def __init__(
@@ -142,7 +143,9 @@ class Farm:
         address: str | None = None,
         *,
         root: Path | None = None,
+        guest: bool = False,
     ) -> None:
+        self._guest = guest
         self._inventory = inventory
         self._names = names
         self._address = address
@@ -255,11 +258,35 @@ class Farm:
         session_id, info = opened
         return DeviceSession(lab, name, token, session_id, info)
 
+    def give_back(self, name: str) -> None:
+        """Let others have the device; the next ``open`` leases it anew. Never raises."""
+        self._release(self._device(name))
+
+    def give_back_for(self, pid: int) -> None:
+        """End the leases of a process of this machine that died, before their time is up. Never raises."""
+        for lab in self._labs.values():
+            with contextlib.suppress(InfrastructureError):
+                for lease in lab.call("leases", GRACE_S) if lab.running or lab.find() else ():
+                    if lease.holder == holder(pid):
+                        lab.call("release", GRACE_S, lease.device, lease.token)
+
+    def invite(self) -> RayConnection:
+        """From now on other processes use the farm too, as guests; says which Ray they should join."""
+        for lab in self._labs.values():
+            lab.host = True
+        return self.connection
+
+    @property
+    def connection(self) -> RayConnection:
+        """The Ray that it uses. Raises InfrastructureError: it is not open."""
+        if self._ray is None:
+            raise InfrastructureError("the farm is not open; use `with Farm(...) as farm:`")
+        return self._ray
+
     # -- inside ---------------------------------------------------------------------------
 
     def _device(self, name: str) -> _Device:
-        if self._ray is None:
-            raise InfrastructureError("the farm is not open; use `with Farm(...) as farm:`")
+        _ = self.connection
         if name not in self._devices:
             raise NoSuchDevice(f"no device {name!r} in this farm; it has {', '.join(self._devices)}")
         return self._devices[name]
@@ -274,7 +301,9 @@ class Farm:
             if root is None and name == LOCAL_LAB and not self._ray.joined:
                 root = LOCAL_ROOT
             joined, shared = self._ray.joined, self._ray.shared
-            self._labs[name] = Lab(name, node, root and root.absolute(), detached=joined, shared=shared)
+            self._labs[name] = Lab(
+                name, node, root and root.absolute(), detached=joined, shared=shared, guest=self._guest
+            )
         return self._labs[name]
 
     def _ready(self, lab: Lab) -> Lab:
@@ -292,8 +321,7 @@ class Farm:
         self._ready(device.lab)
         with self._lock:
             if device.lease is None:
-                holder = f"{os.environ.get('USER', 'somebody')}@{socket.gethostname()} pid {os.getpid()}"
-                device.lease = self._claimed(device, holder)
+                device.lease = self._claimed(device, holder(os.getpid()))
             return device.lease.token
 
     def _claimed(self, device: _Device, holder: str) -> Lease:
@@ -349,6 +377,11 @@ class Farm:
                     if not piece:
                         break
             lab.call("commit_blob", GRACE_S + blob.size / 50e6, blob.sha256)
+
+
+def holder(pid: int) -> str:
+    """How a lease names a process of this machine."""
+    return f"{os.environ.get('USER', 'somebody')}@{socket.gethostname()} pid {pid}"
 
 
 def _own(observation: Observation) -> Observation:

@@ -14,6 +14,7 @@
     [devices.old]             # a virtual phone, which the agent of its lab host starts and stops
     kind = "android"
     options = { virtual = "true", profile = "galaxy-s24" }
+    effort = 0.5              # it is slow: half the programs and half the repeats of the others
 
     [labs.rack1]
     node = "192.0.2.10"       # the lab host's address in the Ray cluster given by --farm-address
@@ -37,7 +38,9 @@ from typing import Literal
 
 from device_agents.bundle.lock import ABIS
 from device_agents.config import DeviceConfig, DeviceSettings
+from device_agents.virtual.errors import VirtualPhoneUnavailable
 from device_agents.virtual.profile import profile_names
+from device_agents.virtual.rootfs import native_abi
 from harness.errors import InventoryError
 from harness.selection import RESERVED
 from kvengine.codec import DecodeError, decode
@@ -48,6 +51,7 @@ ADB = "adb"  # the selection that means every phone that adb knows
 LOCAL_LAB = "local"
 VIRTUAL = "virtual"
 MOST_VIRTUAL = 64  # a slip of the finger should not start a thousand
+FOREIGN_EFFORT = 0.12  # arm64 under qemu on x86_64 takes about 15 times as long (measured)
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,8 @@ class DeviceEntry:
     """One device. threads: for recipes that name none; None lets the agent choose.
 
     options: what its kind needs, e.g. the serial number of an android device. settings: what it is
-    put into while it is in use, and back from.
+    put into while it is in use, and back from. effort: share of the programs and repeats asked for that
+    it gets; None: all, or FOREIGN_EFFORT where an emulator runs it. See ``effort_of``.
     """
 
     kind: Literal["host", "android"] = "host"
@@ -63,6 +68,16 @@ class DeviceEntry:
     threads: int | None = None
     options: dict[str, str] = field(default_factory=dict)
     settings: DeviceSettings = field(default_factory=DeviceSettings)
+    effort: float | None = None
+
+    @property
+    def virtual(self) -> bool:
+        return self.options.get("virtual") == "true"
+
+    @property
+    def shares_cpu(self) -> bool:
+        """Whether it computes on its lab host's own CPU."""
+        return self.kind == "host" or self.virtual
 
     def config(self, name: str) -> DeviceConfig:
         """For the lab agent that owns it."""
@@ -90,6 +105,24 @@ class Inventory:
         if entry is None:
             raise InventoryError(f"sought device {name!r}; there are {_known(self)}")
         return entry
+
+
+def effort_of(entry: DeviceEntry) -> float:
+    """Share in (0, 1] of the programs and repeats asked for."""
+    if entry.effort is not None:
+        return entry.effort
+    # Of a lab host elsewhere it is not known what it runs by itself.
+    if not entry.virtual or entry.lab != LOCAL_LAB or "abi" not in entry.options:
+        return 1.0
+    try:
+        return 1.0 if entry.options["abi"] == native_abi() else FOREIGN_EFFORT
+    except VirtualPhoneUnavailable:  # said when it is started
+        return 1.0
+
+
+def share(count: int, effort: float, least: int) -> int:
+    """``effort`` of ``count``; at least ``least``, unless less was asked for."""
+    return min(count, max(least, round(count * effort)))
 
 
 DEFAULT = Inventory(devices={"host": DeviceEntry()})
@@ -205,6 +238,10 @@ def _check(path: Path, inventory: Inventory) -> None:
             raise InventoryError(f"{path}: device {name!r}: threads must be at least 1")
         if device.settings != DeviceSettings() and device.kind == "host":
             raise InventoryError(f"{path}: device {name!r}: only phones have settings; take them out")
+        if device.effort is not None and not 0 < device.effort <= 1:
+            raise InventoryError(
+                f"{path}: device {name!r}: sought an effort above 0, up to 1, found {device.effort:g}"
+            )
         brightness = device.settings.brightness
         if brightness is not None and not 0 <= brightness <= 255:
             raise InventoryError(

@@ -18,9 +18,9 @@ import kvengine
 from device_agents.config import DeviceConfig
 from device_agents.errors import DeadlineExceeded, InfrastructureError
 from device_agents.lab_agent import LabAgent
+from harness.cluster import NAMESPACE
 from kvengine.errors import KvEngineError
 
-NAMESPACE = "kvfarm"
 # Importing kvengine and onnxruntime on a cold disk, and the cluster finding a free slot.
 START_S = 120.0
 STOP_S = 30.0
@@ -124,14 +124,26 @@ class Lab:
 
     root: the agent's folder there; None is its own choice. detached: in a joined cluster the agent
     must outlive who asked for it first. shared: it may have other users, so it ends with the last one.
+    guest: for a worker of a run, whose controller, the host, ends it, whoever started it.
     """
 
-    def __init__(self, name: str, node: Node, root: Path | None, *, detached: bool, shared: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        node: Node,
+        root: Path | None,
+        *,
+        detached: bool,
+        shared: bool,
+        guest: bool = False,
+    ) -> None:
         self.name = name
         self._node = node
         self._root = root
         self._detached = detached
         self._shared = shared
+        self._guest = guest
+        self.host = False
         self._actor: Any = None
 
     @property
@@ -149,7 +161,7 @@ class Lab:
         self._actor = (
             ray.remote(LabActor)
             .options(
-                name=f"lab-agent-{self._node.id}",
+                name=self._actor_name,
                 namespace=NAMESPACE,
                 get_if_exists=True,
                 lifetime="detached" if self._detached else None,
@@ -192,7 +204,9 @@ class Lab:
     def close(self) -> None:
         """End the agent, with all its sessions; one that others use goes on without us. Never raises."""
         actor, self._actor = self._actor, None
-        if actor is None:
+        if self.host:
+            actor = self._found()
+        if actor is None or self._guest:
             return
         stopped = not self._shared
         with contextlib.suppress(InfrastructureError):
@@ -201,6 +215,21 @@ class Lab:
             # The agent's runners are ended; what is left is an empty process.
             with contextlib.suppress(RayError, ValueError):
                 ray.kill(actor)
+
+    def find(self) -> bool:
+        """Whether an agent runs there; if so it is used from now on."""
+        self._actor = self._found()
+        return self.running
+
+    @property
+    def _actor_name(self) -> str:
+        return f"lab-agent-{self._node.id}"
+
+    def _found(self) -> Any:
+        try:
+            return ray.get_actor(self._actor_name, NAMESPACE)
+        except (ValueError, RayError):
+            return None
 
     def _answer(self, promise: Any, what: str, seconds: float) -> Any:
         try:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import pytest
 
-from device_agents.errors import InfrastructureError
 from harness.choosing import what_is_known
 from harness.discovery import PassedOver
 from harness.errors import InventoryError
@@ -72,11 +71,11 @@ class DeviceMarks:
     def _asked(self, name: str) -> Known | None:
         if name in self._silent:
             return None
-        try:
-            return what_is_known(name, self._run.inventory, self._run.identity(name))
-        except InfrastructureError:
+        identity = self._run.identity_for_choice(name)
+        if identity is None:
             self._silent.add(name)
             return None
+        return what_is_known(name, self._run.inventory, identity)
 
 
 def _expression(mark: pytest.Mark, where: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
+from collections.abc import Sequence
 from typing import cast
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from device_agents.errors import InfrastructureError
 from harness.checking import Cell, Unsupported
 from harness.compare import CheckFailed
+from harness.handover import Kind, Plan, Planned
 from harness.marks import NoDevice
 from harness.run import DeviceRun
 from reports.results import CheckResult, Divergence, Outcome, TopLogits
@@ -40,9 +42,14 @@ def title_of(item: pytest.Function) -> str:
     return text.splitlines()[0]
 
 
-def check_result(item: pytest.Function, call: pytest.CallInfo[None], run: DeviceRun) -> CheckResult | None:
-    """The stored row of a test that takes ``cell`` on a device; None for any other."""
-    if "cell" not in item.fixturenames or no_device(item, "cell") is not None:
+def check_result(
+    item: pytest.Function, call: pytest.CallInfo[None], run: DeviceRun, waited_s: float = 0.0
+) -> CheckResult | None:
+    """The stored row of a test that takes ``cell`` on a device; None for any other.
+
+    waited_s: of the call's duration, seconds in which other devices had the machine.
+    """
+    if not on_a_device(item, "cell"):
         return None
     device, recipe = _cell_names(item)
     cell = item.funcargs.get("cell")
@@ -55,7 +62,7 @@ def check_result(item: pytest.Function, call: pytest.CallInfo[None], run: Device
         check=item.originalname,
         title=title_of(item),
         outcome=_outcome(error),
-        seconds=call.duration,
+        seconds=max(0.0, call.duration - waited_s),
         programs=tally.programs if tally else 0,
         worst_error=tally.worst_error if tally and tally.programs else None,
         tolerance=tally.limit if tally else None,
@@ -69,11 +76,71 @@ def check_result(item: pytest.Function, call: pytest.CallInfo[None], run: Device
     )
 
 
+def plan_of(items: Sequence[pytest.Item]) -> Plan:
+    """What is about to be run."""
+    functions = [item for item in items if isinstance(item, pytest.Function)]
+    return Plan(
+        tests=tuple(_planned(item) for item in items),
+        not_run=tuple(
+            nobody.not_run(item.originalname, title_of(item), fixture)
+            for item in functions
+            for fixture in ("cell", "leg")
+            if (nobody := no_device(item, fixture)) is not None
+        ),
+    )
+
+
+def _planned(item: pytest.Item) -> Planned:
+    if not isinstance(item, pytest.Function):
+        return Planned(item.nodeid, item.name, item.name, label(item), "other")
+    checks, measures = "cell" in item.fixturenames, "leg" in item.fixturenames
+    kind: Kind = "both" if checks and measures else "check" if checks else "measurement"
+    fixture = "cell" if checks else "leg"
+    device = recipe = ""
+    if on_a_device(item, fixture):
+        device, recipe = device_of(item), _cell_names(item)[1] if checks else ""
+    elif no_device(item, fixture) is None:
+        kind = "other"
+    return Planned(item.nodeid, item.originalname, title_of(item), label(item), kind, device, recipe)
+
+
+def lost_check(test: Planned, message: str, retries: Sequence[str]) -> CheckResult:
+    """The row of a check whose process died with it."""
+    return CheckResult(
+        device=test.device,
+        recipe=test.recipe,
+        check=test.check,
+        title=test.title,
+        outcome="infrastructure",
+        seconds=0.0,
+        programs=0,
+        worst_error=None,
+        tolerance=None,
+        message=message,
+        retries=tuple(retries),
+    )
+
+
+def label(item: pytest.Item) -> str:
+    """``host · hybrid · any chunking equals one shot``."""
+    if not isinstance(item, pytest.Function):
+        return item.name
+    callspec = getattr(item, "callspec", None)
+    what = item.originalname.removeprefix("test_").replace("_", " ")
+    return f"{callspec.id} · {what}" if callspec else what
+
+
 def no_device(item: pytest.Function, fixture: str) -> NoDevice | None:
     """Why no device may run this test; None when it has one."""
     callspec = getattr(item, "callspec", None)
     found = callspec.params.get(fixture) if callspec else None
     return found if isinstance(found, NoDevice) else None
+
+
+def on_a_device(item: pytest.Item, fixture: str) -> bool:
+    """Whether this test is one of a device's; it is not where no recipe or no device suits it."""
+    callspec = getattr(item, "callspec", None)
+    return callspec is not None and isinstance(callspec.params.get(fixture), tuple)
 
 
 def describe_failure(item: pytest.Function, call: pytest.CallInfo[None], run: DeviceRun) -> str:

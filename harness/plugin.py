@@ -16,7 +16,7 @@ import pytest
 if TYPE_CHECKING:
     from harness.measuring import Shape
     from harness.run import DeviceRun, RunOptions
-    from harness.run_plugin import RunPlugin
+    from harness.run_plugin import DeviceTests, Reporting
 
 PLUGIN = "kvfarm-run"
 DEFAULT_RECIPES = "naive,static,hybrid,hybrid-fp16kv,hybrid-int8kv,int4"
@@ -28,7 +28,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add(
         "--devices",
         help="run on these: host, farm (all of farm.toml), adb (phones that adb knows), virtual:N (phones "
-        "started here), NAME,NAME, or a condition: 'abi==arm64-v8a and ram>=8GiB'",
+        "started here), NAME,NAME, or a condition: 'abi==arm64-v8a and ram>=8GiB'; several work at the same "
+        "time, -n says how many at most",
     )
     add("--model", type=Path, help="Hugging Face checkpoint folder to check and measure")
     add("--recipes", help=f"recipes to check and measure (default: {DEFAULT_RECIPES}; with --onnx: none)")
@@ -115,8 +116,6 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", marker)
     if config.getoption("devices") is None:
         return
-    if getattr(config.option, "numprocesses", None) or hasattr(config, "workerinput"):
-        raise pytest.UsageError("--devices runs every device from one process; leave out -n")
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
         # No tests named: the built-in suite, and whatever the project lists as its testpaths.
         ours = str(Path(__file__).parent / "suite")
@@ -125,13 +124,30 @@ def pytest_configure(config: pytest.Config) -> None:
     options = _options(config)
     from device_agents.errors import InfrastructureError
     from harness.errors import HarnessError
-    from harness.run_plugin import RunPlugin
     from kvengine.errors import KvEngineError
 
     try:
-        config.pluginmanager.register(RunPlugin(config, options), PLUGIN)
+        config.pluginmanager.register(_plugin(config, options), PLUGIN)
     except (HarnessError, KvEngineError, InfrastructureError) as error:
         raise pytest.UsageError(str(error)) from error
+
+
+def _plugin(config: pytest.Config, options: RunOptions) -> DeviceTests | Reporting:
+    """The whole run; or a worker's part of it, or the controller's."""
+    from harness import parallel
+    from harness.progress import Progress
+    from harness.run import DeviceRun
+    from harness.run_plugin import RunPlugin
+
+    if parallel.is_worker(config):
+        return parallel.worker(config, options)
+    progress = Progress(config)
+    run = DeviceRun(options, progress.step, progress.program, progress.retried)
+    processes = parallel.processes(config, run)
+    if processes > 1:
+        return parallel.controller(config, run, progress, processes)
+    parallel.stay_here(config)
+    return RunPlugin(run, progress)
 
 
 def _options(config: pytest.Config) -> RunOptions:
@@ -210,7 +226,7 @@ def _checkpoint(folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def device_run(request: pytest.FixtureRequest) -> DeviceRun:
     """The run that ``--devices`` started."""
-    plugin: RunPlugin | None = request.config.pluginmanager.get_plugin(PLUGIN)
+    plugin: DeviceTests | None = request.config.pluginmanager.get_plugin(PLUGIN)
     if plugin is None:
         pytest.fail("this test needs devices: pytest --devices=host --model DIR", pytrace=False)
     return plugin.run

@@ -72,6 +72,10 @@ class Recovery:
         """Evidence by device."""
         return dict(self._evidence)
 
+    def recall(self, device: str, evidence: str) -> None:
+        """The device was set aside earlier in the same run, by another process."""
+        self._evidence[device] = evidence
+
     def attempt(self, device: str, work: Callable[[], T], retries: list[str]) -> T:
         """``work()``, again after an infrastructure failure; ``retries`` gets the reason of each further try.
 

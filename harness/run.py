@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import secrets
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from urllib.parse import quote
 
 from device_agents.api import DeviceIdentity
+from device_agents.deadline import Deadline
 from device_agents.errors import InfrastructureError
 from harness import choosing, inventory
 from harness.artifacts import artifact_of, resolved
 from harness.checking import Cell, Tally
-from harness.farm import DeviceSession, Farm
+from harness.farm import LOCAL_ROOT, DeviceSession, Farm
+from harness.handover import Handover, RunFolder
+from harness.inventory import effort_of, share
 from harness.legs import LegPlan, Subject, measure_leg
 from harness.measuring import Shape
 from harness.mutants import score
 from harness.provenance import now, provenance
+from harness.quiet import WAIT_S, Quiet, locked
 from harness.recipes import ForeignModel, Recipe, parse_recipes, settings, with_plan
 from harness.recovery import Recovery, RecoveryPolicy
-from harness.reference import Reference, start_reference
+from harness.reference import Reference, offer_reference, share_reference, start_reference
 from harness.reference.rounded import is_exact, rounded_checkpoint
 from harness.store import open_store
 from harness.store.protocol import Store
@@ -67,6 +75,8 @@ class RunOptions:
 class DeviceRun:
     """The state of one run. Nothing is started before it is first needed.
 
+    handover: of the controller, where this process is one of several workers of its run.
+
     Raises (from the constructor):
         InventoryError, RecipeError: an unknown device or recipe.
         InvalidModel, ContractIncomplete, UnsupportedModel: a model brought as ONNX cannot be driven.
@@ -78,8 +88,10 @@ class DeviceRun:
         on_step: Callable[[str, int, int], None],
         on_program: Callable[[Tally], None],
         on_retry: Callable[[str, str], None] = lambda device, reason: None,
+        handover: Handover | None = None,
     ) -> None:
         self.options = options
+        self._handover = handover
         self._on_step = on_step
         self._on_program = on_program
         self.begun = False
@@ -89,9 +101,6 @@ class DeviceRun:
             for model, text in options.measure
             for recipe in parse_recipes(text)
         ]
-        self.seed = options.seed if options.seed is not None else secrets.randbits(32)
-        self.run_id = f"{now().replace(':', '').replace('+0000', 'Z')}-{self.seed:08x}"
-        self.started_at = now()
         self.planned_checks = self.planned_legs = 0
         self.not_run: tuple[NotRun, ...] = ()
         self.ablation: AblationInfo | None = None  # what the legs are for, where they are an ablation's
@@ -100,14 +109,47 @@ class DeviceRun:
         self._artifacts: dict[tuple[Path, ExportRecipe, ForeignModel | None], Artifact] = {}
         self._identities: dict[str, DeviceIdentity] = {}
         self._stored: set[str] = set()  # devices
+        self._offered: list[object] = []  # references that end when they are forgotten
+        self._quiet: dict[str, Quiet] = {}  # by lab host
         self._farm: Farm | None = None
         self.recovery = Recovery(self._answers, options.recovery, self._set_aside, on_retry)
         self._provenance = provenance()
+        if handover is not None:
+            self.seed, self.run_id, self.started_at = handover.seed, handover.run_id, handover.started_at
+            self.inventory, self.devices = handover.inventory, handover.devices
+            self.passed_over = handover.passed_over
+            return
+        self.seed = options.seed if options.seed is not None else secrets.randbits(32)
+        self.started_at = now()
+        self.run_id = f"{self.started_at.replace(':', '').replace('+0000', 'Z')}-{self.seed:08x}"
         selection = choosing.read(options.devices, inventory.load(options.farm))
         self.inventory, self.devices = selection.inventory, selection.names
         self.passed_over = selection.passed_over
         if selection.condition is not None:
             self._choose(selection)
+
+    def hand_over(self, folder: RunFolder) -> Handover:
+        """Open the farm to workers, which find there what they are to share. Slow devices come first.
+
+        Raises:
+            InfrastructureError: the farm cannot be opened.
+        """
+        self.devices = tuple(sorted(self.devices, key=self.effort))
+        connection = self.farm.invite()
+        names = {self._reference_name(recipe) for recipe in self.recipes.values()}
+        self._offered = [offer_reference(name) for name in sorted(names)]
+        return Handover(
+            run_id=self.run_id,
+            started_at=self.started_at,
+            seed=self.seed,
+            inventory=self.inventory,
+            devices=self.devices,
+            passed_over=self.passed_over,
+            controller=os.getpid(),
+            address=connection.address,
+            private=not connection.joined,
+            folder=str(folder.path),
+        )
 
     def begin(self, planned_checks: int, planned_legs: int, not_run: tuple[NotRun, ...] = ()) -> None:
         """The plan is known: from here on the store has the run.
@@ -120,18 +162,29 @@ class DeviceRun:
         for name in self._identities:
             self._store_device(name)
 
+    def resume(self) -> None:
+        """In a worker, before its first test: the store has the run, and knows who is in quarantine."""
+        self.begun = True
+        for device in self.store.results(self.run_id).devices:
+            if device.quarantined:
+                self.recovery.recall(device.name, device.quarantined)
+                self._stored.add(device.name)
+
     # -- what tests use ---------------------------------------------------------------------------
 
     def cell(self, device: str, recipe_name: str) -> Cell:
         """The cell of one device and recipe; its sessions are opened by the first program."""
         recipe = self.recipes[recipe_name]
+        with self.working(device):
+            spec = self.artifact(self.options.model, recipe).manifest.spec
+            reference = self.reference(recipe)
         return Cell(
             device=device,
             recipe=recipe,
-            spec=self.artifact(self.options.model, recipe).manifest.spec,
-            reference=self.reference(recipe),
+            spec=spec,
+            reference=reference,
             open_plan=lambda plan: self.session(device, recipe, plan),
-            examples=self.options.examples,
+            examples=share(self.options.examples, self.effort(device), 1),
             seed=self.seed,
             database=str(self.options.cache / "examples"),
             on_program=self._on_program,
@@ -150,6 +203,13 @@ class DeviceRun:
         """Close the sessions of one cell; the next cell should find the device idle."""
         for key in [k for k in self._sessions if k[:2] == (device, recipe_name)]:
             self._sessions.pop(key).close()
+
+    def give_back(self, device: str) -> None:
+        """Nothing more is to be done on the device: others may have it."""
+        for key in [key for key in self._sessions if key[0] == device]:
+            self._sessions.pop(key).close()
+        if self._farm is not None:
+            self._farm.give_back(device)
 
     def measure(
         self,
@@ -172,21 +232,24 @@ class DeviceRun:
         energy = options.energy if energy is None else energy
         plan = LegPlan(
             shape=shape or options.shapes[0],
-            repeats=options.repeats,
+            repeats=share(options.repeats, self.effort(device), 2),
             seed=self.seed,
             weigh=weigh,
             calibrations=options.cache / "calibrations" if energy else None,
         )
         retries: list[str] = []
         leg = self.recovery.attempt(device, lambda: self._measure(device, model, recipe, plan), retries)
-        leg = dataclasses.replace(leg, retries=tuple(retries))
+        provenance = leg.provenance | {"effort": f"{self.effort(device):g}"}
+        leg = dataclasses.replace(leg, retries=tuple(retries), provenance=provenance)
         self.store.add_leg(self.run_id, leg)
         return leg
 
     def _measure(self, device: str, model: Path, recipe: Recipe, plan: LegPlan) -> LegResult:
-        identity = self.identity(device)
-        subject = Subject(model.name, recipe, self.artifact(model, recipe))
-        return measure_leg(self.farm, identity, subject, plan, self._provenance["commit"], self._on_step)
+        with self.working(device):
+            subject = Subject(model.name, recipe, self.artifact(model, recipe))
+        with self._alone(device):
+            identity = self.identity(device)
+            return measure_leg(self.farm, identity, subject, plan, self._provenance["commit"], self._on_step)
 
     def keep(self, check: CheckResult) -> None:
         """Store a check's result; durable when this returns."""
@@ -194,7 +257,11 @@ class DeviceRun:
 
     def keep_lost_leg(self, device: str, what: str, error: InfrastructureError) -> None:
         """Store why a measurement gave no result."""
-        self.store.add_infrastructure(self.run_id, f"{device}: {what}: {type(error).__name__}: {error}")
+        self.keep_lost(f"{device}: {what}: {type(error).__name__}: {error}")
+
+    def keep_lost(self, message: str) -> None:
+        """Store what went wrong that belongs to no single check."""
+        self.store.add_infrastructure(self.run_id, message)
 
     def replay_command(self, device: str, recipe_name: str, program_json: str) -> str:
         words = ["kvfarm", "replay", program_json, "--devices", device, "--model", str(self.options.model)]
@@ -202,13 +269,58 @@ class DeviceRun:
 
     # -- what they stand on -----------------------------------------------------------------------
 
+    def effort(self, device: str) -> float:
+        """Share in (0, 1] of the programs and repeats asked for that the device gets."""
+        return effort_of(self.inventory.device(device))
+
+    @contextmanager
+    def working(self, device: str) -> Iterator[None]:
+        """While the body runs no device is measured that this one's work would disturb."""
+        quiet = self._quiet_of(device)
+        with quiet.shared() if quiet else nullcontext():
+            yield
+
+    @contextmanager
+    def _alone(self, device: str) -> Iterator[None]:
+        """While the body runs no device works that would disturb this one's measurement."""
+        quiet = self._quiet_of(device)
+        with quiet.alone() if quiet else nullcontext():
+            yield
+
+    def take_waited(self) -> float:
+        """Seconds waited for other devices since the last call."""
+        waited = sum(quiet.waited_s for quiet in self._quiet.values())
+        for quiet in self._quiet.values():
+            quiet.waited_s = 0.0
+        return waited
+
+    def _quiet_of(self, device: str) -> Quiet | None:
+        """None where nothing else works meanwhile, or the device computes by itself."""
+        entry = self.inventory.device(device)
+        if self._handover is None or not entry.shares_cpu:
+            return None
+        if entry.lab not in self._quiet:
+            self._quiet[entry.lab] = Quiet(
+                LOCAL_ROOT / "quiet" / entry.lab,
+                lambda: self._on_step("waits for the other devices of this machine", 0, 0),
+            )
+        return self._quiet[entry.lab]
+
     def artifact(self, model: Path, recipe: Recipe) -> Artifact:
         """Exported, or found and verified; once a run for each model and recipe."""
         key = (model, recipe.export, recipe.foreign)
         if key not in self._artifacts:
-            root = self.options.cache / "artifacts"
-            self._artifacts[key] = artifact_of(model, recipe, root, self._on_step)
+            with self._making():
+                root = self.options.cache / "artifacts"
+                self._artifacts[key] = artifact_of(model, recipe, root, self._on_step)
         return self._artifacts[key]
+
+    @contextmanager
+    def _making(self) -> Iterator[None]:
+        """What several processes want, one makes and the others find."""
+        self.options.cache.mkdir(parents=True, exist_ok=True)
+        with locked(self.options.cache / "making.lock", Deadline(WAIT_S)):
+            yield
 
     @cached_property
     def store(self) -> Store:
@@ -219,7 +331,11 @@ class DeviceRun:
         """The farm, started at first use, with every selected device's identity stored."""
         if self._farm is None:
             self._on_step("starting the farm", 0, 0)
-            farm = Farm(self.inventory, self.devices, self.options.farm_address)
+            if (shared := self._handover) is not None:
+                root = LOCAL_ROOT if shared.private else None
+                farm = Farm(self.inventory, self.devices, shared.address, root=root, guest=True)
+            else:
+                farm = Farm(self.inventory, self.devices, self.options.farm_address)
             farm.__enter__()
             self._farm = farm
         return self._farm
@@ -228,13 +344,24 @@ class DeviceRun:
         """The oracle on the weights that ``recipe`` keeps; one actor for each set of weights."""
         checkpoint = self.options.model
         # How a foreign exporter rounds its weights is not ours to know: it is judged by the checkpoint's.
-        if recipe.foreign is None and not is_exact(recipe.export):
-            checkpoint = rounded_checkpoint(checkpoint, recipe.export, self.options.cache / "rounded")
+        if not _judged_exactly(recipe):
+            with self._making():
+                checkpoint = rounded_checkpoint(checkpoint, recipe.export, self.options.cache / "rounded")
         if checkpoint not in self._references:
             _ = self.farm  # Ray runs from here on
             self._on_step("loading the reference", 0, 0)
-            self._references[checkpoint] = start_reference(checkpoint)
+            self._references[checkpoint] = (
+                share_reference(self._reference_name(recipe), checkpoint)
+                if self._handover
+                else start_reference(checkpoint)
+            )
         return self._references[checkpoint]
+
+    def _reference_name(self, recipe: Recipe) -> str:
+        """Of the actor that all workers of this run share; one for each set of weights."""
+        export = recipe.export
+        weights = "exact" if _judged_exactly(recipe) else f"{export.weights}-{export.block_size}"
+        return f"reference-{self.run_id}-{weights}"
 
     def identity(self, device: str) -> DeviceIdentity:
         """Who the device is; asked and stored once a run."""
@@ -246,8 +373,34 @@ class DeviceRun:
 
     def _store_device(self, device: str) -> None:
         if device not in self._stored and device in self.devices:
-            self.store.add_device(self.run_id, decode(DeviceInfo, encode(self._identities[device])))
+            self.store.add_device(self.run_id, self._info(device))
             self._stored.add(device)
+
+    def _info(self, device: str) -> DeviceInfo:
+        info = decode(DeviceInfo, encode(self._identities[device]))
+        return dataclasses.replace(info, effort=self.effort(device))
+
+    def identity_for_choice(self, device: str) -> DeviceIdentity | None:
+        """Who the device is, None if it does not answer; the same for all workers of a run."""
+        try:
+            if self._handover is None:
+                return self.identity(device)
+            folder = RunFolder(Path(self._handover.folder))
+            text = folder.once(
+                f"identity-{quote(device, safe='')}", lambda: self._identity_json(device), WAIT_S
+            )
+        except InfrastructureError:
+            return None
+        if text:
+            self._identities[device] = decode(DeviceIdentity, json.loads(text))
+        return self._identities.get(device)
+
+    def _identity_json(self, device: str) -> str:
+        """ "" for one that does not answer."""
+        try:
+            return json.dumps(encode(self.identity(device)))
+        except InfrastructureError:
+            return ""
 
     def _choose(self, selection: choosing.Selection) -> None:
         """Ask the farm's devices who they are; the farm stays open for those that are chosen."""
@@ -267,8 +420,8 @@ class DeviceRun:
         """A device in quarantine: the store says so, and nothing of it is kept open."""
         self.store.add_infrastructure(self.run_id, f"{device} was quarantined: {evidence}")
         if device in self._identities:
-            info = decode(DeviceInfo, encode(self._identities[device]))
-            self.store.add_device(self.run_id, dataclasses.replace(info, quarantined=evidence))
+            info = dataclasses.replace(self._info(device), quarantined=evidence)
+            self.store.add_device(self.run_id, info)
             self._stored.add(device)
         for key in [key for key in self._sessions if key[0] == device]:
             self._sessions.pop(key)  # to close it would mean to wait for the device
@@ -317,6 +470,12 @@ class DeviceRun:
         """Close sessions, give devices back, stop Ray if this run started it."""
         self._sessions.clear()
         self._references.clear()
+        self._offered.clear()
         if self._farm is not None:
             self._farm.__exit__(None, None, None)
             self._farm = None
+
+
+def _judged_exactly(recipe: Recipe) -> bool:
+    """Whether the reference is the checkpoint itself, unrounded."""
+    return recipe.foreign is not None or is_exact(recipe.export)

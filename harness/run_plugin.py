@@ -1,4 +1,7 @@
-"""What pytest does around the tests of a run over devices: parametrize, record, report."""
+"""What pytest does around the tests of a run over devices: parametrize, record, report.
+
+``RunPlugin`` does all of it where one process does; ``harness.parallel`` has the parts for several.
+"""
 
 from __future__ import annotations
 
@@ -15,24 +18,23 @@ from harness.outcomes import (
     describe_failure,
     device_of,
     is_infrastructure,
-    no_device,
+    label,
+    plan_of,
     retries_of,
-    title_of,
 )
-from harness.progress import Progress, label
-from harness.run import DeviceRun, RunOptions
+from harness.progress import Progress
+from harness.run import DeviceRun
 
 NOT_SUPPORTED = "not supported"
 
 
-class RunPlugin:
-    """Registered by ``harness.plugin`` when ``--devices`` is given."""
+class DeviceTests:
+    """Plans the tests of a run, runs them and keeps what they find."""
 
-    def __init__(self, config: pytest.Config, options: RunOptions) -> None:
-        self.progress = Progress(config)
-        progress = self.progress
-        self.run = DeviceRun(options, progress.step, progress.program, progress.retried)
-        self._marks = DeviceMarks(self.run)
+    def __init__(self, run: DeviceRun, progress: Progress) -> None:
+        self.run = run
+        self.progress = progress
+        self._marks = DeviceMarks(run)
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """One test per device and recipe for ``cell``; per device, model, recipe and workload for ``leg``.
@@ -87,23 +89,6 @@ class RunPlugin:
             config.hook.pytest_deselected(items=empty)
             items[:] = [item for item in items if item not in empty]
 
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        if session.config.option.collectonly:
-            return
-        names = [item.fixturenames for item in session.items if isinstance(item, pytest.Function)]
-        self.run.begin(
-            planned_checks=sum("cell" in fixtures for fixtures in names),
-            planned_legs=sum("leg" in fixtures for fixtures in names),
-            not_run=tuple(
-                nobody.not_run(item.originalname, title_of(item), fixture)
-                for item in session.items
-                if isinstance(item, pytest.Function)
-                for fixture in ("cell", "leg")
-                if (nobody := no_device(item, fixture)) is not None
-            ),
-        )
-        self.progress.begin(len(session.items))
-
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         self.progress.test_started(item)
@@ -114,6 +99,7 @@ class RunPlugin:
 
         One that measures as well is not: its legs, tried again for themselves, are in the store by then.
         """
+        self.run.take_waited()
         if "cell" not in pyfuncitem.fixturenames or "leg" in pyfuncitem.fixturenames:
             return None
         arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
@@ -121,8 +107,9 @@ class RunPlugin:
 
         def work() -> None:
             cell.take_tally()
-            self.run.identity(device)
-            pyfuncitem.obj(**arguments)
+            with self.run.working(device):
+                self.run.identity(device)
+                pyfuncitem.obj(**arguments)
 
         self.run.recovery.attempt(device, work, retries_of(pyfuncitem))
         return True
@@ -138,7 +125,8 @@ class RunPlugin:
             if is_infrastructure(call.excinfo.value):
                 # What fails outside the test's own body is an error to pytest, not a failure.
                 report.when = "setup"
-        result = check_result(item, call, self.run)
+        waited_s = self.run.take_waited() if call.when == "call" else 0.0
+        result = check_result(item, call, self.run, waited_s)
         if result is not None:
             self.run.keep(result)
         error = call.excinfo.value if call.excinfo else None
@@ -147,8 +135,19 @@ class RunPlugin:
             report.longrepr = str(item.path), (item.location[1] or 0) + 1, f"{NOT_SUPPORTED}: {error}"
         if "leg" in item.fixturenames and isinstance(error, InfrastructureError):
             self.run.keep_lost_leg(device_of(item), label(item), error)
-        self.progress.test_finished(item, report, result)
+        self.progress.describe(item, report, result, waited_s)
         return report
+
+
+class Reporting:
+    """What the user sees of a run: a line a test, the summary and the report."""
+
+    def __init__(self, run: DeviceRun, progress: Progress) -> None:
+        self.run = run
+        self.progress = progress
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.progress.test_finished(report)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
@@ -159,8 +158,10 @@ class RunPlugin:
             return "skipped", "", "SKIPPED"
         return ("passed", "", "PASSED") if report.when == "call" and report.passed else None
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+    # Innermost: all workers have ended by then, and the summary is still to come.
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> Any:
+        yield
         if not self.run.begun:
             return
         complete = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
@@ -181,6 +182,17 @@ class RunPlugin:
 
     def pytest_unconfigure(self) -> None:
         self.run.close()
+
+
+class RunPlugin(DeviceTests, Reporting):
+    """A run in one process."""
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        if session.config.option.collectonly:
+            return
+        plan = plan_of(session.items)
+        self.run.begin(plan.checks, plan.legs, plan.not_run)
+        self.progress.begin(len(plan.tests))
 
 
 def _has_no_cell(item: pytest.Item) -> bool:

@@ -45,9 +45,15 @@ def device_view(info: DeviceInfo) -> DeviceView:
         ("Providers", ", ".join(info.providers)),
         ("Runtime", runtime),
         ("Simulated", info.simulated or "no, real hardware"),
+        ("Effort", _effort(info)),
         ("Quarantined", info.quarantined),
     )
     return DeviceView(info.name, info.simulated, info.model, tuple((k, v) for k, v in facts if v))
+
+
+def _effort(info: DeviceInfo) -> str:
+    """Nothing where the device got all that was asked for."""
+    return "" if info.effort == 1 else f"{info.effort:.0%} of the programs and repeats asked for"
 
 
 def _cores(info: DeviceInfo) -> str:

@@ -46,6 +46,7 @@ class DeviceInfo:
     thermal_sensors: tuple[str, ...] = ()
     battery: bool | None = None
     quarantined: str = ""  # the evidence, where the device was set aside during the run
+    effort: float = 1.0  # share of the programs and repeats asked for that it got
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Group, RenderableType
@@ -12,7 +12,9 @@ from rich.table import Table
 from harness.cli.output import JsonOption, show
 from kvengine.contract import Contract, LayerContract
 from kvengine.errors import RecipeError
-from kvengine.export.foreign import Inspection, inspect_model, stated_by
+
+if TYPE_CHECKING:
+    from kvengine.export.foreign import Inspection
 
 
 def register(app: typer.Typer) -> None:
@@ -35,6 +37,8 @@ def inspect(
 
     What the graph does not say is asked for by name, never guessed; exit code 1 while anything is.
     The model is read, not run."""
+    from kvengine.export.foreign import inspect_model, stated_by
+
     told = {**(stated_by(checkpoint) if checkpoint else {}), **_pairs(answers or [])}
     found = inspect_model(model, told)
     contract = found.contract

@@ -11,6 +11,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from device_agents.errors import DeadlineExceeded, InfrastructureError
+from harness.cluster import NAMESPACE
 from harness.errors import HarnessError
 from harness.reference.cached import CachedReference
 from harness.reference.protocol import Float32Array, Hidden, KeysAndValues
@@ -29,7 +30,9 @@ class _ReferenceActor:
         self._cached: CachedReference | None = None
 
     def load(self, checkpoint: str, threads: int, folder: str | None) -> str:
-        """Returns the identity."""
+        """Returns the identity. What is loaded stays: the first of several that share it loads it."""
+        if self._model is not None:
+            return self._model.identity
         self._model = TransformersReference(checkpoint, threads=threads)
         self._cached = CachedReference(self._model, folder=None if folder is None else Path(folder))
         return self._model.identity
@@ -104,24 +107,50 @@ def start_reference(
         CheckpointError: the folder has no complete set of safetensors.
         InfrastructureError: Ray is not running, or the actor did not start in ``load_seconds``.
     """
+    actor = _new_actor()
+    try:
+        return _loaded(actor, checkpoint, threads, cache_folder, load_seconds, call_seconds)
+    except BaseException:
+        ray.kill(actor)
+        raise
+
+
+def offer_reference(name: str) -> Any:
+    """A Ray actor, still without a checkpoint, that other processes of the cluster ``share_reference``.
+
+    It ends when what is returned is forgotten, or with this process. Raises InfrastructureError.
+    """
+    return _new_actor(name)
+
+
+def share_reference(name: str, checkpoint: str | Path) -> RayReference:
+    """The reference offered as ``name``; the first who asks has it load ``checkpoint``.
+
+    Raises as ``start_reference``.
+    """
+    try:
+        actor = ray.get_actor(name, NAMESPACE)
+    except ValueError as error:
+        raise InfrastructureError(f"sought the run's reference {name}, found none: {error}") from error
+    return _loaded(actor, checkpoint, 1, None, LOAD_SECONDS, CALL_SECONDS)
+
+
+def _new_actor(name: str | None = None) -> Any:
     if not ray.is_initialized():
         raise InfrastructureError("the reference actor needs Ray, which is not running; start the farm first")
     # The checkpoint's folder is on this machine, which need not be where Ray has most room.
     # No CPU is claimed: it computes while devices wait, and a 1-core lab must not starve.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     remote = ray.remote(num_cpus=0, scheduling_strategy=here, max_restarts=0)(_ReferenceActor)
-    actor = remote.remote()
-    try:
-        arguments = (
-            str(Path(checkpoint).resolve()),
-            threads,
-            None if cache_folder is None else str(cache_folder),
-        )
-        identity: str = _get(actor.load.remote(*arguments), "load", load_seconds)
-    except BaseException:
-        ray.kill(actor)
-        raise
-    return RayReference(actor, identity, call_seconds)
+    return remote.options(name=name, namespace=NAMESPACE if name else None).remote()
+
+
+def _loaded(
+    actor: Any, checkpoint: str | Path, threads: int, folder: Path | None, load_seconds: float, seconds: float
+) -> RayReference:
+    arguments = (str(Path(checkpoint).resolve()), threads, None if folder is None else str(folder))
+    identity: str = _get(actor.load.remote(*arguments), "load", load_seconds)
+    return RayReference(actor, identity, seconds)
 
 
 def _get(promise: Any, what: str, seconds: float) -> Any:

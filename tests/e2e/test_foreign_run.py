@@ -22,7 +22,7 @@ def test_a_right_export_passes_and_a_wrong_one_fails_in_one_run(tmp_path: Path) 
     foreign_models.decomposed(checkpoint, tmp_path / "wrong.onnx", twist="window")
     command = [sys.executable, "-m", "pytest", f"--model={checkpoint}", "--devices=host", "--report=report"]
     command += ["--onnx=right.onnx", "--onnx=wrong.onnx", *SMALL]
-    command += ["-k", "every_decode_step or hybrid_equals or latency"]
+    command += ["-k", "p01 or p02 or latency"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
@@ -31,10 +31,10 @@ def test_a_right_export_passes_and_a_wrong_one_fails_in_one_run(tmp_path: Path) 
     results: dict[str, Any] = json.loads((tmp_path / "report" / "results.json").read_text())
     right, wrong = "onnx,model=right.onnx", "onnx,model=wrong.onnx"
     outcomes = {(check["check"], check["recipe"]): check["outcome"] for check in results["checks"]}
-    assert outcomes[("test_every_decode_step_equals_the_reference", right)] == "passed"
-    assert outcomes[("test_every_decode_step_equals_the_reference", wrong)] == "failed"
+    assert outcomes[("test_p01_every_step_equals_the_reference", right)] == "passed"
+    assert outcomes[("test_p01_every_step_equals_the_reference", wrong)] == "failed"
     # The one other property that was chosen needs a second export, and says so.
-    assert outcomes[("test_hybrid_equals_static", right)] == "not_supported"
+    assert outcomes[("test_p02_windowed_layers_equal_full_length_layers", right)] == "not_supported"
     assert "not supported: " in done.stdout
     assert "1 not supported by the model" in done.stdout
     assert "one cache plan" in (tmp_path / "report" / "index.html").read_text()

@@ -8,7 +8,7 @@ import pytest
 
 from harness import inventory
 from harness.errors import InventoryError
-from harness.inventory import DeviceEntry, LabEntry, load, select
+from harness.inventory import FOREIGN_EFFORT, DeviceEntry, LabEntry, load, select
 
 FARM = """
 [devices.host]
@@ -144,3 +144,35 @@ def test_a_wrong_file_is_refused(text: str, message: str, tmp_path: Path) -> Non
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InventoryError, match="No such file"):
         load(tmp_path / "lab.toml")
+
+
+@pytest.mark.parametrize(
+    ("device", "effort"),
+    [
+        ("virtual-1", 1.0),
+        ("virtual-x86_64-1", 1.0),
+        ("virtual-arm64-v8a-1", FOREIGN_EFFORT),
+        ("virtual-arm64-v8a-galaxy-s24-1", FOREIGN_EFFORT),
+        ("host", 1.0),
+    ],
+)
+def test_an_emulated_phone_gets_a_smaller_share(
+    device: str, effort: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inventory, "native_abi", lambda: "x86_64")
+    assert inventory.effort_of(inventory.DEFAULT.device(device)) == effort
+
+
+def test_effort_is_read_and_bounded(farm_toml: Path) -> None:
+    farm_toml.write_text("[devices.old]\neffort = 0.5\n")
+    assert inventory.effort_of(load(farm_toml).device("old")) == 0.5
+    for wrong in ("0", "-1", "1.5"):
+        farm_toml.write_text(f"[devices.old]\neffort = {wrong}\n")
+        with pytest.raises(InventoryError, match=r"effort above 0, up to 1"):
+            load(farm_toml)
+
+
+def test_a_share_is_never_nothing() -> None:
+    assert [inventory.share(count, 0.12, 1) for count in (1, 3, 25, 100)] == [1, 1, 3, 12]
+    assert [inventory.share(count, 0.12, 2) for count in (1, 2, 5, 50)] == [1, 2, 2, 6]
+    assert inventory.share(25, 1.0, 1) == 25

@@ -1,0 +1,146 @@
+"""A farm without Ray for tests of how a run is spread over processes: ``pytest -p tests.harness.fake_farm``.
+
+Devices are engines in the process that opened them. What they share lives in FAKE_FARM, a folder: a
+lease is a file with its holder's PID, and log.jsonl has a line when anything begins and when it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from device_agents.api import DeviceIdentity, Vitals
+from device_agents.errors import InfrastructureError, LeaseError
+from harness import run as harness_run
+from harness.inventory import Inventory
+from kvengine.artifact import Artifact
+from kvengine.engine import LocalEngine
+from kvengine.program import Measurement, Observation, Program, Workload
+from kvengine.recipe import SessionRecipe
+
+FOLDER = Path(os.environ.get("FAKE_FARM", "fake-farm"))
+
+
+@dataclass(frozen=True)
+class Connection:
+    address: str = "none"
+    joined: bool = False
+
+
+@contextmanager
+def logged(**what: str) -> Iterator[None]:
+    _log(began=True, **what)
+    try:
+        yield
+    finally:
+        _log(began=False, **what)
+
+
+def _log(**what: Any) -> None:
+    with (FOLDER / "log.jsonl").open("a") as file:
+        file.write(json.dumps({"at": time.monotonic(), "pid": os.getpid(), **what}) + "\n")
+
+
+class FakeSession:
+    def __init__(self, device: str, artifact: Artifact, recipe: SessionRecipe) -> None:
+        self.device = device
+        self._engine = LocalEngine.open(artifact.folder, recipe)
+        self.info = self._engine.info
+        self.closed = False
+
+    def run_program(self, program: Program) -> tuple[Observation, ...]:
+        with logged(device=self.device, what="program", program=program.to_json()):
+            return self._engine.run_program(program)
+
+    def run_workload(self, workload: Workload) -> Measurement:
+        with logged(device=self.device, what="workload"):
+            threading.Event().wait(0.1)
+            return self._engine.run_workload(workload)
+
+    def start_recording(self, _: Any) -> None:
+        raise InfrastructureError("it cannot record")
+
+    def close(self) -> None:
+        self.closed = True
+
+    def __enter__(self) -> FakeSession:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class FakeFarm:
+    def __init__(self, inventory: Inventory, names: tuple[str, ...], *_: Any, **__: Any) -> None:
+        self.names = names
+        self.held: set[str] = set()
+
+    def __enter__(self) -> FakeFarm:
+        FOLDER.mkdir(exist_ok=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in list(self.held):
+            self.give_back(name)
+
+    def invite(self) -> Connection:
+        return Connection()
+
+    def identity(self, name: str) -> DeviceIdentity:
+        return DeviceIdentity(name, "host", "fake", "", "x86_64", "", "", 1, 1 << 30, (), {}, "a fake")
+
+    def vitals(self, name: str) -> Vitals:
+        return Vitals(time.time())
+
+    def settings(self, name: str) -> dict[str, str]:
+        return {}
+
+    def open(self, name: str, artifact: Artifact, recipe: SessionRecipe, _: Any) -> FakeSession:
+        lease = FOLDER / f"{name}.lease"
+        if name not in self.held:
+            try:
+                with lease.open("x") as file:
+                    file.write(str(os.getpid()))
+            except FileExistsError:
+                raise LeaseError(f"{name} is leased to {lease.read_text()}") from None
+            self.held.add(name)
+        return FakeSession(name, artifact, recipe)
+
+    def give_back(self, name: str) -> None:
+        if name in self.held:
+            self.held.discard(name)
+            (FOLDER / f"{name}.lease").unlink()
+
+    def give_back_for(self, pid: int) -> None:
+        for lease in FOLDER.glob("*.lease"):
+            if lease.read_text() == str(pid):
+                lease.unlink()
+
+
+class FakeReference:
+    """For tests that ask it nothing."""
+
+    identity = "a fake"
+
+    def logits(self, tokens: tuple[int, ...], *_: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
+        raise InfrastructureError("this reference knows nothing")
+
+
+def pytest_addoption() -> None:
+    # Before any pytest_configure: that is where a run begins.
+    for name, fake in (
+        ("Farm", FakeFarm),
+        ("offer_reference", lambda name: None),
+        ("share_reference", lambda name, checkpoint: FakeReference()),
+        ("start_reference", lambda checkpoint: FakeReference()),
+    ):
+        setattr(harness_run, name, fake)
