@@ -101,8 +101,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--measure",
         action="append",
         default=[],
-        metavar="DIR=RECIPES",
-        help="measure a further checkpoint with these recipes, unchecked; may be repeated",
+        metavar="DIR=RECIPES[@DEVICES]",
+        help="measure a further checkpoint with these recipes, unchecked, on all devices or these; repeatable",
     )
 
 
@@ -205,13 +205,14 @@ def _shapes(config: pytest.Config) -> tuple[Shape, ...]:
     return shapes(given("--prompt"), given("--new-tokens"), given("--depth", 0), sustained)
 
 
-def _measure(text: str) -> tuple[Path, str]:
-    folder, equals, recipes = text.partition("=")
+def _measure(text: str) -> tuple[Path, str, tuple[str, ...]]:
+    folder, equals, rest = text.partition("=")
+    recipes, _, names = rest.partition("@")
     if not equals:
         raise pytest.UsageError(
-            f"--measure: sought DIR=RECIPES such as models/gemma-3-1b=int4, found {text!r}"
+            f"--measure: sought DIR=RECIPES[@DEVICES] such as models/gemma-3-1b=int4@host, found {text!r}"
         )
-    return _checkpoint(Path(folder)), recipes
+    return _checkpoint(Path(folder)), recipes, tuple(filter(None, names.split(",")))
 
 
 def _checkpoint(folder: Path) -> Path:

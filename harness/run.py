@@ -20,6 +20,7 @@ from device_agents.errors import InfrastructureError
 from harness import choosing, inventory
 from harness.artifacts import artifact_of, resolved
 from harness.checking import Cell, Tally
+from harness.errors import InventoryError
 from harness.farm import LOCAL_ROOT, DeviceSession, Farm
 from harness.handover import Handover, RunFolder
 from harness.inventory import effort_of, share
@@ -66,7 +67,8 @@ class RunOptions:
     seed: int | None = None
     shapes: tuple[Shape, ...] = (Shape(),)  # the workloads that each recipe is measured with
     repeats: int = 3
-    measure: tuple[tuple[Path, str], ...] = ()  # further (checkpoint, recipes) to measure, not to check
+    # Further (checkpoint, recipes, devices) to measure, not to check; no device is all of them.
+    measure: tuple[tuple[Path, str, tuple[str, ...]], ...] = ()
     energy: bool = False  # also measure energy for each token: minutes a leg
     recovery: RecoveryPolicy = field(default_factory=RecoveryPolicy)
     command: tuple[str, ...] = ()
@@ -96,9 +98,9 @@ class DeviceRun:
         self._on_program = on_program
         self.begun = False
         self.recipes = {r.name: resolved(r, options.model) for r in parse_recipes(options.recipes)}
-        self.measured = [(options.model, recipe) for recipe in self.recipes.values()] + [
-            (model, resolved(recipe, model))
-            for model, text in options.measure
+        self.measured = [(options.model, recipe, tuple[str, ...]()) for recipe in self.recipes.values()] + [
+            (model, resolved(recipe, model), names)
+            for model, text, names in options.measure
             for recipe in parse_recipes(text)
         ]
         self.planned_checks = self.planned_legs = 0
@@ -127,6 +129,16 @@ class DeviceRun:
         self.passed_over = selection.passed_over
         if selection.condition is not None:
             self._choose(selection)
+        for _, recipe, names in self.measured:
+            if missing := set(names) - set(self.devices):
+                raise InventoryError(
+                    f"--measure {recipe.name}@{min(missing)}: sought one of this run's devices, which are "
+                    f"{', '.join(self.devices)}"
+                )
+
+    def measured_on(self, device: str) -> list[tuple[Path, Recipe]]:
+        """Each checkpoint and recipe that is to be measured on ``device``."""
+        return [(model, recipe) for model, recipe, names in self.measured if not names or device in names]
 
     def hand_over(self, folder: RunFolder) -> Handover:
         """Open the farm to workers, which find there what they are to share. Slow devices come first.
@@ -428,7 +440,7 @@ class DeviceRun:
 
     def header(self) -> RunResults:
         """The run without its results."""
-        named = {recipe.name: recipe for _, recipe in self.measured}
+        named = {recipe.name: recipe for _, recipe, _ in self.measured}
         return RunResults(
             run_id=self.run_id,
             started_at=self.started_at,

@@ -65,7 +65,7 @@ class DeviceTests:
             legs = [
                 (device, model, recipe, shape)
                 for device in devices
-                for model, recipe in run.measured
+                for model, recipe in run.measured_on(device)
                 for shape in run.options.shapes
             ]
             several = len(run.options.shapes) > 1

@@ -43,7 +43,7 @@ def test_a_killed_controller_leaves_nothing_running(run: Run) -> None:
         pause.wait(0.1)
 
 
-CHEAP = "reset or longer or latency"
+CHEAP = "p08 or p09 or latency"
 
 
 def _at_work(pid: int) -> list[psutil.Process]:

@@ -209,6 +209,7 @@ def test_the_readme_example_runs_as_it_stands(run: Run) -> None:
         (("--devices=host", "--recipes=hybrid,provider=nnapi,flags=SUSTAINED_SPEED"), "SUSTAINED_SPEED"),
         (("--devices=host", "--model=nowhere"), "kvfarm synth"),
         (("--devices=host", "--measure=nowhere"), "DIR=RECIPES"),
+        (("--devices=host", "--measure=tiny-gemma3=static@phone"), "static@phone"),
     ],
 )
 def test_bad_input_is_one_clear_line(run: Run, arguments: tuple[str, ...], words: str) -> None:
@@ -247,6 +248,15 @@ def test_a_grid_of_workloads_and_a_sustained_run(run: Run) -> None:
     page = (run.folder / "report" / "index.html").read_text()
     assert 'id="c0-prompt"' in page
     assert 'id="c0-sustained"' in page
+
+
+def test_a_further_checkpoint_is_measured_where_it_is_asked_for(run: Run) -> None:
+    (run.folder / "farm.toml").write_text("[devices.one]\n[devices.two]\n")
+    further = "--measure=tiny-gemma3=static@two"
+    code, output = run.pytest("--devices=one,two", "--recipes=naive", "-n0", "-k", "latency", further)
+    assert code == 0, output
+    found = [(leg["device"], leg["recipe"]) for leg in run.results["legs"]]
+    assert sorted(found) == [("one", "naive"), ("two", "naive"), ("two", "static")]
 
 
 @pytest.mark.parametrize("bad", ["--depth=-1", "--sustained=-2"])
