@@ -102,7 +102,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="DIR=RECIPES[@DEVICES]",
-        help="measure a further checkpoint with these recipes, unchecked, on all devices or these; repeatable",
+        help="measure a further checkpoint with these recipes, unchecked, on all devices or these; repeat",
     )
 
 
