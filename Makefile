@@ -6,7 +6,6 @@ STAMP := $(VENV)/.installed
 TINY := .kvfarm/checkpoints/tiny-gemma3
 BIG := .kvfarm/checkpoints/gemma-3-1b
 REPORT := out/report
-PHONES := virtual:2,virtual:1:arm64-v8a
 
 .PHONY: help venv farm test lint docs apt soak soak-faults soak-programs soak-fuzz mutants bench clean
 help:
@@ -33,8 +32,9 @@ $(BIG): $(STAMP)
 
 # Phones where this machine allows them; what is in the way is printed where it does not.
 farm: $(TINY) $(BIG)
-	devices=host; if $(BIN)/kvfarm phones possible; then devices=host,$(PHONES); fi; \
-	  $(BIN)/pytest --devices=$$devices --model $(TINY) --measure $(BIG)=int4@host --report $(REPORT)
+	devices=host; if $(BIN)/kvfarm phones possible; then devices=farm; fi; \
+	  $(BIN)/pytest --farm=docs/farm.toml --devices=$$devices --model=$(TINY) --measure=$(BIG)=int4@host \
+	  --examples=10 --repeats=3 --new-tokens=32 --report=$(REPORT)
 	@echo "open $(REPORT)/index.html"
 
 # Chromium opens the report and qemu runs the arm64 bundle in tests/e2e; the rest comes from constraints.txt.

@@ -15,6 +15,7 @@
     kind = "android"
     options = { virtual = "true", profile = "galaxy-s24" }
     effort = 0.5              # it is slow: half the programs and half the repeats of the others
+    recipes = ["hybrid*"]     # and of a run's recipes only these; default: all
 
     [labs.rack1]
     node = "192.0.2.10"       # the lab host's address in the Ray cluster given by --farm-address
@@ -33,6 +34,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
@@ -60,7 +62,8 @@ class DeviceEntry:
 
     options: what its kind needs, e.g. the serial number of an android device. settings: what it is
     put into while it is in use, and back from. effort: share of the programs and repeats asked for that
-    it gets; None: all, or FOREIGN_EFFORT where an emulator runs it. See ``effort_of``.
+    it gets; None: all, or FOREIGN_EFFORT where an emulator runs it. See ``effort_of``. recipes: patterns of
+    the names of those recipes of a run that are for it; none: all.
     """
 
     kind: Literal["host", "android"] = "host"
@@ -69,6 +72,7 @@ class DeviceEntry:
     options: dict[str, str] = field(default_factory=dict)
     settings: DeviceSettings = field(default_factory=DeviceSettings)
     effort: float | None = None
+    recipes: tuple[str, ...] = ()
 
     @property
     def virtual(self) -> bool:
@@ -78,6 +82,10 @@ class DeviceEntry:
     def shares_cpu(self) -> bool:
         """Whether it computes on its lab host's own CPU."""
         return self.kind == "host" or self.virtual
+
+    def wants(self, recipe: str) -> bool:
+        """Whether the recipe of this name is for it."""
+        return not self.recipes or any(fnmatchcase(recipe, pattern) for pattern in self.recipes)
 
     def config(self, name: str) -> DeviceConfig:
         """For the lab agent that owns it."""

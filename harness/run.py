@@ -98,7 +98,7 @@ class DeviceRun:
         self._on_program = on_program
         self.begun = False
         self.recipes = {r.name: resolved(r, options.model) for r in parse_recipes(options.recipes)}
-        self.measured = [(options.model, recipe, tuple[str, ...]()) for recipe in self.recipes.values()] + [
+        self._further = [
             (model, resolved(recipe, model), names)
             for model, text, names in options.measure
             for recipe in parse_recipes(text)
@@ -129,16 +129,32 @@ class DeviceRun:
         self.passed_over = selection.passed_over
         if selection.condition is not None:
             self._choose(selection)
-        for _, recipe, names in self.measured:
+        self._check_recipes()
+
+    def _check_recipes(self) -> None:
+        for _, recipe, names in self._further:
             if missing := set(names) - set(self.devices):
                 raise InventoryError(
                     f"--measure {recipe.name}@{min(missing)}: sought one of this run's devices, which are "
                     f"{', '.join(self.devices)}"
                 )
+        for device in self.devices:
+            if not self.recipes_of(device):
+                wanted = ", ".join(self.inventory.device(device).recipes)
+                raise InventoryError(
+                    f"device {device!r} is for recipes {wanted}; none of them is in {self.options.recipes!r}"
+                )
+
+    def recipes_of(self, device: str) -> list[Recipe]:
+        """Those of the run's recipes that ``device`` is for."""
+        entry = self.inventory.device(device)
+        return [recipe for recipe in self.recipes.values() if entry.wants(recipe.name)]
 
     def measured_on(self, device: str) -> list[tuple[Path, Recipe]]:
         """Each checkpoint and recipe that is to be measured on ``device``."""
-        return [(model, recipe) for model, recipe, names in self.measured if not names or device in names]
+        return [(self.options.model, recipe) for recipe in self.recipes_of(device)] + [
+            (model, recipe) for model, recipe, names in self._further if not names or device in names
+        ]
 
     def hand_over(self, folder: RunFolder) -> Handover:
         """Open the farm to workers, which find there what they are to share. Slow devices come first.
@@ -440,7 +456,7 @@ class DeviceRun:
 
     def header(self) -> RunResults:
         """The run without its results."""
-        named = {recipe.name: recipe for _, recipe, _ in self.measured}
+        named = self.recipes | {recipe.name: recipe for _, recipe, _ in self._further}
         return RunResults(
             run_id=self.run_id,
             started_at=self.started_at,

@@ -56,7 +56,7 @@ class DeviceTests:
             pairs = [
                 (device, recipe.name)
                 for device in devices
-                for recipe in run.recipes.values()
+                for recipe in run.recipes_of(device)
                 if applies(marks, recipe)
             ]
             ids = [f"{device}-{recipe}" for device, recipe in pairs]

@@ -210,9 +210,11 @@ def test_the_readme_example_runs_as_it_stands(run: Run) -> None:
         (("--devices=host", "--model=nowhere"), "kvfarm synth"),
         (("--devices=host", "--measure=nowhere"), "DIR=RECIPES"),
         (("--devices=host", "--measure=tiny-gemma3=static@phone"), "static@phone"),
+        (("--devices=farm", "--farm=choosy.toml"), "none of them is in"),
     ],
 )
 def test_bad_input_is_one_clear_line(run: Run, arguments: tuple[str, ...], words: str) -> None:
+    (run.folder / "choosy.toml").write_text('[devices.one]\nrecipes = ["fp16"]\n')
     code, output = run.pytest(*arguments)
     assert code == pytest.ExitCode.USAGE_ERROR
     assert words in output

@@ -163,6 +163,14 @@ def test_an_emulated_phone_gets_a_smaller_share(
     assert inventory.effort_of(inventory.DEFAULT.device(device)) == effort
 
 
+def test_recipes_of_a_device_are_patterns(farm_toml: Path) -> None:
+    farm_toml.write_text('[devices.old]\nrecipes = ["hybrid*", "int4"]\n[devices.new]\n')
+    old, new = (load(farm_toml).device(name) for name in ("old", "new"))
+    asked = ("naive", "hybrid", "hybrid-int8kv", "int4", "int4-b128")
+    assert [name for name in asked if old.wants(name)] == ["hybrid", "hybrid-int8kv", "int4"]
+    assert all(new.wants(name) for name in asked)
+
+
 def test_effort_is_read_and_bounded(farm_toml: Path) -> None:
     farm_toml.write_text("[devices.old]\neffort = 0.5\n")
     assert inventory.effort_of(load(farm_toml).device("old")) == 0.5
