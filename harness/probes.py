@@ -284,13 +284,16 @@ def _clipped(stored: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
 # -- P13: codes -----------------------------------------------------------------------------------
 
 
-def check_same_codes(program: Program, one: Sequence[CacheRows], other: Sequence[CacheRows]) -> None:
+def check_same_codes(
+    program: Program, one: Sequence[CacheRows], other: Sequence[CacheRows], recipe: ExportRecipe
+) -> None:
     """The same codes whatever the chunking.
 
-    Where float noise meets a tie a code may be one step off, and seldom; a layer above it sees other
-    inputs from there on, and may be off a little more.
+    Where float noise meets a tie a code may be one step off, and seldom (rounded weights round activations
+    too, which flips more: 1.6 % seen on tiny-phi3); a layer above it sees other inputs from there on, and
+    may be off a little more.
     """
-    most, share = 1, 0.01
+    most, share = 1, 0.05 if recipe.weights in ("int8", "int4") else 0.01
     for index, (a, b) in enumerate(zip(one, other, strict=True)):
         count = min(len(a.positions), len(b.positions))
         flipped = False

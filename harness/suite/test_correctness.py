@@ -187,10 +187,10 @@ def test_p13_codes_are_the_nearest(cell: Cell) -> None:
     def check(pair: tuple[Program, Program]) -> None:
         one_shot, chunked = (probes.reading_back(program, cell.spec) for program in pair)
         found = probes.caches(one_shot, cell.run(one_shot))
-        probes.check_same_codes(chunked, found, probes.caches(chunked, cell.run(chunked)))
-        probes.check_codes(
-            one_shot, found[0], cell.reference_cache(programs.fixed_tokens(one_shot))[0], cell.recipe.export
-        )
+        recipe = cell.recipe.export
+        probes.check_same_codes(chunked, found, probes.caches(chunked, cell.run(chunked)), recipe)
+        true = cell.reference_cache(programs.fixed_tokens(one_shot))[0]
+        probes.check_codes(one_shot, found[0], true, recipe)
 
     cell.for_all(programs.two_chunkings(cell.limits), check)
 

@@ -36,13 +36,20 @@ def open_descriptors() -> int:
 
 
 def children() -> set[int]:
-    """Our child processes, zombies too."""
+    """Our child processes, zombies too; not Python's own helper, which an earlier test may have started."""
     found = set()
     for task in Path("/proc/self/task").iterdir():
         # A thread that was joined may still be listed for a moment.
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             found |= {int(pid) for pid in (task / "children").read_text().split()}
-    return found
+    return {pid for pid in found if not _is_resource_tracker(pid)}
+
+
+def _is_resource_tracker(pid: int) -> bool:
+    try:
+        return b"multiprocessing.resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def wait_for(condition: Callable[[], bool], within_s: float = 20.0) -> None:

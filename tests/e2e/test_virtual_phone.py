@@ -62,7 +62,8 @@ def _unavailable(reason: VirtualPhoneUnavailable) -> None:
     pytest.skip(str(reason))
 
 
-@pytest.fixture(scope="module")
+# A server for each test: one that still tries to reach the dead phones of the tests before answers late.
+@pytest.fixture
 def server() -> Iterator[PrivateAdbServer]:
     with PrivateAdbServer() as started:
         yield started
