@@ -211,6 +211,11 @@ class DeviceScheduling(LoadScopeScheduling):  # type: ignore[misc]
     def _split_scope(self, nodeid: str) -> str:
         return self._run.device_of(nodeid) or nodeid
 
+    def _reschedule(self, node: Any) -> None:
+        """As the base, which stumbles over the second of two replaced workers that has not yet collected."""
+        if node in self.registered_collections:
+            super()._reschedule(node)
+
     def remove_node(self, node: Any) -> str | None:
         """As the base, which would begin a test whose worker died again without end."""
         units = self.assigned_work[node]
