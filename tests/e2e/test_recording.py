@@ -124,5 +124,5 @@ def test_the_loggers_own_burn_draws_power_from_every_core(
         joules = [sum(energy for _, energy in s.rails.values()) / 1e6 for s in (first, last)]  # type: ignore[attr-defined]
         return float((joules[1] - joules[0]) / (last.at - first.at))  # type: ignore[attr-defined]
 
-    # With the machine to itself it is 0.5 W and more; the other tests under way take their share of the cores.
+    # 0.5 W and more with the machine to itself; other tests take their share of the cores.
     assert power(list(burning)) > power(list(resting)) + 0.2
