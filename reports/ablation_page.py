@@ -13,7 +13,7 @@ from markupsafe import Markup
 from reports import text
 from reports.ablation import METRICS, DeviceAblation, Metric, StepRow, ablations, headline, percent
 from reports.charts import Chart, config, library
-from reports.page import asset, environment, policy
+from reports.page import asset, environment, policy, write_page
 from reports.results import RunResults
 
 ROW_HEIGHT = 34  # px for each step
@@ -27,12 +27,7 @@ def render(results: RunResults, folder: Path) -> Path:
     Raises:
         OSError: ``folder`` cannot be made or written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    page = folder / "index.html"
-    partial = folder / "index.html.partial"
-    partial.write_text(html(results), encoding="utf-8")
-    partial.replace(page)  # a reader never sees half a page
-    return page
+    return write_page(html(results), folder)
 
 
 def html(results: RunResults) -> str:

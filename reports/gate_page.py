@@ -12,7 +12,7 @@ from reports import gate_view, svg, text
 from reports.devices import device_view
 from reports.gate_results import Arm, BlockInfo, CalibratedCell, GateCell, GateInfo, Tail
 from reports.gate_view import GateRow, percent
-from reports.page import asset, environment, policy
+from reports.page import asset, environment, policy, write_page
 from reports.results import LegResult, RunResults
 
 # The page of 20 devices with 40 cells each stays below 1.5 MB; the worst cells come first.
@@ -88,12 +88,7 @@ def render(results: RunResults, folder: Path) -> Path:
     Raises:
         OSError: ``folder`` cannot be made or written. ValueError: ``results`` are of no gate.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    page = folder / "index.html"
-    partial = folder / "index.html.partial"
-    partial.write_text(html(results), encoding="utf-8")
-    partial.replace(page)  # a reader never sees half a page
-    return page
+    return write_page(html(results), folder)
 
 
 def html(results: RunResults) -> str:

@@ -27,11 +27,16 @@ def render(results: RunResults, folder: Path) -> Path:
     Raises:
         OSError: ``folder`` cannot be made or written.
     """
+    return write_page(html(results), folder)
+
+
+def write_page(text: str, folder: Path) -> Path:
+    """``text`` as ``folder``/index.html; a reader never sees half of it. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "index.html"
     partial = folder / "index.html.partial"
-    partial.write_text(html(results), encoding="utf-8")
-    partial.replace(page)  # a reader never sees half a page
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(page)
     return page
 
 
