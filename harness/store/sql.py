@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
 from harness.errors import StoreError
 from harness.store.protocol import RunSummary
@@ -268,7 +270,7 @@ def _engine(url: str) -> Engine:
         # SQLAlchemy, not the sqlite3 module, says when a transaction begins.
         connection.isolation_level = None
         for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-            connection.execute(f"PRAGMA {pragma}")
+            _patiently(connection.execute, f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:
@@ -277,6 +279,20 @@ def _engine(url: str) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
+
+
+# SQLite does not wait, whatever its timeout says, while another connection turns the file's journal to
+# WAL or closes as the last one (sqlite.org/wal.html, "Sometimes Queries Return SQLITE_BUSY In WAL Mode").
+_patiently = Retrying(
+    retry=retry_if_exception(
+        lambda error: (
+            getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+        )
+    ),
+    wait=wait_random(0.005, 0.05),
+    stop=stop_after_delay(BUSY_TIMEOUT_S),
+    reraise=True,
+)
 
 
 def _summary(session: Session, row: _Run) -> RunSummary:

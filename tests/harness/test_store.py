@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -226,6 +227,20 @@ def test_writers_at_the_same_time_do_not_lose_or_double_anything(tmp_path: Path)
         list(pool.map(write, range(4)))
     with open_store(path) as store:
         assert sorted(c.check for c in store.results("r1").checks) == [f"check{n}" for n in range(10)]
+
+
+def test_opening_waits_for_a_writer_before_the_journal_is_ours(tmp_path: Path) -> None:
+    path = tmp_path / "results.db"
+    open_store(path).close()
+    writer = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    writer.execute("PRAGMA journal_mode = DELETE")
+    writer.execute("BEGIN IMMEDIATE")
+    # SQLite itself does not wait for it here, whatever its timeout says.
+    done = threading.Timer(0.3, writer.close)
+    done.start()
+    with open_store(path) as store:
+        store.begin_run(a_run())
+    done.join()
 
 
 def test_a_store_of_another_version_is_refused(tmp_path: Path) -> None:
