@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,7 +22,7 @@ from reports.gate_view import percent
 from reports.stats import SMALLEST_CUE
 
 if TYPE_CHECKING:
-    from harness.store import GateCellRow, HistoryRow
+    from harness.store import GateCellRow, HistoryRow, Store
 
 StoreOption = Annotated[
     str | None, typer.Option(help="Results database: a URL or a SQLite file.  [default: .kvfarm]")
@@ -60,14 +61,14 @@ def history(
 
     must_exist(store)
     chosen: dict[str, Any] = {"device": device, "recipe": recipe, "model": model, "workload": workload}
-    chosen |= {"metric": metric, "since": _since(since)}
+    chosen |= {"metric": metric, "since": _since(since), "limit": limit}
     with open_store(store) as results:
         if verdicts:
-            cells = results.gate_cells(**chosen, limit=limit)
+            cells = results.gate_cells(**chosen)
             show(as_json, {"cells": list(cells)}, _verdicts(cells))
             return
         rows = results.history(**chosen)
-    told = with_trend(rows)[:limit]
+        told = with_trend(rows, _before(results, rows, metric))
     data = [dataclasses.asdict(row) | {"change": trend.change} for row, trend in told]
     show(as_json, {"rows": data}, _values(told))
 
@@ -113,24 +114,45 @@ def export_results(
 
 @dataclasses.dataclass(frozen=True)
 class Trend:
-    """change: value / value of the run before - 1, None for a first one. values: oldest first."""
+    """change: value / value of the run before - 1, None for a first one. values: the newest last."""
 
     change: float | None
     values: tuple[float, ...]
 
 
-def with_trend(rows: Sequence[HistoryRow]) -> list[tuple[HistoryRow, Trend]]:
-    """Each of ``rows`` (newest first) with what came before it of the same device, recipe, model, workload
-    and metric, baseline and candidate apart."""
-    series: dict[tuple[str, ...], list[float]] = {}
+def with_trend(rows: Sequence[HistoryRow], known: Sequence[HistoryRow]) -> list[tuple[HistoryRow, Trend]]:
+    """Each of ``rows`` with what came before it in ``known`` (both newest first)."""
+    series: dict[tuple[str, ...], list[HistoryRow]] = {}
+    for row in known:
+        series.setdefault(_series(row), []).append(row)
     found = []
-    for row in reversed(rows):
-        key = (row.device, row.recipe, row.model, row.workload, row.metric, row.arm)
-        values = series.setdefault(key, [])
-        change = row.value / values[-1] - 1 if values and values[-1] else None
-        values.append(row.value)
-        found.append((row, Trend(change, tuple(values[-_POINTS:]))))
-    return found[::-1]
+    for row in rows:
+        mine = series[_series(row)]
+        at = mine.index(row)
+        values = tuple(point.value for point in reversed(mine[at : at + _POINTS]))
+        change = values[-1] / values[-2] - 1 if len(values) > 1 and values[-2] else None
+        found.append((row, Trend(change, values)))
+    return found
+
+
+def _series(row: HistoryRow) -> tuple[str, ...]:
+    """What may be compared over time; baseline and candidate apart."""
+    return row.device, row.recipe, row.model, row.workload, row.metric, row.arm
+
+
+def _before(store: Store, rows: Sequence[HistoryRow], metric: Any) -> list[HistoryRow]:
+    """``rows`` and, of each one's series, what came before it as far as a trend shows it."""
+    from harness.store import UNITS
+
+    cells = Counter((row.device, row.recipe, row.model, row.workload) for row in rows)
+    metrics, arms = 1 if metric else len(UNITS), 2
+    found: list[HistoryRow] = []
+    for (device, recipe, model, workload), shown in cells.items():
+        most = shown + _POINTS * metrics * arms
+        found += store.history(
+            device=device, recipe=recipe, model=model, workload=workload, metric=metric, limit=most
+        )
+    return list(dict.fromkeys(found))
 
 
 def sparkline(values: Sequence[float]) -> str:

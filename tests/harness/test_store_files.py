@@ -133,11 +133,13 @@ def test_a_change_is_since_the_run_before_of_the_same_series(tmp_path: Path) -> 
             store.begin_run(a_run(f"n{number}", started))
             store.add_leg(f"n{number}", leg(1.0, 10.0 + number))
             store.add_leg(f"n{number}", leg(2.0, 100.0 - number, device="phone"))
-        told = with_trend(store.history(metric="ttft"))
+        rows = store.history(metric="ttft")
+        told = with_trend(rows[:3], rows)
     found = {(row.run_id, row.device): trend for row, trend in told}
     assert found["n2", "host"].change == pytest.approx(12 / 11 - 1)
     assert found["n2", "phone"].values == (100.0, 99.0, 98.0)
-    assert found["n0", "host"].change is None
+    assert found["n1", "host"].values == (10.0, 11.0)
+    assert with_trend(rows[-1:], rows)[0][1].change is None
 
 
 @pytest.mark.parametrize(
