@@ -36,8 +36,19 @@ def run_columns(run: RunResults) -> dict[str, Any]:
         "model": run.model,
         "command": run.command,
         "code": run.provenance.get("commit", ""),
-        "drill": run.provenance.get(DRILL, ""),
+        "drill": _drill(run),
     }
+
+
+def _drill(run: RunResults) -> str:
+    """What was made wrong on purpose: as the run says, or its gate (a night's says it in words)."""
+    said: str = run.provenance.get(DRILL, "") or getattr(run.gate, "drill", "")
+    injected = run.gate is not None and run.gate.kind == "gate" and _injected(run.gate)
+    return said or ("a loss was injected into the candidate" if injected else "")
+
+
+def _injected(gate: GateInfo) -> bool:
+    return any(each.injection != Injection() for each in gate.comparisons)
 
 
 def measured(leg: LegResult) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
 from sqlalchemy import event, text
@@ -187,6 +187,29 @@ def test_a_drill_is_no_history_and_says_so_elsewhere(store: SqlStore) -> None:
     store.add_leg("r1", leg())
     assert store.history() == ()
     assert store.runs()[0].drill == store.gates()[0].drill == store.gate_cells()[0].drill == drill["DRILL"]
+
+
+def test_a_gate_into_which_a_loss_was_injected_is_a_drill_and_a_calibration_is_none(store: SqlStore) -> None:
+    slower = (Comparison(GATE, Injection(slowdown=0.05)),)
+    for kind in ("gate", "calibration"):
+        store.begin_run(replace(a_run(kind), gate=a_gate(a_cell(), comparisons=slower, kind=kind)))
+        store.add_leg(kind, leg(place=Place(GATE, "p8", 0, 1, "candidate")))
+    assert {run.run_id for run in store.gates() if run.drill} == {"gate"}
+    assert {row.run_id for row in store.history()} == {"calibration"}
+
+
+@dataclass(frozen=True)
+class NightsGate(GateInfo):
+    """What ``kvfarm nightly`` adds."""
+
+    drill: str = ""
+
+
+def test_a_gate_that_calls_itself_a_drill_is_one(store: SqlStore) -> None:
+    told = {field.name: getattr(a_gate(), field.name) for field in fields(GateInfo)}
+    store.begin_run(replace(a_run(), gate=NightsGate(**told | {"drill": "a wrong window"})))
+    store.add_leg("r1", leg(place=Place(GATE, "p8", 0, 1, "candidate")))
+    assert (store.history(), store.gates()[0].drill) == ((), "a wrong window")
 
 
 @pytest.mark.parametrize("since", ["yesterday", "", "2026-13-01"])
