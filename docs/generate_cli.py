@@ -24,6 +24,7 @@ COMMANDS = (
     "bundle",
     "gate",
     "calibrate",
+    "nightly",
     "phones up",
     "phones profiles",
 )

@@ -132,7 +132,7 @@ def calibration_sentence(found: CalibrationInfo | None) -> str:
     rate = percent(found.false_regressed / found.trials, False)
     low, high = percent(found.false_low, False), percent(found.false_high, False)
     return (
-        f"Of {text.plural(found.trials, 'A/A verdict')} in {text.plural(len(found.runs), 'calibration')}, "
+        f"Of {text.plural(found.trials, 'A/A verdict')} in {text.plural(len(found.runs), 'run')}, "
         f"{found.false_regressed} called the same code REGRESSED: {rate}, 95 % interval {low} to {high}."
     )
 

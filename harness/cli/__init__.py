@@ -18,6 +18,7 @@ from harness.cli import (
     inspecting,
     models,
     mutants,
+    nightly,
     phones,
     runs,
     wireless,
@@ -43,6 +44,7 @@ for module in (
     phones,
     runs,
     gate,
+    nightly,
     ablate,
     mutants,
 ):

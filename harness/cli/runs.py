@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,16 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from harness.cli.devices import AddressOption, FarmOption
+from harness.cli.devices import AddressOption, FarmOption, StoreOption
 from harness.cli.output import JsonOption, note, show
 from harness.errors import StoreError
+from harness.suite_process import suite_command
 from kvengine.codec import decode
 from reports.results import RunResults
 
 if TYPE_CHECKING:
     from harness.store import RunSummary
-
-SUITE = "harness.suite"
 
 
 def register(app: typer.Typer) -> None:
@@ -41,9 +39,7 @@ def run(
         typer.Option(help="Recipes: naive,hybrid,threads=2,int4.  [default: the suite's]"),
     ] = None,
     output: Annotated[Path, typer.Option("--report", help="Folder of the report to write.")] = Path("report"),
-    store: Annotated[
-        str | None, typer.Option(help="Results database: a URL or a SQLite file.  [default: .kvfarm]")
-    ] = None,
+    store: StoreOption = None,
     farm_file: FarmOption = None,
     farm_address: AddressOption = None,
     as_json: JsonOption = False,
@@ -73,9 +69,7 @@ def report(
         str | None, typer.Argument(metavar="[RUN]", help="A run's id.  [default: the newest]")
     ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")] = Path("report"),
-    store: Annotated[
-        str | None, typer.Option(help="Results database: a URL or a SQLite file.  [default: .kvfarm]")
-    ] = None,
+    store: StoreOption = None,
     list_runs: Annotated[
         bool, typer.Option("--list", help="List the stored runs and write nothing.")
     ] = False,
@@ -106,12 +100,8 @@ def report(
 
 
 def _pytest(arguments: list[str]) -> int:
-    """pytest in a process of its own with its output on our stderr; returns its exit code.
-
-    ``-c`` an empty file: the suite is ours, so whatever configuration lies about must not change it.
-    """
-    command = [sys.executable, "-m", "pytest", "-c", os.devnull, f"--rootdir={Path.cwd()}"]
-    command += ["-p", "no:cacheprovider", "--pyargs", SUITE, *arguments]
+    """pytest in a process of its own with its output on our stderr; returns its exit code."""
+    command = suite_command(arguments)
     note(f"$ {' '.join(command)}")
     with subprocess.Popen(command, stdout=sys.stderr.fileno()) as child:
         try:
