@@ -185,7 +185,9 @@ def _headline(gate: GateInfo, word: str, waived: int) -> str:
         return {
             "PASS": "The gate finds no difference where there is none",
             "REGRESSED": "The gate calls the same code worse",
-            "INCONCLUSIVE": "The same code could not be told from itself",
+            "INCONCLUSIVE": "A/A goes on: more nights will tell"
+            if gate.slots
+            else "The same code could not be told from itself",
             "INVALID": "The gate could not be calibrated",
         }[gate.verdict]
     if word == "PASS" and waived:

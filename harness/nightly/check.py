@@ -20,7 +20,9 @@ class Check:
     def run(self, night: Night, folder: Path) -> Found:
         chosen = night.settings.check
         recipes = chosen.recipes or night.candidate.side.recipe
-        results = run_suite(night, folder, checks(), recipes, [f"--examples={chosen.examples}"])
+        extra = [f"--examples={chosen.examples}", *(["-k", chosen.only] if chosen.only else [])]
+        results = run_suite(night, folder, checks(), recipes, extra)
         told = verdict(results)
         word = _WORDS.get(told.state, "INVALID")
-        return Found(word, told.headline, told.sentence, told.remarks, results.run_id)
+        remarks = [f"Only the checks that {chosen.only!r} names were run."] if chosen.only else []
+        return Found(word, told.headline, told.sentence, (*remarks, *told.remarks), results.run_id)

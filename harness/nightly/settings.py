@@ -24,10 +24,12 @@ class CalibrateSettings:
 
 @dataclass(frozen=True)
 class CheckSettings:
-    """recipes: None is the candidate's. examples: programs that each property draws."""
+    """recipes: None is the candidate's. examples: programs that each property draws. only: checks that this
+    names, as pytest's -k does; "" for all."""
 
     recipes: str | None = None
     examples: int = 25
+    only: str = ""
 
 
 @dataclass(frozen=True)
