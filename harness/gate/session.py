@@ -240,8 +240,9 @@ class GateSession:
 
     def _on_device(self, bench: _Bench, needed: int, tracks: list[Track]) -> None:
         try:
+            pairs = weighing.PAIRS * (self._plan.looks.index(needed) + 1)
             for track in tracks:
-                self._weigh(track, bench)
+                self._weigh(track, bench, pairs)
         except _Stopped:
             return
         except Quarantined as error:
@@ -309,12 +310,14 @@ class GateSession:
             how = replace(how, slowdown=injection.slowdown, ballast_bytes=ballast)
         return plan.candidate, how
 
-    def _weigh(self, track: Track, bench: _Bench) -> None:
-        """Bring the track to so many pairs of weighings as memory needs, or say why it has none."""
-        for pair in range(weighing.MOST_PAIRS):
+    def _weigh(self, track: Track, bench: _Bench, pairs: int) -> None:
+        """Bring the track to ``pairs`` of weighings; none more where its memory is decided."""
+        if self._memory_is_decided(track):
+            return
+        for pair in range(weighing.MOST_TRIED * pairs):
             with self._lock:
                 there = tuple(self._weighings.get(track, ()))
-            if len(weighing.data(there)) >= weighing.PAIRS or track in self._gave_up:
+            if len(weighing.data(there)) >= pairs or track in self._gave_up:
                 return
             known = {leg.place.arm for leg in there if leg.place and leg.place.block == pair}
             try:
@@ -329,6 +332,11 @@ class GateSession:
                 self._store.add_infrastructure(self._run_id, text)
             except KvEngineError as error:
                 self._give_up([track], f"the engine refused: {error}")
+
+    def _memory_is_decided(self, track: Track) -> bool:
+        key = track.device, track.comparison, track.workload, "memory"
+        decided = self._decided.values()
+        return any((c.device, c.comparison, c.workload, c.metric) == key for c in decided)
 
     def _weigh_one(self, track: Track, bench: _Bench, place: Place) -> None:
         if self._stopping.is_set():

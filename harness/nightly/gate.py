@@ -44,8 +44,9 @@ class Gate:
         results = run_plan(plan, night.inventory, settings.farm_address, night.store, night.watcher)
         write_gate_report(results, folder)
         assert results.gate is not None
-        told = gate_view.summary(results.gate)
-        return Found(word_of(results.gate), told.headline, told.sentence, told.remarks, results.run_id)
+        word, told = word_of(results.gate), gate_view.summary(results.gate)
+        headline = "The candidate answers otherwise than the baseline" if word == "WRONG" else told.headline
+        return Found(word, headline, told.sentence, told.remarks, results.run_id)
 
 
 def word_of(gate: GateInfo) -> NightWord:

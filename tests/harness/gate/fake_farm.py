@@ -37,6 +37,7 @@ class FakeDevice:
     before_weighing: Callable[[int], None] = lambda number: None
     silent: bool = False  # does not say who it is
     heavier: float = 0.0
+    weight_noise: float = 0.0  # SD of a weighing
     legs: int = 0
     weighings: int = 0
     canaries: int = 0
@@ -90,7 +91,10 @@ class FakeSession:
             device.weighings += 1
             device.before_weighing(device.weighings)
             loss = device.heavier if self._artifact.id == self._farm.candidate else 0.0
-            return self._measured(workload, 1.0, round((100 << 20) * (1 + loss)) + workload.ballast_bytes)
+            weight = (100 << 20) * (1 + loss)
+            if device.weight_noise:
+                weight *= float(np.exp(self._farm.rng.normal(0, device.weight_noise)))
+            return self._measured(workload, 1.0, round(weight) + workload.ballast_bytes)
         device.before_leg(device.legs)
         device.legs += 1
         self._farm.opened.append((device.name, self._artifact.id))

@@ -199,9 +199,8 @@ def test_memory_is_weighed_in_a_pass_of_its_own(gate: Gate) -> None:
     assert (memory.verdict, memory.gating, memory.baseline) == ("PASS", True, 100 << 20)
     assert memory.blocks == (0.0,) * PAIRS
     legs = [leg for leg in results.legs if leg.memory_pass]
-    assert [leg.place.arm for leg in legs if leg.place] == [
-        "baseline", "candidate", "candidate", "baseline", "baseline", "candidate", "candidate", "baseline",
-    ]  # fmt: skip
+    two_pairs = ["baseline", "candidate", "candidate", "baseline"]
+    assert [leg.place.arm for leg in legs if leg.place] == two_pairs * (PAIRS // 2)
     assert all("memory" not in block.data for block in info(results).blocks)
 
 
@@ -213,6 +212,15 @@ def test_a_heavier_candidate_is_regressed_by_its_memory_alone(
     assert cell(results, "memory").verdict == info(results).verdict == verdict
     assert cell(results, "memory").estimate == pytest.approx(heavier, abs=1e-6)
     assert cell(results, "decode").verdict == "PASS"
+
+
+def test_more_pairs_are_weighed_while_memory_is_undecided(gate: Gate) -> None:
+    """And no more once it is decided, though the blocks go on."""
+    results = gate.run(FakeDevice("phone", noise=0.1, weight_noise=0.03))
+    assert gate.looks == [1, 2, 3]
+    assert len(cell(results, "memory").blocks) == 3 * PAIRS
+    results = gate.run(FakeDevice("phone", noise=0.1))
+    assert (gate.looks[-1], len(cell(results, "memory").blocks)) == (3, PAIRS)
 
 
 def test_a_killed_weighing_goes_on_and_repeats_nothing(gate: Gate) -> None:
@@ -429,7 +437,7 @@ def test_a_a_of_several_nights_is_one_verdict(gate: Gate) -> None:
     assert {c.metric: (c.trials, c.blocks) for c in found.cells} == {
         "ttft": (1, 4),
         "decode": (1, 4),
-        "memory": (4, 16),
+        "memory": (4, 4 * PAIRS),
     }
 
 
