@@ -27,7 +27,7 @@ from harness.inventory import effort_of, share
 from harness.legs import LegPlan, Subject, measure_leg
 from harness.measuring import Shape
 from harness.mutants import score
-from harness.provenance import now, provenance
+from harness.provenance import command_line, now, provenance
 from harness.quiet import WAIT_S, Quiet, locked
 from harness.recipes import ForeignModel, Recipe, parse_recipes, settings, with_plan
 from harness.recovery import Recovery, RecoveryPolicy
@@ -72,6 +72,7 @@ class RunOptions:
     energy: bool = False  # also measure energy for each token: minutes a leg
     recovery: RecoveryPolicy = field(default_factory=RecoveryPolicy)
     command: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
 
 
 class DeviceRun:
@@ -461,7 +462,7 @@ class DeviceRun:
             run_id=self.run_id,
             started_at=self.started_at,
             finished_at=None,
-            command=shlex.join(self.options.command),
+            command=command_line(self.options.command),
             seed=self.seed,
             model=self.options.model.name,
             reference=f"transformers {self._provenance['transformers']}, float32, no cache",
@@ -475,6 +476,7 @@ class DeviceRun:
             not_run=self.not_run,
             ablation=self.ablation,
             mutation=score.load(self.options.cache),
+            tags=self.options.tags,
         )
 
     def _selected(self) -> dict[str, str]:

@@ -283,4 +283,5 @@ class RunResults:
     not_run: tuple[NotRun, ...] = ()  # planned, and no device to run on; they are among planned_*
     ablation: AblationInfo | None = None
     mutation: MutationScore | None = None  # measured by `kvfarm mutants`, maybe at another commit
+    tags: tuple[str, ...] = ()  # names people gave the run, such as the release it is of
     format: Literal["kvfarm-results/1"] = "kvfarm-results/1"

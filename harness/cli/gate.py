@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -58,6 +57,9 @@ BaselineOption = Annotated[
         help="What to beat, or to calibrate with: a recipe, an artifact folder, RUN[:RECIPE] or a tag.",
     ),
 ]
+TagOption = Annotated[
+    list[str] | None, typer.Option(help="Keep the candidate under this name, for later REFs; repeat.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -79,7 +81,7 @@ def gate(
     repeats: RepeatsOption = None,
     blocks: BlocksOption = None,
     energy: EnergyOption = False,
-    tag: Annotated[str, typer.Option(help="Keep the candidate under this name, for later REFs.")] = "",
+    tag: TagOption = None,
     output: OutputOption = Path("report"),
     store: StoreOption = None,
     farm_file: FarmOption = None,
@@ -91,12 +93,14 @@ def gate(
     The same command goes on after a kill. Exit code 0 PASS, 1 REGRESSED or a waiver has expired,
     2 refused, 3 INCONCLUSIVE (a person decides), 4 INVALID (not measured)."""
     from harness.gate import waivers as waiver_file
-    from harness.gate.plan import GATE, Plan, looks_up_to
+    from harness.gate.plan import Plan, looks_up_to
     from harness.gate.references import resolve
-    from reports.gate_results import Comparison
+    from harness.tags import tags_of
+    from reports.gate_results import GATE, Comparison
 
     rules, source = _settings(settings, prompt, new_tokens, repeats)
     looks = looks_up_to(rules, blocks)
+    tags = tags_of(tag or ())
     allowed = waiver_file.load(waivers, datetime.now(UTC).date())
 
     def plan(results: SqlStore, names: tuple[str, ...], report: Report) -> Plan:
@@ -115,7 +119,7 @@ def gate(
             command=_command(),
             waivers=allowed,
             energy=energy,
-            tag=tag,
+            tags=tags,
         )
 
     _run(plan, devices, store, farm_file, farm_address, output, as_json)
@@ -234,7 +238,9 @@ def _shares(text: str) -> tuple[float, ...]:
 
 
 def _command() -> str:
-    return shlex.join(["kvfarm", *sys.argv[1:]])
+    from harness.provenance import command_line
+
+    return command_line(["kvfarm", *sys.argv[1:]])
 
 
 def _cell(row: gate_view.GateRow) -> dict[str, Any]:

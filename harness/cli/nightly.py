@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -35,11 +34,12 @@ def nightly(
     from harness.cli.gate_watch import watcher
     from harness.nightly import settings
     from harness.nightly.night import NightSession, prepare
+    from harness.provenance import command_line
     from harness.store import open_store
     from reports import gate_night
 
     wanted = settings.load(config)
-    command = shlex.join(["kvfarm", *sys.argv[1:]])
+    command = command_line(["kvfarm", *sys.argv[1:]])
     with _terminable(), open_store(wanted.store) as store, progress() as report:
         prepared = prepare(wanted, config, CACHE, store, report)
         night = NightSession(prepared, CACHE, store, watcher(report), command).run()

@@ -17,7 +17,7 @@ from harness.gate import weighing
 from harness.gate.judging import Judged, judge_cells
 from harness.gate.metrics import METRICS
 from harness.gate.statistics import detectable, proportion
-from harness.store.protocol import Store
+from harness.store.protocol import GateKind, Store
 from reports.gate_results import (
     CalibratedCell,
     CalibrationInfo,
@@ -41,8 +41,10 @@ def known_calibration(store: Store) -> CalibrationInfo | None:
 
 def aa_runs(store: Store) -> tuple[RunResults, ...]:
     """Headers of finished runs that compared something with itself, newest first."""
-    headers = (run for run in store.headers() if run.finished_at is not None and run.gate is not None)
-    return tuple(run for run in headers if run.gate and same(run.gate))[:MOST_RUNS]
+    kinds: tuple[GateKind, ...] = ("calibration", "gate")
+    found = [run for kind in kinds for run in store.headers(kind=kind, finished=True, limit=MOST_RUNS)]
+    mine = [run for run in found if run.gate is not None and same(run.gate)]
+    return tuple(sorted(mine, key=lambda run: run.started_at, reverse=True)[:MOST_RUNS])
 
 
 def same(gate: GateInfo) -> bool:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from harness.gate.blocks import Track
-from harness.gate.plan import AA
+from reports.gate_results import AA
 
 
 def slots(

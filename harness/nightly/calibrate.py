@@ -7,13 +7,13 @@ from pathlib import Path
 
 from harness.gate import calibration
 from harness.gate.outputs import write_gate_report
-from harness.gate.plan import AA, Plan
+from harness.gate.plan import Plan
 from harness.gate.running import run_plan
 from harness.gate.slots import slots
 from harness.nightly.parts import Found, Night
 from reports import gate_view
 from reports.gate_night import NightWord
-from reports.gate_results import Comparison, GateInfo
+from reports.gate_results import AA, Comparison, GateInfo
 
 
 class Calibrate:

@@ -29,7 +29,7 @@ def discover(meant: Selection, farm_address: str | None) -> Discovered:
         statuses = farm.status()
     names = meant.choose(statuses).names if meant.condition is not None else meant.names
     devices = tuple(
-        NightDevice(s.name, s.identity.model, s.identity.simulated)
+        NightDevice(s.name, s.identity.model or s.identity.os, s.identity.simulated)
         if s.identity is not None
         else NightDevice(s.name, "", "", s.error or "no reason given")
         for s in statuses

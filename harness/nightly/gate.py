@@ -6,13 +6,14 @@ import secrets
 from pathlib import Path
 
 from harness.gate.outputs import write_gate_report
-from harness.gate.plan import GATE, Plan, looks_up_to
+from harness.gate.plan import Plan, looks_up_to
 from harness.gate.running import run_plan
 from harness.nightly import drill
 from harness.nightly.parts import Found, Night
+from harness.tags import tags_of
 from reports import gate_view
 from reports.gate_night import EXIT_CODES, NightWord
-from reports.gate_results import Comparison, GateInfo
+from reports.gate_results import GATE, Comparison, GateInfo
 
 _WORDS: dict[int, NightWord] = {code: word for word, code in EXIT_CODES.items()}
 
@@ -38,7 +39,7 @@ class Gate:
             command=night.command,
             waivers=night.waivers,
             energy=settings.gate.energy,
-            tag=settings.tag,
+            tags=tags_of(filter(None, [settings.tag])),
             drill=night.drill,
         )
         results = run_plan(plan, night.inventory, settings.farm_address, night.store, night.watcher)

@@ -34,6 +34,7 @@ from harness.provenance import now, provenance
 from harness.quiet import locked
 from harness.recipes import parse_recipes
 from harness.store.protocol import Store
+from harness.tags import tags_of
 from kvengine.codec import encode
 from kvengine.errors import RecipeError
 from reports import gate_view
@@ -76,6 +77,7 @@ def prepare(settings: NightSettings, config: Path, cache: Path, store: Store, re
     """
     files, model = settings.gate, Path(settings.model)
     drill.check(settings)
+    tags_of(filter(None, [settings.tag]))
     rules, source = gate_settings.load(Path(files.settings) if files.settings else None)
     looks_up_to(rules, files.blocks)
     allowed = waivers.load(Path(files.waivers) if files.waivers else None, datetime.now(UTC).date())

@@ -93,7 +93,8 @@ class FakeSession:
             loss = device.heavier if self._artifact.id == self._farm.candidate else 0.0
             weight = (100 << 20) * (1 + loss)
             if device.weight_noise:
-                weight *= float(np.exp(self._farm.rng.normal(0, device.weight_noise)))
+                rng = np.random.default_rng(self._farm.seed + 1000 * device.weighings)
+                weight *= float(np.exp(rng.normal(0, device.weight_noise)))
             return self._measured(workload, 1.0, round(weight) + workload.ballast_bytes)
         device.before_leg(device.legs)
         device.legs += 1

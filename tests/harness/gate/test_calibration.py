@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from harness.gate.calibration import blocks_taken, calibration_info, same, waiting
-from harness.gate.plan import AA
 from harness.gate.statistics import proportion
 from harness.gate.weighing import PAIRS
 from reports.gate_results import (
+    AA,
     BlockInfo,
     CalibratedCell,
     Comparison,
@@ -84,6 +84,12 @@ def test_blocks_of_nights_add_up_to_verdicts() -> None:
     assert (cell.trials, cell.false_regressed, cell.blocks, cell.waiting, cell.size) == (2, 0, 9, 1, 4)
     assert waiting(runs(*nights)) == {"host/gemma-3-1b/p128+n64/decode": (0.001,)}
     assert blocks_taken(runs(*nights)) == {("host", "p128+n64"): 9}
+
+
+def test_what_is_over_after_a_verdict_goes_on_to_the_next() -> None:
+    nights = [gate(aa(QUIET[:3]), slots=4) for _ in range(2)]
+    cell = only(runs(*nights))
+    assert (cell.trials, cell.blocks, cell.waiting) == (1, 6, 2)
 
 
 def test_before_there_are_enough_blocks_nothing_is_said() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from harness.gate.blocks import Track
-from harness.gate.plan import AA
 from harness.gate.slots import slots
+from reports.gate_results import AA
 
 TRACKS = [Track(device, AA, workload) for device in ("a", "b") for workload in ("p1", "p2")]
 
