@@ -33,6 +33,7 @@ from harness.measuring import Shape
 from harness.provenance import now, provenance
 from harness.recovery import Recovery, RecoveryPolicy
 from harness.store.protocol import Store
+from harness.store.rows import DRILL
 from kvengine.artifact import Artifact
 from kvengine.codec import decode, encode
 from kvengine.errors import KvEngineError
@@ -141,7 +142,7 @@ class GateSession:
             seed=plan.seed,
             model=plan.model,
             reference="the baseline, measured live",
-            provenance=self._provenance,
+            provenance=self._provenance | ({DRILL: plan.drill} if plan.drill else {}),
             devices=(),
             recipes=tuple(RecipeInfo(name, said) for name, said in recipes.items()),
             checks=(),

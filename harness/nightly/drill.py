@@ -20,6 +20,7 @@ from harness.mutants.mutant import Mutant
 from harness.nightly.errors import NightError
 from harness.nightly.settings import DrillSettings, NightSettings
 from harness.recipes import PRESETS, Recipe
+from harness.store.rows import DRILL
 from kvengine.artifact import Artifact
 from reports.gate_results import Injection
 from reports.gate_view import percent
@@ -101,7 +102,7 @@ def suite(name: str) -> Iterator[None]:
 
     def loud(self: run.DeviceRun) -> RunResults:
         found = header(self)
-        return dataclasses.replace(found, provenance=found.provenance | {"DRILL": told(drill)})
+        return dataclasses.replace(found, provenance=found.provenance | {DRILL: told(drill)})
 
     with mock.patch.object(run, "artifact_of", wrong), mock.patch.object(run.DeviceRun, "header", loud):
         yield

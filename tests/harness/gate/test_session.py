@@ -465,6 +465,7 @@ def test_a_drill_is_told_and_its_loss_is_found(gate: Gate) -> None:
         FakeDevice("phone"), candidate=gate.baseline, comparisons=slower, drill="5 % slower on purpose"
     )
     assert (info(results).verdict, info(results).drill) == ("REGRESSED", "5 % slower on purpose")
+    assert results.provenance["DRILL"] == "5 % slower on purpose", "by which the store knows it"
     found = info(results).calibration
     assert found is not None
     assert found.trials == 0

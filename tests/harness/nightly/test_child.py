@@ -28,7 +28,17 @@ def test_stuck():
 def test_it_is_interrupted_in_order_when_the_pipe_ends(tmp_path: Path) -> None:
     (tmp_path / "test_stuck.py").write_text(STUCK)
     theirs, ours = os.pipe()
-    command = [sys.executable, "-m", "pytest", "-p", child.__name__, "-p", "no:cacheprovider", "-c", os.devnull]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        child.__name__,
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        os.devnull,
+    ]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
     with subprocess.Popen(
         [*command, "--rootdir=.", "test_stuck.py"],
