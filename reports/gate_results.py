@@ -164,7 +164,7 @@ class CalibratedCell:
     detectable_32: float | None
     found: tuple[InjectionFound, ...] = ()
     revoked: str = ""  # why it lost its gating rights
-    blocks: int = 0  # A/A blocks in all (pairs of weighings, for memory)
+    blocks: int = 0  # A/A blocks in all (of memory, pairs of weighings)
     waiting: int = 0  # those of nights' slots that are in no verdict yet
     size: int = 0  # blocks that are one verdict
 

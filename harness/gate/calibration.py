@@ -13,9 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from harness.gate import weighing
 from harness.gate.judging import Judged, judge_cells
-from harness.gate.metrics import METRICS
 from harness.gate.statistics import detectable, proportion
 from harness.store.protocol import GateKind, Store
 from reports.gate_results import (
@@ -51,11 +49,6 @@ def same(gate: GateInfo) -> bool:
     """Whether its two sides are the same code, but for what was injected."""
     a, b = gate.baseline, gate.candidate
     return (a.artifact, a.session) == (b.artifact, b.session)
-
-
-def size_of(metric: str, first_look: int) -> int:
-    """A/A blocks (pairs of weighings, for memory) that are one verdict."""
-    return weighing.PAIRS if METRICS[metric].weighed else first_look
 
 
 def calibration_info(runs: Sequence[RunResults]) -> CalibrationInfo | None:
@@ -132,7 +125,7 @@ class _Cell:
 
     def add(self, cell: GateCell, gate: GateInfo) -> None:
         self.newest = cell, gate
-        self.size = size_of(cell.metric, gate.slots or gate.looks[0])
+        self.size = gate.slots or gate.looks[0]
         self.window = max(self.size, len(cell.blocks))
         self.blocks += cell.blocks
         if not gate.slots:

@@ -10,7 +10,6 @@ import numpy as np
 
 from harness.gate import judging, waivers, weighing
 from harness.gate.blocks import Track
-from harness.gate.calibration import size_of
 from harness.gate.judging import Judged
 from harness.gate.metrics import Metric, tails
 from harness.gate.plan import Plan
@@ -100,7 +99,7 @@ def _comparison_cells(
             [cell.id for cell in everything if cell.gating],
             *([unit.id for unit in units] for _, units in groups.values()),
         ],
-        needed={cell.id: MIN_UNITS if cell.units else _size(plan, cell) for cell in everything},
+        needed={cell.id: MIN_UNITS if cell.units else _size(plan) for cell in everything},
         level=plan.level,
     )
     if plan.slots:
@@ -116,9 +115,9 @@ def _comparison_cells(
     ]
 
 
-def _size(plan: Plan, cell: GateCell) -> int:
+def _size(plan: Plan) -> int:
     """Blocks without which there is no verdict."""
-    return size_of(cell.metric, plan.settings.looks[0] if plan.slots else plan.looks[0])
+    return plan.settings.looks[0] if plan.slots else plan.looks[0]
 
 
 def _earlier(plan: Plan, cell: GateCell) -> tuple[float, ...]:
@@ -128,7 +127,7 @@ def _earlier(plan: Plan, cell: GateCell) -> tuple[float, ...]:
 
 def _so_far(plan: Plan, cell: GateCell, judged: Judged) -> Judged:
     """A night's A/A blocks that are too few for a verdict are no failure: more come."""
-    size = _size(plan, cell)
+    size = _size(plan)
     if judged.verdict != "INVALID" or not cell.blocks:
         return judged
     reason = f"{judged.blocks} of {size} A/A blocks so far, {len(cell.blocks)} of them in this run"

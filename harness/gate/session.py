@@ -239,9 +239,8 @@ class GateSession:
 
     def _on_device(self, bench: _Bench, needed: int, tracks: list[Track]) -> None:
         try:
-            pairs = weighing.PAIRS * (self._plan.looks.index(needed) + 1)
             for track in tracks:
-                self._weigh(track, bench, pairs)
+                self._weigh(track, bench, needed)
         except _Stopped:
             return
         except Quarantined as error:
@@ -323,7 +322,7 @@ class GateSession:
                 for position, arm in zip(weighing.POSITIONS, weighing.order(pair), strict=True):
                     if arm not in known:
                         place = Place(track.comparison, track.workload, pair, position, arm)
-                        self._weigh_one(track, bench, place)
+                        self._weigh_one(track, bench, place, pairs)
             except Quarantined:
                 raise
             except InfrastructureError as error:
@@ -337,11 +336,11 @@ class GateSession:
         decided = self._decided.values()
         return any((c.device, c.comparison, c.workload, c.metric) == key for c in decided)
 
-    def _weigh_one(self, track: Track, bench: _Bench, place: Place) -> None:
+    def _weigh_one(self, track: Track, bench: _Bench, place: Place, pairs: int) -> None:
         if self._stopping.is_set():
             raise _Stopped
         side, how = self._how(track, place)
-        self._watcher.on_step(f"weighing {track.device}", place.block, weighing.PAIRS)
+        self._watcher.on_step(f"weighing {track.device}", place.block, pairs)
         self._keep(self._recovery.attempt(track.device, partial(bench.legs.weigh, side, how, place), []))
 
     def _baseline_rss(self, track: Track) -> int:

@@ -1,8 +1,8 @@
 """Peak memory in a pass of its own: a few fresh processes a side, each does one generation and ends.
 
 What a process weighs is nearly the same every time: on a host +-0.5 MiB, since malloc works in huge pages
-there. So a few pairs tell 2 %, and timed legs need not be weighed. Each look has PAIRS more of them, as it
-has more blocks; who comes first changes from pair to pair.
+there. A pair of them is to memory what a block is to the other metrics, and costs a third of it: a look wants
+as many pairs as blocks. Who comes first changes from pair to pair.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from harness.gate.metrics import METRICS, block_datum
 from reports.gate_results import Arm
 from reports.results import LegResult
 
-PAIRS = 8  # fresh processes a side, for each look
 MOST_TRIED = 2  # times as many pairs as are wanted; then memory is not measured
 POSITIONS = (5, 6)  # of a pair's two legs, where a block's have -1 to 4
 _SIDES: tuple[tuple[Arm, Arm], ...] = (("baseline", "candidate"), ("candidate", "baseline"))

@@ -8,7 +8,6 @@ import pytest
 
 from harness.gate.calibration import blocks_taken, calibration_info, same, waiting
 from harness.gate.statistics import proportion
-from harness.gate.weighing import PAIRS
 from reports.gate_results import (
     AA,
     BlockInfo,
@@ -117,11 +116,6 @@ def test_nights_and_whole_runs_tell_of_one_cell() -> None:
     """The newest blocks are judged, wherever they are from."""
     cell = only(runs(gate(aa(WILD)), *(gate(aa((block,)), slots=4) for block in QUIET)))
     assert (cell.trials, cell.blocks, cell.revoked) == (2, 8, "")
-
-
-def test_memory_is_a_verdict_by_its_own_pairs() -> None:
-    cell = only(runs(gate(aa((0.0, 0.001) * (PAIRS // 2), metric="memory"), slots=4)))
-    assert (cell.trials, cell.size, cell.waiting) == (1, PAIRS, 0)
 
 
 def test_injected_losses_are_no_a_a_and_outlive_runs_without_any() -> None:

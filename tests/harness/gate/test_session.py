@@ -21,7 +21,6 @@ from harness.gate.references import Resolved
 from harness.gate.session import GateSession, Watcher
 from harness.gate.settings import EntrySettings, GateSettings, MetricSettings, WorkloadSettings
 from harness.gate.waivers import Waiver
-from harness.gate.weighing import PAIRS
 from harness.store import open_store
 from kvengine.errors import EngineFailure
 from kvengine.plan import CachePlan
@@ -36,7 +35,7 @@ SETTINGS = GateSettings(
     workloads=(WorkloadSettings(8, 4, 1),),
     entry=EntrySettings(wait_s=0.0, wait_total_s=0.0),
 )
-WEIGHED = 2 * PAIRS  # legs: fresh processes that are weighed
+WEIGHED = 4 * 2  # legs: pairs of fresh processes that are weighed
 FIRST_LOOK = 4 * 6 + WEIGHED  # legs: A B B A and two canaries in each block
 
 
@@ -197,10 +196,10 @@ def test_memory_is_weighed_in_a_pass_of_its_own(gate: Gate) -> None:
     results = gate.run(FakeDevice("phone"))
     memory = cell(results, "memory")
     assert (memory.verdict, memory.gating, memory.baseline) == ("PASS", True, 100 << 20)
-    assert memory.blocks == (0.0,) * PAIRS
+    assert memory.blocks == (0.0,) * 4
     legs = [leg for leg in results.legs if leg.memory_pass]
     two_pairs = ["baseline", "candidate", "candidate", "baseline"]
-    assert [leg.place.arm for leg in legs if leg.place] == two_pairs * (PAIRS // 2)
+    assert [leg.place.arm for leg in legs if leg.place] == two_pairs * 2
     assert all("memory" not in block.data for block in info(results).blocks)
 
 
@@ -219,9 +218,9 @@ def test_more_pairs_are_weighed_while_memory_is_undecided(gate: Gate) -> None:
     gate.seed = 8
     results = gate.run(FakeDevice("phone", noise=0.1, weight_noise=0.08))
     assert gate.looks == [1, 2, 3]
-    assert len(cell(results, "memory").blocks) == 3 * PAIRS
+    assert len(cell(results, "memory").blocks) == 16
     results = gate.run(FakeDevice("phone", noise=0.1))
-    assert (gate.looks[-1], len(cell(results, "memory").blocks)) == (3, PAIRS)
+    assert (gate.looks[-1], len(cell(results, "memory").blocks)) == (3, 4)
 
 
 def test_a_killed_weighing_goes_on_and_repeats_nothing(gate: Gate) -> None:
@@ -438,7 +437,7 @@ def test_a_a_of_several_nights_is_one_verdict(gate: Gate) -> None:
     assert {c.metric: (c.trials, c.blocks) for c in found.cells} == {
         "ttft": (1, 4),
         "decode": (1, 4),
-        "memory": (4, 4 * PAIRS),
+        "memory": (1, 4),
     }
 
 

@@ -64,6 +64,5 @@ def test_it_is_interrupted_in_order_when_the_pipe_ends(tmp_path: Path) -> None:
 def test_sigterm_is_as_ctrl_c_for_as_long_as_a_night_lasts() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), _terminable():
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(10)
+        signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
