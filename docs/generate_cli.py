@@ -27,6 +27,7 @@ COMMANDS = (
     "bundle",
     "gate",
     "calibrate",
+    "nightly",
     "phones up",
     "phones profiles",
 )

@@ -19,6 +19,7 @@ from harness.cli import (
     inspecting,
     models,
     mutants,
+    nightly,
     phones,
     runs,
     wireless,
@@ -45,6 +46,7 @@ for module in (
     runs,
     history,
     gate,
+    nightly,
     ablate,
     mutants,
 ):

@@ -25,6 +25,9 @@ AddressOption = Annotated[
     str | None,
     typer.Option("--farm-address", help="Ray cluster to join, HOST:PORT.  [default: start one here]"),
 ]
+StoreOption = Annotated[
+    str | None, typer.Option("--store", help="Results database: a URL or a SQLite file.  [default: .kvfarm]")
+]
 
 
 def register(app: typer.Typer) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,16 +13,15 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from harness.cli.devices import AddressOption, FarmOption
+from harness.cli.devices import AddressOption, FarmOption, StoreOption
 from harness.cli.output import JsonOption, note, show
 from harness.errors import StoreError
+from harness.suite_process import suite_command
 from kvengine.codec import decode
 from reports.results import RunResults
 
 if TYPE_CHECKING:
     from harness.store import RunSummary
-
-SUITE = "harness.suite"
 
 
 def register(app: typer.Typer) -> None:
@@ -42,9 +40,7 @@ def run(
         typer.Option(help="Recipes: naive,hybrid,threads=2,int4.  [default: the suite's]"),
     ] = None,
     output: Annotated[Path, typer.Option("--report", help="Folder of the report to write.")] = Path("report"),
-    store: Annotated[
-        str | None, typer.Option(help="Results database: a URL or a SQLite file.  [default: .kvfarm]")
-    ] = None,
+    store: StoreOption = None,
     tag: Annotated[
         list[str] | None, typer.Option(help="Keep the run under this name, such as a release; repeat.")
     ] = None,
@@ -78,9 +74,7 @@ def report(
         str | None, typer.Argument(metavar="[RUN]", help="A run's id or tag.  [default: the newest]")
     ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")] = Path("report"),
-    store: Annotated[
-        str | None, typer.Option(help="Results database: a URL or a SQLite file.  [default: .kvfarm]")
-    ] = None,
+    store: StoreOption = None,
     list_runs: Annotated[
         bool, typer.Option("--list", help="List the stored runs and write nothing.")
     ] = False,
@@ -113,14 +107,10 @@ def report(
 
 
 def _pytest(arguments: list[str]) -> int:
-    """pytest in a process of its own with its output on our stderr; returns its exit code.
-
-    ``-c`` an empty file: the suite is ours, so whatever configuration lies about must not change it.
-    """
+    """pytest in a process of its own with its output on our stderr; returns its exit code."""
     from harness.provenance import command_line
 
-    command = [sys.executable, "-m", "pytest", "-c", os.devnull, f"--rootdir={Path.cwd()}"]
-    command += ["-p", "no:cacheprovider", "--pyargs", SUITE, *arguments]
+    command = suite_command(arguments)
     note(f"$ {command_line(command)}")
     with subprocess.Popen(command, stdout=sys.stderr.fileno()) as child:
         try:
