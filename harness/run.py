@@ -45,6 +45,7 @@ from reports.results import (
     CheckResult,
     DeviceInfo,
     LegResult,
+    NotPlanned,
     NotRun,
     RecipeInfo,
     RunResults,
@@ -473,9 +474,24 @@ class DeviceRun:
             planned_checks=self.planned_checks,
             planned_legs=self.planned_legs,
             not_run=self.not_run,
+            not_planned=tuple(self._not_planned()),
             ablation=self.ablation,
             mutation=score.load(self.options.cache),
         )
+
+    def _not_planned(self) -> Iterator[NotPlanned]:
+        """Devices and recipes of this run that do not belong together, and why."""
+        measured = [recipe.name for _, recipe, _ in self._further if recipe.name not in self.recipes]
+        for device in self.devices:
+            wanted = self.inventory.device(device).recipes
+            planned = {recipe.name for recipe in self.recipes_of(device)}
+            for name in self.recipes:
+                if name not in planned:
+                    yield NotPlanned(device, name, f"farm.toml: {device} is for recipes {', '.join(wanted)}")
+            for name in dict.fromkeys(measured):
+                here = {recipe.name for _, recipe in self.measured_on(device)}
+                why = "measured, not checked (--measure)" if name in here else "not measured here (--measure)"
+                yield NotPlanned(device, name, why)
 
     def _selected(self) -> dict[str, str]:
         """Who was passed over is said where the run is signed."""
