@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from device_agents.api import DeviceIdentity
@@ -27,7 +28,7 @@ from harness.inventory import effort_of, share
 from harness.legs import LegPlan, Subject, measure_leg
 from harness.measuring import Shape
 from harness.mutants import score
-from harness.provenance import now, provenance
+from harness.provenance import command_line, now, provenance
 from harness.quiet import WAIT_S, Quiet, locked
 from harness.recipes import ForeignModel, Recipe, parse_recipes, settings, with_plan
 from harness.recovery import Recovery, RecoveryPolicy
@@ -51,6 +52,9 @@ from reports.results import (
     RunResults,
 )
 
+if TYPE_CHECKING:
+    from reports.trend import Series
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -73,6 +77,7 @@ class RunOptions:
     energy: bool = False  # also measure energy for each token: minutes a leg
     recovery: RecoveryPolicy = field(default_factory=RecoveryPolicy)
     command: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
 
 
 class DeviceRun:
@@ -106,6 +111,7 @@ class DeviceRun:
         ]
         self.planned_checks = self.planned_legs = 0
         self.not_run: tuple[NotRun, ...] = ()
+        self.trend: tuple[Series, ...] = ()  # of its cells over stored runs, once it has finished
         self.ablation: AblationInfo | None = None  # what the legs are for, where they are an ablation's
         self._sessions: dict[tuple[str, str, str], DeviceSession] = {}
         self._references: dict[Path, Reference] = {}
@@ -462,7 +468,7 @@ class DeviceRun:
             run_id=self.run_id,
             started_at=self.started_at,
             finished_at=None,
-            command=shlex.join(self.options.command),
+            command=command_line(self.options.command),
             seed=self.seed,
             model=self.options.model.name,
             reference=f"transformers {self._provenance['transformers']}, float32, no cache",
@@ -477,6 +483,7 @@ class DeviceRun:
             not_planned=tuple(self._not_planned()),
             ablation=self.ablation,
             mutation=score.load(self.options.cache),
+            tags=self.options.tags,
         )
 
     def _not_planned(self) -> Iterator[NotPlanned]:
@@ -507,6 +514,10 @@ class DeviceRun:
         if complete:
             self.store.finish_run(self.run_id, now())
         results = self.store.results(self.run_id)
+        if self.options.report is not None:
+            from harness.trends import series_of_run  # and its libraries, which workers never need
+
+            self.trend = series_of_run(self.store, results)
         self.store.close()
         return results
 

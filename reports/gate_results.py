@@ -10,6 +10,8 @@ from typing import Literal
 
 GateVerdict = Literal["PASS", "REGRESSED", "INCONCLUSIVE", "INVALID"]
 Arm = Literal["baseline", "candidate", "canary"]
+AA = "A/A"  # the comparison of a calibration that injects nothing
+GATE = "gate"  # the only comparison of a gate
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,6 @@ class GateInfo:
     level: float  # of one look
     planned_cells: int
     settings: str  # where margins come from: a file, or "defaults"
-    tag: str = ""
     verdict: GateVerdict = "INVALID"
     exit_code: int = 4
     cells: tuple[GateCell, ...] = ()

@@ -293,4 +293,5 @@ class RunResults:
     not_planned: tuple[NotPlanned, ...] = ()  # and not among planned_*
     ablation: AblationInfo | None = None
     mutation: MutationScore | None = None  # measured by `kvfarm mutants`, maybe at another commit
+    tags: tuple[str, ...] = ()  # names people gave the run, such as the release it is of
     format: Literal["kvfarm-results/1"] = "kvfarm-results/1"

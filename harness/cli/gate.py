@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -55,6 +54,9 @@ EnergyOption = Annotated[bool, typer.Option("--energy", help="Also energy per to
 OutputOption = Annotated[
     Path, typer.Option("--report", help="Folder for index.html, results.json, junit.xml, summary.md.")
 ]
+TagOption = Annotated[
+    list[str] | None, typer.Option(help="Keep the candidate under this name, for later REFs; repeat.")
+]
 StoreOption = Annotated[
     str | None, typer.Option(help="Results database: a URL or a SQLite file.  [default: .kvfarm]")
 ]
@@ -84,7 +86,7 @@ def gate(
     repeats: RepeatsOption = None,
     blocks: BlocksOption = None,
     energy: EnergyOption = False,
-    tag: Annotated[str, typer.Option(help="Keep the candidate under this name, for later REFs.")] = "",
+    tag: TagOption = None,
     output: OutputOption = Path("report"),
     store: StoreOption = None,
     farm_file: FarmOption = None,
@@ -96,12 +98,14 @@ def gate(
     The same command goes on after a kill. Exit code 0 PASS, 1 REGRESSED or a waiver has expired,
     2 refused, 3 INCONCLUSIVE (a person decides), 4 INVALID (not measured)."""
     from harness.gate import waivers as waiver_file
-    from harness.gate.plan import GATE, Plan
+    from harness.gate.plan import Plan
     from harness.gate.references import resolve
-    from reports.gate_results import Comparison
+    from harness.tags import tags_of
+    from reports.gate_results import GATE, Comparison
 
     rules, source = _settings(settings, prompt, new_tokens, repeats)
     looks = _looks(rules, blocks)
+    tags = tags_of(tag or ())
     allowed = waiver_file.load(waivers, datetime.now(UTC).date())
 
     def plan(results: SqlStore, names: tuple[str, ...], report: Report) -> Plan:
@@ -120,7 +124,7 @@ def gate(
             command=_command(),
             waivers=allowed,
             energy=energy,
-            tag=tag,
+            tags=tags,
         )
 
     _run(plan, devices, store, farm_file, farm_address, output, as_json)
@@ -269,7 +273,9 @@ def _shares(text: str) -> tuple[float, ...]:
 
 
 def _command() -> str:
-    return shlex.join(["kvfarm", *sys.argv[1:]])
+    from harness.provenance import command_line
+
+    return command_line(["kvfarm", *sys.argv[1:]])
 
 
 def _block_line(block: BlockInfo, done: int, total: int, left_s: float | None) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from harness.cli.devices import AddressOption, FarmOption
@@ -44,6 +45,9 @@ def run(
     store: Annotated[
         str | None, typer.Option(help="Results database: a URL or a SQLite file.  [default: .kvfarm]")
     ] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(help="Keep the run under this name, such as a release; repeat.")
+    ] = None,
     farm_file: FarmOption = None,
     farm_address: AddressOption = None,
     as_json: JsonOption = False,
@@ -55,6 +59,7 @@ def run(
     options |= {"--recipes": recipes, "--store": store}
     options |= {"--farm": farm_file, "--farm-address": farm_address}
     arguments = [f"{name}={value}" for name, value in options.items() if value is not None]
+    arguments += [f"--tag={name}" for name in tag or ()]
     older = _written(output)
     code = _pytest([*arguments, *context.args])
     results = _read(output) if _written(output) != older else None
@@ -70,7 +75,7 @@ def run(
 
 def report(
     run_id: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="A run's id.  [default: the newest]")
+        str | None, typer.Argument(metavar="[RUN]", help="A run's id or tag.  [default: the newest]")
     ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")] = Path("report"),
     store: Annotated[
@@ -87,20 +92,24 @@ def report(
     from harness.gate.outputs import write_gate_report
     from harness.reporting import write_report
     from harness.store import open_store
+    from harness.tags import find_run
+    from harness.trends import series_of_run
 
-    _must_exist(store)
+    must_exist(store)
     with open_store(store) as results_store:
         if list_runs:
             runs = results_store.runs()
             show(as_json, {"runs": list(runs)}, _table(runs))
             return
-        results = results_store.results(run_id or results_store.latest())
+        wanted = (find_run(run_id, results_store) or run_id) if run_id else results_store.latest()
+        results = results_store.results(wanted)
+        trend = () if results.gate is not None else series_of_run(results_store, results)
     if results.gate is not None:
         page = write_gate_report(results, output)
         data = {"verdict": results.gate.verdict, "exit_code": results.gate.exit_code, "report": str(page)}
         show(as_json, data, f"{results.gate.verdict}\n{page}")
         return
-    page = write_report(results, output)
+    page = write_report(results, output, trend)
     data = _summary(results) | {"report": str(page)}
     show(as_json, data, f"{data['summary']}\n{page}")
 
@@ -110,9 +119,11 @@ def _pytest(arguments: list[str]) -> int:
 
     ``-c`` an empty file: the suite is ours, so whatever configuration lies about must not change it.
     """
+    from harness.provenance import command_line
+
     command = [sys.executable, "-m", "pytest", "-c", os.devnull, f"--rootdir={Path.cwd()}"]
     command += ["-p", "no:cacheprovider", "--pyargs", SUITE, *arguments]
-    note(f"$ {' '.join(command)}")
+    note(f"$ {command_line(command)}")
     with subprocess.Popen(command, stdout=sys.stderr.fileno()) as child:
         try:
             return child.wait()
@@ -150,14 +161,16 @@ def _summary(results: RunResults) -> dict[str, Any]:
 
 
 def _table(runs: tuple[RunSummary, ...]) -> Table:
-    table = Table("run", "started", "finished", "model", "checks", "not passed", "measurements")
+    columns = ("run", "started", "finished", "model", "checks", "not passed", "measurements", "gate", "tags")
+    table = Table(*columns)
     for r in runs:
         counts = (str(count) for count in (r.checks, r.failed, r.legs))
-        table.add_row(r.run_id, r.started_at, r.finished_at or "no", r.model, *counts)
+        told = (r.started_at, r.finished_at or "no", r.model, *counts, r.verdict or "", ", ".join(r.tags))
+        table.add_row(r.run_id, *map(escape, told))
     return table
 
 
-def _must_exist(store: str | None) -> None:
+def must_exist(store: str | None) -> None:
     """Reading must not make an empty database out of a mistyped path."""
     from harness.store import DEFAULT_STORE
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from harness.gate.plan import AA
 from harness.gate.statistics import detectable, proportion
 from harness.store.protocol import Store
-from reports.gate_results import CalibratedCell, CalibrationInfo, GateCell, GateInfo, InjectionFound
+from reports.gate_results import AA, CalibratedCell, CalibrationInfo, GateCell, GateInfo, InjectionFound
 from reports.gate_view import percent
 from reports.results import RunResults
 
@@ -22,12 +21,7 @@ MOST_RUNS = 30  # the newest that count: a farm changes
 
 def known_calibration(store: Store) -> CalibrationInfo | None:
     """Of the finished calibrations in ``store``; None if there is none."""
-    headers = [
-        run
-        for run in store.headers()
-        if run.gate is not None and run.gate.kind == "calibration" and run.finished_at is not None
-    ]
-    return calibration_info(headers[:MOST_RUNS])
+    return calibration_info(store.headers(kind="calibration", finished=True, limit=MOST_RUNS))
 
 
 def calibration_info(runs: Sequence[RunResults]) -> CalibrationInfo | None:

@@ -12,9 +12,9 @@ from harness.gate import judging, waivers
 from harness.gate.blocks import Track
 from harness.gate.judging import Judged
 from harness.gate.metrics import Metric, tails
-from harness.gate.plan import AA, Plan
+from harness.gate.plan import Plan
 from harness.gate.statistics import MIN_UNITS
-from reports.gate_results import Arm, BlockInfo, CalibrationInfo, GateCell, GateInfo, GateVerdict
+from reports.gate_results import AA, Arm, BlockInfo, CalibrationInfo, GateCell, GateInfo, GateVerdict
 from reports.gate_view import percent
 from reports.results import DeviceInfo, LegResult
 
@@ -56,7 +56,6 @@ def gate_info(plan: Plan, found: Measured, calibration: CalibrationInfo | None, 
         alpha=plan.settings.alpha,
         planned_cells=len(cells),
         settings=plan.settings_from,
-        tag=plan.tag,
         verdict=verdict,
         level=plan.level,
         exit_code=1 if expired else EXIT_CODES[verdict],

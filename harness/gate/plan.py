@@ -15,10 +15,7 @@ from harness.gate.settings import GateSettings, WorkloadSettings
 from harness.gate.statistics import look_alpha
 from harness.gate.waivers import Waiver
 from kvengine.codec import encode
-from reports.gate_results import Comparison, Injection
-
-AA = "A/A"  # the comparison of a calibration that injects nothing
-GATE = "gate"  # the only comparison of a gate
+from reports.gate_results import AA, Comparison, Injection
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class Plan:
     command: str
     waivers: tuple[Waiver, ...] = ()
     energy: bool = False
-    tag: str = ""
+    tags: tuple[str, ...] = ()
 
     @property
     def model(self) -> str:
@@ -81,7 +78,7 @@ class Plan:
             "settings": encode(self.settings),
             "looks": self.looks,
             "energy": self.energy,
-            "tag": self.tag,
+            "tag": ",".join(self.tags),
         }
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 

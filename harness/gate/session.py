@@ -120,15 +120,12 @@ class GateSession:
 
     def _begin(self, plan: Plan) -> tuple[Plan, str, str]:
         """The run that was killed, with its legs, or a new one."""
-        for header in self._store.headers():
-            if header.finished_at is None and header.gate is not None and header.gate.plan_key == plan.key:
-                legs = self._store.results(header.run_id).legs
-                for leg in legs:
-                    self._file(leg)
-                self._watcher.on_note(
-                    f"going on with run {header.run_id}: {len(legs)} legs are there already"
-                )
-                return replace(plan, seed=header.seed), header.run_id, header.started_at
+        for header in self._store.headers(plan_key=plan.key, finished=False, limit=1):
+            legs = self._store.results(header.run_id).legs
+            for leg in legs:
+                self._file(leg)
+            self._watcher.on_note(f"going on with run {header.run_id}: {len(legs)} legs are there already")
+            return replace(plan, seed=header.seed), header.run_id, header.started_at
         run_id = f"{now().replace(':', '').replace('+0000', 'Z')}-{secrets.token_hex(4)}"
         return plan, run_id, now()
 
@@ -150,6 +147,7 @@ class GateSession:
             legs=(),
             planned_checks=0,
             planned_legs=len(plan.tracks) * plan.looks[0] * 4,
+            tags=plan.tags,
         )
 
     def _judge(self, needed: int, looks: int) -> GateInfo:

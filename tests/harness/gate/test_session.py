@@ -14,7 +14,7 @@ import pytest
 from device_agents.api import Vitals
 from device_agents.errors import DeviceUnreachable, InfrastructureError
 from harness.farm import Farm
-from harness.gate.plan import GATE, Plan, calibration_comparisons
+from harness.gate.plan import Plan, calibration_comparisons
 from harness.gate.references import Resolved
 from harness.gate.session import GateSession, Watcher
 from harness.gate.settings import EntrySettings, GateSettings, MetricSettings, WorkloadSettings
@@ -23,7 +23,7 @@ from harness.store import open_store
 from kvengine.errors import EngineFailure
 from kvengine.plan import CachePlan
 from kvengine.recipe import ExportRecipe, SessionRecipe
-from reports.gate_results import Comparison, GateCell, GateInfo, Side
+from reports.gate_results import GATE, Comparison, GateCell, GateInfo, Side
 from reports.results import RunResults
 from tests.conftest import ExportTiny
 from tests.harness.gate.fake_farm import FakeDevice, FakeFarm
