@@ -281,6 +281,6 @@ def _facts(run: RunResults) -> dict[str, str]:
     for recipe in run.recipes:
         facts |= {f"{recipe.name}: {name}": setting for name, setting in recipe.settings.items()}
     for leg in run.legs:
-        if artifact := leg.provenance.get("artifact sha256"):
+        if artifact := leg.provenance.get("artifact"):
             facts[f"{leg.recipe}, {leg.model}: artifact"] = artifact
     return facts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,13 +22,14 @@ from reports.gate_view import percent
 from reports.stats import SMALLEST_CUE
 
 if TYPE_CHECKING:
-    from harness.store import GateCellRow, HistoryRow
+    from harness.store import GateCellRow, HistoryRow, Store
 
 StoreOption = Annotated[
     str | None, typer.Option(help="Results database: a URL or a SQLite file.  [default: .kvfarm]")
 ]
 _BARS = "▁▂▃▄▅▆▇█"
 _POINTS = 12  # of a sparkline
+_WHOLE = ("when (UTC)", "value", "trend", "change", "interval")  # columns that are never broken into lines
 
 
 def register(app: typer.Typer) -> None:
@@ -60,14 +62,14 @@ def history(
 
     must_exist(store)
     chosen: dict[str, Any] = {"device": device, "recipe": recipe, "model": model, "workload": workload}
-    chosen |= {"metric": metric, "since": _since(since)}
+    chosen |= {"metric": metric, "since": _since(since), "limit": limit}
     with open_store(store) as results:
         if verdicts:
-            cells = results.gate_cells(**chosen, limit=limit)
+            cells = results.gate_cells(**chosen)
             show(as_json, {"cells": list(cells)}, _verdicts(cells))
             return
         rows = results.history(**chosen)
-    told = with_trend(rows)[:limit]
+        told = with_trend(rows, _before(results, rows, metric))
     data = [dataclasses.asdict(row) | {"change": trend.change} for row, trend in told]
     show(as_json, {"rows": data}, _values(told))
 
@@ -113,24 +115,45 @@ def export_results(
 
 @dataclasses.dataclass(frozen=True)
 class Trend:
-    """change: value / value of the run before - 1, None for a first one. values: oldest first."""
+    """change: value / value of the run before - 1, None for a first one. values: the newest last."""
 
     change: float | None
     values: tuple[float, ...]
 
 
-def with_trend(rows: Sequence[HistoryRow]) -> list[tuple[HistoryRow, Trend]]:
-    """Each of ``rows`` (newest first) with what came before it of the same device, recipe, model, workload
-    and metric, baseline and candidate apart."""
-    series: dict[tuple[str, ...], list[float]] = {}
+def with_trend(rows: Sequence[HistoryRow], known: Sequence[HistoryRow]) -> list[tuple[HistoryRow, Trend]]:
+    """Each of ``rows`` with what came before it in ``known`` (both newest first)."""
+    series: dict[tuple[str, ...], list[HistoryRow]] = {}
+    for row in known:
+        series.setdefault(_series(row), []).append(row)
     found = []
-    for row in reversed(rows):
-        key = (row.device, row.recipe, row.model, row.workload, row.metric, row.arm)
-        values = series.setdefault(key, [])
-        change = row.value / values[-1] - 1 if values and values[-1] else None
-        values.append(row.value)
-        found.append((row, Trend(change, tuple(values[-_POINTS:]))))
-    return found[::-1]
+    for row in rows:
+        mine = series[_series(row)]
+        at = mine.index(row)
+        values = tuple(point.value for point in reversed(mine[at : at + _POINTS]))
+        change = values[-1] / values[-2] - 1 if len(values) > 1 and values[-2] else None
+        found.append((row, Trend(change, values)))
+    return found
+
+
+def _series(row: HistoryRow) -> tuple[str, ...]:
+    """What may be compared over time; baseline and candidate apart."""
+    return row.device, row.recipe, row.model, row.workload, row.metric, row.arm
+
+
+def _before(store: Store, rows: Sequence[HistoryRow], metric: Any) -> list[HistoryRow]:
+    """``rows`` and, of each one's series, what came before it as far as a trend shows it."""
+    from harness.store import UNITS
+
+    cells = Counter((row.device, row.recipe, row.model, row.workload) for row in rows)
+    metrics, arms = 1 if metric else len(UNITS), 2
+    found: list[HistoryRow] = []
+    for (device, recipe, model, workload), shown in cells.items():
+        most = shown + _POINTS * metrics * arms
+        found += store.history(
+            device=device, recipe=recipe, model=model, workload=workload, metric=metric, limit=most
+        )
+    return list(dict.fromkeys(found))
 
 
 def sparkline(values: Sequence[float]) -> str:
@@ -146,24 +169,45 @@ def sparkline(values: Sequence[float]) -> str:
 def _values(told: Sequence[tuple[HistoryRow, Trend]]) -> Table | str:
     if not told:
         return "nothing measured that fits"
-    table = Table()
-    for title in ("when", "device", "recipe", "model", "workload", "metric", "value", "change", "trend"):
-        table.add_column(title, justify="right" if title in ("value", "change") else "left")
-    for title in ("validity", "run", "tags"):
-        table.add_column(title)
+    rows = []
     for row, trend in told:
-        recipe = f"{row.recipe} ({row.arm})" if row.arm else row.recipe
-        table.add_row(
-            text.moment(row.at),
-            *map(escape, (row.device, recipe, row.model, row.workload, row.metric)),
-            _shown(row),
-            _change(row, trend.change),
-            sparkline(trend.values),
-            row.validity if row.validity == "VALID" else f"[yellow]{row.validity}[/]",
-            escape(row.run_id),
-            escape(", ".join(row.tags)),
+        rows.append(
+            {
+                "when (UTC)": _when(row.at),
+                "device": escape(row.device),
+                "recipe": escape(f"{row.recipe} ({row.arm})" if row.arm else row.recipe),
+                "model": escape(row.model),
+                "workload": escape(row.workload),
+                "metric": escape(row.metric),
+                "value": _shown(row),
+                "change": _change(row, trend.change),
+                "trend": sparkline(trend.values),
+                "validity": row.validity if row.validity == "VALID" else f"[yellow]{row.validity}[/]",
+                "run": escape(row.run_id),
+                "tags": escape(", ".join(row.tags)),
+            }
         )
+    return _table(rows, right=("value", "change"), shared=("device", "recipe", "model", "workload", "metric"))
+
+
+def _table(rows: Sequence[dict[str, str]], right: Sequence[str], shared: Sequence[str]) -> Table:
+    """``rows`` by column. Of ``shared`` columns those that say the same in every row are said once, above;
+    columns that say nothing are left out."""
+    said = {name: {row[name] for row in rows} for name in rows[0]}
+    above = [name for name in shared if len(said[name]) == 1]
+    title = ", ".join(f"{name} {rows[0][name]}" for name in above)
+    table = Table(title=title or None, title_justify="left", title_style="")
+    shown = [name for name in rows[0] if name not in above and said[name] != {""}]
+    for name in shown:
+        table.add_column(name, justify="right" if name in right else "left", no_wrap=name in _WHOLE)
+    for row in rows:
+        table.add_row(*(row[name] for name in shown))
     return table
+
+
+def _when(stamp: str) -> str:
+    """``2026-01-31 08:00``, UTC."""
+    return stamp[:16].replace("T", " ")
 
 
 def _shown(row: HistoryRow) -> str:
@@ -184,32 +228,32 @@ def _change(row: HistoryRow, change: float | None) -> str:
 def _verdicts(cells: Sequence[GateCellRow]) -> Table | str:
     if not cells:
         return "no gate's cell that fits"
-    table = Table()
-    for title in ("when", "verdict", "device", "recipe", "model", "workload", "metric", "comparison"):
-        table.add_column(title)
-    for title in ("change", "interval", "margin", "block SD"):
-        table.add_column(title, justify="right")
-    for title in ("run", "tags"):
-        table.add_column(title)
     colors = {"PASS": "green", "REGRESSED": "red"}
+    rows = []
     for cell in cells:
-        notes = [note for note, is_so in (("advisory", not cell.gating), ("waived", cell.waived)) if is_so]
-        verdict = f"[{colors.get(cell.verdict, 'yellow')}]{cell.verdict}[/] {', '.join(notes)}".strip()
-        low, high = percent(cell.low), percent(cell.high)
-        names = (cell.device, cell.recipe, cell.model, cell.workload, cell.metric)
-        table.add_row(
-            text.moment(cell.at),
-            verdict,
-            *map(escape, names),
-            escape("A/A" if cell.aa else cell.comparison),
-            percent(cell.ratio),
-            f"{low} to {high}" if cell.low is not None and cell.high is not None else text.MISSING,
-            percent(cell.margin, False),
-            percent(cell.sd, False),
-            escape(cell.run_id),
-            escape(", ".join(cell.tags)),
+        known = cell.low is not None and cell.high is not None
+        notes = {"advisory": not cell.gating, "waived": cell.waived, "drill": bool(cell.drill)}
+        verdict = f"[{colors.get(cell.verdict, 'yellow')}]{cell.verdict}[/]"
+        rows.append(
+            {
+                "when (UTC)": _when(cell.at),
+                "verdict": ", ".join([verdict, *(note for note, is_so in notes.items() if is_so)]),
+                "device": escape(cell.device),
+                "recipe": escape(cell.recipe),
+                "model": escape(cell.model),
+                "workload": escape(cell.workload),
+                "metric": escape(cell.metric),
+                "comparison": "A/A" if cell.aa else escape(cell.comparison),
+                "change": percent(cell.ratio),
+                "interval": f"{percent(cell.low)} to {percent(cell.high)}" if known else text.MISSING,
+                "margin": percent(cell.margin, False),
+                "block SD": percent(cell.sd, False),
+                "run": escape(cell.run_id),
+                "tags": escape(", ".join(cell.tags)),
+            }
         )
-    return table
+    right, shared = ("change", "interval", "margin", "block SD"), ("device", "recipe", "model", "workload")
+    return _table(rows, right, (*shared, "metric", "comparison"))
 
 
 def _since(given: str | None) -> str | None:

@@ -62,6 +62,7 @@ TABLES: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("margin", "ratio", "low", "high", "sd", "p"), _REAL),
         "blocks": _INT,
         **dict.fromkeys(("baseline", "candidate"), _REAL),
+        "drill": _TEXT,
         "tags": _TEXTS,
     },
     "history": {

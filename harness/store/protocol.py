@@ -36,6 +36,7 @@ class RunSummary:
     failed: int  # checks whose outcome is neither "passed" nor "not_supported"
     legs: int
     verdict: GateVerdict | None = None  # of a gate or a calibration
+    drill: str = ""  # what was made wrong on purpose
     tags: tuple[str, ...] = ()
 
 
@@ -45,8 +46,9 @@ class HistoryRow:
 
     value: median over the cell's legs of the median over a leg's repeats. It is taken over the best
     legs there are: the VALID ones, without any the NOISY ones, else the INVALID ones; ``validity``
-    says which, ``legs`` how many. arm: "" of a run; of a gate "baseline" or "candidate". What a
-    calibration slowed down, its warm-up and canaries are in no row.
+    says which, ``legs`` how many. arm: "" of a run; of a gate "baseline" or "candidate", whose memory is
+    that of processes weighed by themselves. Drills, what a calibration slowed down, its warm-up and
+    canaries are in no row.
     """
 
     at: str  # when the run started, ISO 8601, UTC
@@ -68,7 +70,10 @@ class HistoryRow:
 
 @dataclass(frozen=True)
 class GateSummary:
-    """One gate or calibration. baseline, candidate: their recipes."""
+    """One gate or calibration. baseline, candidate: their recipes. aa: the two are the same.
+
+    drill: what was made wrong on purpose, "" for nothing.
+    """
 
     at: str  # when it started, ISO 8601, UTC
     run_id: str
@@ -80,6 +85,8 @@ class GateSummary:
     verdict: GateVerdict
     exit_code: int
     planned_cells: int
+    aa: bool
+    drill: str
     tags: tuple[str, ...]
 
 
@@ -113,6 +120,7 @@ class GateCellRow:
     blocks: int
     baseline: float | None
     candidate: float | None
+    drill: str
     tags: tuple[str, ...]
 
 
@@ -164,13 +172,15 @@ class Store(Protocol):
         self,
         *,
         kind: GateKind | None = None,
+        aa: bool | None = None,
         plan_key: str | None = None,
         finished: bool | None = None,
         limit: int | None = None,
     ) -> tuple[RunResults, ...]:
         """Runs without their devices, checks, legs and infrastructure, newest first.
 
-        kind, plan_key: only gates or calibrations, only those of this plan.
+        kind, aa, plan_key: only gates or calibrations, only those whose sides are the same (or not), only
+        those of this plan.
         """
         ...
 

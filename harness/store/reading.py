@@ -39,7 +39,7 @@ def run_summaries(connection: Connection) -> tuple[RunSummary, ...]:
     legs = counts(select(Leg.run_id, func.count()).group_by(Leg.run_id))
     tagged = tags(connection)
     runs = (
-        select(Run.run_id, Run.started_at, Run.finished_at, Run.model, Run.command, Gate.verdict)
+        select(Run.run_id, Run.started_at, Run.finished_at, Run.model, Run.command, Run.drill, Gate.verdict)
         .outerjoin(Gate, Gate.run_id == Run.run_id)
         .order_by(*NEWEST)
     )
@@ -55,6 +55,7 @@ def run_summaries(connection: Connection) -> tuple[RunSummary, ...]:
             failed=checks.get(run.run_id, (0, 0))[1],
             legs=legs.get(run.run_id, (0,))[0],
             verdict=run.verdict,
+            drill=run.drill,
             tags=tagged.get(run.run_id, ()),
         )
         for run in connection.execute(runs)
@@ -76,7 +77,7 @@ def history(
     statement = (
         select(Run.started_at, Run.run_id, *(getattr(Measured, name) for name in names))
         .join(Measured, Measured.run_id == Run.run_id)
-        .where(*_matching(chosen), *_since(since))
+        .where(Run.drill == "", *_matching(chosen), *_since(since))
         .order_by(*NEWEST, Measured.seq)
     )
     if len(metrics) == 1:
@@ -96,36 +97,41 @@ def _points(
             cells.setdefault(tuple(leg[2:9]), []).append(leg)
         for (device, recipe, model, workload, arm, artifact, code), found in cells.items():
             for index, metric in enumerate(metrics, 10):
-                measured = [(leg[9], leg[index]) for leg in found if leg[index] is not None]
-                if not measured:
-                    continue
-                best = min((validity for validity, _ in measured), key=_VALIDITIES.index)
-                values = [value for validity, value in measured if validity == best]
-                yield HistoryRow(
-                    at=at,
-                    run_id=run_id,
-                    device=device,
-                    recipe=recipe,
-                    model=model,
-                    workload=workload,
-                    metric=metric,
-                    value=statistics.median(values),
-                    unit=UNITS[metric],
-                    validity=best,
-                    legs=len(values),
-                    arm=arm,
-                    artifact=artifact,
-                    commit=code,
-                    tags=tagged.get(run_id, ()),
-                )
+                values: dict[str, list[float]] = {}
+                for leg in found:
+                    if leg[index] is not None:
+                        values.setdefault(leg[9], []).append(leg[index])
+                if values:
+                    best = min(values, key=_VALIDITIES.index)
+                    yield HistoryRow(
+                        at=at,
+                        run_id=run_id,
+                        device=device,
+                        recipe=recipe,
+                        model=model,
+                        workload=workload,
+                        metric=metric,
+                        value=statistics.median(values[best]),
+                        unit=UNITS[metric],
+                        validity=best,  # type: ignore[arg-type]
+                        legs=len(values[best]),
+                        arm=arm,
+                        artifact=artifact,
+                        commit=code,
+                        tags=tagged.get(run_id, ()),
+                    )
 
 
 def gates(
     connection: Connection, kind: str | None, since: str | None, limit: int | None
 ) -> tuple[GateSummary, ...]:
-    names = ("kind", "baseline", "candidate", "verdict", "exit_code", "planned_cells")
-    columns = (Run.started_at, Run.run_id, Run.finished_at, Run.model, *(getattr(Gate, n) for n in names))
-    statement = select(*columns).join(Gate, Gate.run_id == Run.run_id).where(*_since(since))
+    names = ("kind", "baseline", "candidate", "verdict", "exit_code", "planned_cells", "aa")
+    of_run = (Run.started_at, Run.run_id, Run.finished_at, Run.model, Run.drill)
+    statement = (
+        select(*of_run, *(getattr(Gate, n) for n in names))
+        .join(Gate, Gate.run_id == Run.run_id)
+        .where(*_since(since))
+    )
     if kind is not None:
         statement = statement.where(Gate.kind == kind)
     tagged = tags(connection)
@@ -135,6 +141,7 @@ def gates(
             run_id=row.run_id,
             finished_at=row.finished_at,
             model=row.model,
+            drill=row.drill,
             tags=tagged.get(row.run_id, ()),
             **{name: getattr(row, name) for name in names},
         )
@@ -154,7 +161,7 @@ def gate_cells(
         name for name in GateCellRow.__dataclass_fields__ if hasattr(GateCell, name) and name != "run_id"
     ]
     statement = (
-        select(Run.started_at, Run.run_id, Gate.kind, *(getattr(GateCell, name) for name in names))
+        select(Run.started_at, Run.run_id, Gate.kind, *(getattr(GateCell, n) for n in names), Run.drill)
         .join(Gate, Gate.run_id == Run.run_id)
         .join(GateCell, GateCell.run_id == Run.run_id)
         .where(*_matching(chosen), *_since(since))

@@ -14,6 +14,7 @@ from reports.results import LegResult, RunResults
 from reports.stats import decode_rate
 
 T = TypeVar("T")
+DRILL = "DRILL"  # in a run's provenance: what was made wrong on purpose
 
 
 def dump(value: Any) -> str:
@@ -35,6 +36,7 @@ def run_columns(run: RunResults) -> dict[str, Any]:
         "model": run.model,
         "command": run.command,
         "code": run.provenance.get("commit", ""),
+        "drill": run.provenance.get(DRILL, ""),
     }
 
 
@@ -46,6 +48,8 @@ def measured(leg: LegResult) -> dict[str, Any] | None:
         return None
     values = {name: METRICS[name].value(leg) for name in ("ttft", "decode", "memory", "energy")}
     values["tokens_per_s"] = decode_rate(leg.samples)
+    if place is not None and not leg.memory_pass:
+        values["memory"] = None  # in a gate only a process that was weighed by itself tells it
     return {
         "device": leg.device,
         "recipe": leg.recipe,
@@ -62,6 +66,7 @@ def measured(leg: LegResult) -> dict[str, Any] | None:
 def gate_columns(gate: GateInfo) -> dict[str, Any]:
     return {
         "kind": gate.kind,
+        "aa": _same(gate),
         "plan_key": gate.plan_key,
         "baseline": gate.baseline.recipe,
         "candidate": gate.candidate.recipe,
@@ -73,10 +78,15 @@ def gate_columns(gate: GateInfo) -> dict[str, Any]:
 
 def cell_columns(gate: GateInfo) -> list[dict[str, Any]]:
     """One dict for each cell, in order."""
-    sides = [(side.artifact, side.session) for side in (gate.baseline, gate.candidate)]
     unaltered = {each.name for each in gate.comparisons if each.injection == Injection()}
-    same = unaltered if sides[0] == sides[1] else set()
+    same = unaltered if _same(gate) else set()
     return [_cell(cell, gate.candidate.recipe, cell.comparison in same) for cell in gate.cells]
+
+
+def _same(gate: GateInfo) -> bool:
+    """Whether both sides are the same code."""
+    old, new = gate.baseline, gate.candidate
+    return (old.artifact, old.session) == (new.artifact, new.session)
 
 
 def _cell(cell: GateCell, recipe: str, aa: bool) -> dict[str, Any]:

@@ -149,11 +149,13 @@ class SqlStore:
         self,
         *,
         kind: GateKind | None = None,
+        aa: bool | None = None,
         plan_key: str | None = None,
         finished: bool | None = None,
         limit: int | None = None,
     ) -> tuple[RunResults, ...]:
         conditions = [Gate.kind == kind] if kind is not None else []
+        conditions += [Gate.aa.is_(aa)] if aa is not None else []
         conditions += [Gate.plan_key == plan_key] if plan_key is not None else []
         if finished is not None:
             conditions.append(Run.finished_at.is_not(None) if finished else Run.finished_at.is_(None))

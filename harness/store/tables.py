@@ -39,6 +39,7 @@ class Run(Row):
     finished_at: Mapped[str | None] = mapped_column(NAME)
     command: Mapped[str] = mapped_column(Text, server_default="")
     code: Mapped[str] = mapped_column(NAME, server_default="", index=True)  # the harness's commit
+    drill: Mapped[str] = mapped_column(Text, server_default="")  # what was made wrong on purpose
 
 
 class Tag(Row):
@@ -78,7 +79,7 @@ class Leg(Row):
 class Measured(Base):
     """What history is read from: narrow rows, for payloads of several kB make any scan slow.
 
-    One for each leg that was measured as it is: no canary, no warm-up, nothing injected.
+    One for each leg that tells of its recipe: no canary, no warm-up, nothing injected.
     """
 
     __tablename__ = "measured"
@@ -114,6 +115,7 @@ class Gate(Base):
     __tablename__ = "gates"
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.run_id"), type_=NAME, primary_key=True)
     kind: Mapped[str] = mapped_column(NAME, index=True)
+    aa: Mapped[bool] = mapped_column(Boolean, index=True)  # its two sides are the same
     plan_key: Mapped[str] = mapped_column(NAME, index=True)
     baseline: Mapped[str] = mapped_column(NAME)
     candidate: Mapped[str] = mapped_column(NAME)

@@ -170,6 +170,25 @@ def test_baseline_and_candidate_are_apart_and_what_was_altered_is_no_history(sto
     assert found == {"baseline": (30.0, 2), "candidate": (30.0, 1)}
 
 
+def test_in_a_gate_only_a_process_weighed_by_itself_tells_the_memory(store: SqlStore) -> None:
+    store.begin_run(a_run())
+    timed = leg(1.0, place=Place(GATE, "p8", 0, 1, "candidate"), peak_rss_bytes=900)
+    weighing = Place(GATE, "p8", 0, 5, "candidate")
+    weighed = leg(2.0, place=weighing, peak_rss_bytes=700, memory_pass=True, samples=())
+    store.add_leg("r1", timed)
+    store.add_leg("r1", weighed)
+    found = {row.metric: (row.value, row.legs) for row in store.history()}
+    assert (found["memory"], found["ttft"]) == ((700.0, 1), (3.0, 1))
+
+
+def test_a_drill_is_no_history_and_says_so_elsewhere(store: SqlStore) -> None:
+    drill = {"DRILL": "the candidate is slowed down"}
+    store.begin_run(replace(a_run(), provenance=drill, gate=a_gate(a_cell())))
+    store.add_leg("r1", leg())
+    assert store.history() == ()
+    assert store.runs()[0].drill == store.gates()[0].drill == store.gate_cells()[0].drill == drill["DRILL"]
+
+
 @pytest.mark.parametrize("since", ["yesterday", "", "2026-13-01"])
 def test_a_time_that_is_none_is_told(store: SqlStore, since: str) -> None:
     with pytest.raises(StoreError, match="sought a date like 2026-01-31"):
@@ -235,6 +254,9 @@ def test_a_cell_is_an_aa_where_nothing_differs(
     assert [cell.aa for cell in store.gate_cells()] == [aa]
     assert len(store.gate_cells(aa=aa)) == 1
     assert store.gate_cells(aa=not aa) == ()
+    same = sides[0] == sides[1]
+    assert store.gates()[0].aa == same
+    assert (len(store.headers(aa=same)), len(store.headers(aa=not same))) == (1, 0)
 
 
 def test_gates_can_be_chosen(store: SqlStore) -> None:

@@ -118,10 +118,16 @@ def test_what_one_side_lacks_is_told() -> None:
 
 
 def test_whatever_else_is_not_the_same_is_told() -> None:
-    other = run(provenance={**run().provenance, "commit": "deadbee"}, devices=(device(HOST, build="6.2.0"),))
-    assert compare(run(), other).differs == (
+    one = run(legs=(leg(provenance={"artifact": "9f2c"}),))
+    other = run(
+        provenance={**run().provenance, "commit": "deadbee"},
+        devices=(device(HOST, build="6.2.0"),),
+        legs=(leg(provenance={"artifact": "0000"}),),
+    )
+    assert compare(one, other).differs == (
         ("commit", "f61b6a9", "deadbee"),
         ("host: build", "6.1.0", "6.2.0"),
+        (f"{AFTER}, gemma-3-1b-synth: artifact", "9f2c", "0000"),
     )
     assert compare(run(), run()).differs == ()
 

@@ -19,6 +19,7 @@ BATCH = 500
 def upgrade() -> None:
     op.add_column("runs", sa.Column("command", sa.Text(), nullable=False, server_default=""))
     op.add_column("runs", _name("code", server_default=""))
+    op.add_column("runs", sa.Column("drill", sa.Text(), nullable=False, server_default=""))
     if op.get_bind().dialect.name == "postgresql":
         _widen()
     _create()
@@ -74,6 +75,7 @@ def _create() -> None:
         "gates",
         _name("run_id", sa.ForeignKey("runs.run_id"), primary_key=True),
         _name("kind", index=True),
+        sa.Column("aa", sa.Boolean(), nullable=False, index=True),
         _name("plan_key", index=True),
         *map(_name, ("baseline", "candidate", "verdict")),
         sa.Column("exit_code", sa.Integer(), nullable=False),
@@ -130,8 +132,8 @@ def _keep_gate(run_id: str, gate: dict[str, Any]) -> None:
     sides = {side: gate[side]["recipe"] for side in ("baseline", "candidate")}
     row = {name: gate[name] for name in ("kind", "plan_key", "planned_cells")}
     row |= {"verdict": gate.get("verdict", "INVALID"), "exit_code": gate.get("exit_code", 4)}
-    _insert("gates", [{"run_id": run_id, **row, **sides, "payload": _dump(gate)}])
     same = all(gate["baseline"][name] == gate["candidate"][name] for name in ("artifact", "session"))
+    _insert("gates", [{"run_id": run_id, "aa": same, **row, **sides, "payload": _dump(gate)}])
     injected = {each["name"] for each in gate["comparisons"] if any(each.get("injection", {}).values())}
     names = ("device", "model", "workload", "metric", "comparison", "verdict", "gating", "margin")
     numbers = ("low", "high", "sd", "p", "baseline", "candidate")
@@ -169,6 +171,8 @@ def _measure() -> None:
 
 
 def _measured(leg: dict[str, Any]) -> dict[str, Any]:
+    # In a gate only a process that was weighed by itself tells the peak memory.
+    weighed = leg.get("memory_pass") or leg.get("place") is None
     gaps = [gap for sample in leg["samples"] for gap in sample["itl_ms"]]
     finite = [gap for gap in gaps if math.isfinite(gap)]
     total = sum(finite)
@@ -179,7 +183,7 @@ def _measured(leg: dict[str, Any]) -> dict[str, Any]:
         "ttft": _median([sample["ttft_ms"] for sample in leg["samples"]]),
         "decode": _median(gaps),
         "tokens_per_s": 1000 * len(finite) / total if total > 0 else None,
-        "memory": float(leg["peak_rss_bytes"]) or None,
+        "memory": (float(leg["peak_rss_bytes"]) or None) if weighed else None,
         "energy": _finite((leg.get("energy") or {}).get("gross_j_per_token")),
     }
 
