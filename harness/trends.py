@@ -49,8 +49,15 @@ def _series(store: Store, rows: Iterable[HistoryRow]) -> tuple[Series, ...]:
             cells.setdefault(_key(row), []).append(row)
 
     @cache
+    def results(run_id: str) -> RunResults:
+        return store.results(run_id)
+
+    @cache
     def canaries(run_id: str) -> dict[str, float]:
-        return _canaries(store.results(run_id))
+        return _canaries(results(run_id))
+
+    def simulated(device: str, run_id: str) -> str:
+        return next((info.simulated for info in results(run_id).devices if info.name == device), "")
 
     return tuple(
         Series(
@@ -71,6 +78,7 @@ def _series(store: Store, rows: Iterable[HistoryRow]) -> tuple[Series, ...]:
                 )
                 for row in reversed(found)
             ),
+            simulated=simulated(device, found[0].run_id),
         )
         for (device, recipe, model, workload, metric), found in cells.items()
     )

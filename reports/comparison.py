@@ -246,21 +246,26 @@ def _only(
 ) -> Iterable[OneSided]:
     theirs = {device.name for device in other.devices} | {key[0] for key in others}
     ours = {device.name for device in run.devices} | {key[0] for key in checks}
+    simulated = {device.name for device in (*run.devices, *other.devices) if device.simulated}
+
+    def label(device: str) -> str:
+        return f"{device} (simulated)" if device in simulated else device
+
     for device in sorted(ours - theirs):
-        yield OneSided(side, f"device {device}")
+        yield OneSided(side, f"device {label(device)}")
     counts: dict[tuple[str, str], int] = {}
     for device, recipe, check in checks:
         if device in theirs and (device, recipe, check) not in others:
             counts[device, recipe] = counts.get((device, recipe), 0) + 1
     for (device, recipe), count in counts.items():
-        yield OneSided(side, f"{count} check{'' if count == 1 else 's'} of {recipe} on {device}")
+        yield OneSided(side, f"{count} check{'' if count == 1 else 's'} of {recipe} on {label(device)}")
     usable, theirs_usable = _cells(run), _cells(other)
     validities = {_cell(leg): leg for leg in other.legs}
     for cell in usable:
         if cell[0] in theirs and cell not in theirs_usable:
             leg = validities.get(cell)
             why = f"measured on the other side, but {leg.validity}: {'; '.join(leg.reasons)}" if leg else ""
-            yield OneSided(side, f"measurement of {cell[1]} on {cell[0]}, {cell[2]}, {cell[3]}", why)
+            yield OneSided(side, f"measurement of {cell[1]} on {label(cell[0])}, {cell[2]}, {cell[3]}", why)
 
 
 def _differs(a: RunResults, b: RunResults) -> Iterable[tuple[str, str, str]]:

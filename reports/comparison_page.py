@@ -60,6 +60,7 @@ class RatioRow:
 @dataclass(frozen=True)
 class TurnedRow:
     turned: Turned
+    device: DeviceView
     tone: str
     before: str
     after: str
@@ -87,7 +88,7 @@ def html(a: RunResults, b: RunResults, names: tuple[str, str] = ("", "")) -> str
                 _side(letter, run, name) for letter, run, name in zip("AB", (a, b), names, strict=True)
             ),
             rows=[_row(ratio, devices, scale) for ratio in found.ratios],
-            turned=[_turned(turned) for turned in found.turned],
+            turned=[_turned(turned, devices) for turned in found.turned],
             axis=svg.strip_axis(scale),
             policy=policy(scripts),
             style=Markup(asset("style.css") + asset("gate.css") + asset("trend.css")),
@@ -163,8 +164,9 @@ def _row(ratio: Ratio, devices: dict[str, DeviceView], scale: svg.Scale) -> Rati
     )
 
 
-def _turned(turned: Turned) -> TurnedRow:
+def _turned(turned: Turned, devices: dict[str, DeviceView]) -> TurnedRow:
     def shown(outcome: str) -> str:
         return f"{SYMBOLS[outcome]} {WORDS[outcome]}"  # type: ignore[index]
 
-    return TurnedRow(turned, turned.after, shown(turned.before), shown(turned.after))
+    device = devices.get(turned.device) or DeviceView(turned.device, "", "", ())
+    return TurnedRow(turned, device, turned.after, shown(turned.before), shown(turned.after))

@@ -38,7 +38,10 @@ class Night:
 
 @dataclass(frozen=True)
 class Series:
-    """One cell: nights oldest first. ``unit`` as in the gate: ms, bytes, J/token, tokens/s."""
+    """One cell: nights oldest first. ``unit`` as in the gate: ms, bytes, J/token, tokens/s.
+
+    simulated: what is simulated of the device, "" for real hardware.
+    """
 
     device: str
     recipe: str
@@ -48,13 +51,18 @@ class Series:
     unit: str
     nights: tuple[Night, ...]
     higher_is_better: bool = False
+    simulated: str = ""
 
 
 @dataclass(frozen=True)
 class ChangeView:
-    """One change point. tone: "failed" for worse, "passed" for better. recent: within RECENT nights."""
+    """One change point, named by its first night. tone: "failed" for worse, "passed" for better.
+
+    recent: within RECENT nights.
+    """
 
     run_id: str
+    at: str  # ISO 8601
     day: str
     before: str
     after: str
@@ -82,7 +90,8 @@ class TrendCell:
     @property
     def name(self) -> str:
         one = self.series
-        return f"{one.device} · {one.recipe} · {one.workload} · {one.metric}"
+        device = f"{one.device} (simulated)" if one.simulated else one.device
+        return f"{device} · {one.recipe} · {one.workload} · {one.metric}"
 
     @property
     def news(self) -> tuple[ChangeView, ...]:
@@ -140,7 +149,8 @@ def _cell(anchor: str, series: Series) -> TrendCell:
     marks = [(places[id(counted[change.index])], _tone(change, series)) for change in found]
     tags = [(places[id(night)], text.joined(night.tags)) for night in drawn if night.tags]
     points = [_point(night, series, normalised) for night in drawn]
-    told = f"{series.metric} on {series.device}, {series.recipe}, {series.workload}, {len(points)} nights. "
+    label = f"{series.device} (simulated)" if series.simulated else series.device
+    told = f"{series.metric} on {label}, {series.recipe}, {series.workload}, {len(points)} nights. "
     told += "; ".join(f"{each.day}: {each.change}, {each.word}" for each in shown) or "No change point."
     newest, before = series.nights[-1], [night.value for night in counted[:-1]]
     against = (
@@ -185,6 +195,7 @@ def _change_view(change: Change, series: Series, counted: Sequence[Night], norma
     tags = [tag for later in counted[change.index :] for tag in later.tags]
     return ChangeView(
         run_id=night.run_id,
+        at=night.at,
         day=text.day(night.at),
         before=value(change.before, unit),
         after=value(change.after, unit),

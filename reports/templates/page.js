@@ -50,6 +50,7 @@
   const rank = (cell) => {
     const shown = (cell.querySelector(".value") ?? cell).textContent.trim();
     const text = cell.dataset.sort ?? shown.replaceAll(",", "").replaceAll("−", "-");
+    if (cell.dataset.sort) return [1, text];
     const found = /^[^\w+-]*([+-]?\d+(?:\.\d+)?)\s*([A-Za-z]*)/.exec(text);
     if (found) return [0, Number(found[1]) * (SIZES[found[2]] ?? 1)];
     return /^[–\s]*$/.test(text) ? [2, ""] : [1, text];

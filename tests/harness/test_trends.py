@@ -14,7 +14,7 @@ from harness.trends import series_of_run, series_of_store
 from reports.gate_results import GATE, Arm, Place
 from reports.results import LegResult, SampleInfo
 from tests.harness.test_cli import Line
-from tests.harness.test_store import a_leg, a_run
+from tests.harness.test_store import a_device, a_leg, a_run
 
 
 def slow_leg(itl_ms: float, arm: Arm | None = None) -> LegResult:
@@ -54,6 +54,14 @@ def test_a_line_is_a_cell_over_runs_oldest_first(database: Path) -> None:
     assert itl.nights[0].run_id == "night-01"
     assert [night.run_id for night in itl.nights if night.tags == ("v1.0",)] == ["night-03"]
     assert itl.unit == "ms"
+
+
+def test_what_is_simulated_says_so(tmp_path: Path) -> None:
+    with open_store(tmp_path / "r.db") as store:
+        keep(store, 1, slow_leg(20.0))
+        store.add_device("night-01", dataclasses.replace(a_device(), simulated="a virtual phone"))
+        lines = series_of_store(store)
+    assert {line.simulated for line in lines} == {"a virtual phone"}
 
 
 def test_an_old_run_is_shown_as_it_was_then(database: Path) -> None:

@@ -117,6 +117,18 @@ def test_what_one_side_lacks_is_told() -> None:
     }
 
 
+def test_a_simulated_device_says_so_wherever_it_is_named() -> None:
+    phone = device(PHONE, "a virtual phone")
+    before = run(devices=(phone,), checks=(check(PHONE),), legs=(measured(device=PHONE),))
+    after = replace(before, checks=(failed_check(PHONE, AFTER, name="test_decode_equals_reference"),))
+    page = Page(html(before, after))
+    named = [i for i, e in enumerate(page.elements) if "device" in e.classes and e.words == PHONE]
+    assert len(named) > 3
+    assert all(page.elements[i + 1].classes == {"tag", "simulated"} for i in named)
+    told = compare(before, run()).one_sided
+    assert told[0].what == f"device {PHONE} (simulated)"
+
+
 def test_whatever_else_is_not_the_same_is_told() -> None:
     one = run(legs=(leg(provenance={"artifact": "9f2c"}),))
     other = run(

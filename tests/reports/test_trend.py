@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,13 @@ def test_a_device_that_slows_down_as_a_whole_is_no_change_where_the_canary_tells
 def test_one_night_without_canary_leaves_the_line_as_measured() -> None:
     canary = dict.fromkeys(range(1, 20), 1.0)
     assert "no canary" in cell(series(*noisy(20), canary=canary)).note
+
+
+def test_a_simulated_device_says_so_wherever_it_is_named() -> None:
+    page = Page(html([replace(series(*noisy(20), *noisy(4, 29.0)), simulated="a virtual phone")]))
+    assert all("host (simulated)" in e.words for e in page.all("th", scope="row"))
+    assert [e.words for e in page.all(class_="simulated")] == ["simulated"]
+    assert "host (simulated)" in page.one("svg", role="img").attributes["aria-label"]
 
 
 def test_few_nights_say_so() -> None:
