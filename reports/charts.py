@@ -15,6 +15,7 @@ import altair as alt
 import numpy as np
 import numpy.typing as npt
 import vl_convert
+from altair.utils.schemapi import debug_mode
 
 from reports import stats, text
 from reports.measurements import MeasureGroup, MeasureRow
@@ -54,7 +55,9 @@ def chart_groups(groups: Sequence[MeasureGroup]) -> tuple[ChartGroup, ...]:
     """Charts for every group, in the groups' order."""
     rows = sum(len(group.rows) for group in groups)
     most = min(MOST_POINTS, max(FEWEST_POINTS, ALL_POINTS // max(1, rows)))
-    return tuple(ChartGroup(group, _charts(group, most)) for group in groups)
+    # Altair checks every part of every chart against its schema, which doubles the time of a large farm.
+    with debug_mode(False):
+        return tuple(ChartGroup(group, _charts(group, most)) for group in groups)
 
 
 @cache

@@ -98,7 +98,7 @@ def html(a: RunResults, b: RunResults, names: tuple[str, str] = ("", "")) -> str
 
 
 def headline(found: Comparison) -> str:
-    """``2 checks fail that passed; 3 of 24 numbers are worse, 1 is better``."""
+    """``2 checks fail that did not fail before; of 24 numbers 3 got worse and none better``."""
     parts = []
     red = sum(turned.after == "failed" for turned in found.turned)
     if red:
@@ -110,7 +110,8 @@ def headline(found: Comparison) -> str:
     if not words:
         parts.append("no number can be compared")
     elif worse or better:
-        parts.append(f"of {text.plural(len(words), 'number')} {worse} are worse and {better} better")
+        moved = f"{worse or 'none'} got worse and {better or 'none'} better"
+        parts.append(f"of {text.plural(len(words), 'number')} {moved}")
     else:
         parts.append(f"none of {text.plural(len(words), 'number')} moved clearly")
     said = "; ".join(parts)

@@ -240,6 +240,6 @@ def _remarks(cells: Sequence[TrendCell]) -> Iterable[str]:
         of = "All cells are" if raw == len(cells) else f"{text.plural(raw, 'cell')} of {len(cells)} are"
         yield f"{of} shown as measured, without a canary: a device that drifts looks like a change."
     yield (
-        f"A change point is a step of {MAGNITUDE:.0%} or more that held for two nights. It informs and never "
-        "blocks: to decide, measure both sides live with kvfarm gate."
+        f"A change point is a step of {MAGNITUDE:.0%} or more that held for two nights; every stored run "
+        "counts as a night. It informs and never blocks: to decide, measure both sides live with kvfarm gate."
     )

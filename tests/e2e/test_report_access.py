@@ -21,7 +21,7 @@ import pytest
 from reports import comparison_page, page, trend_page
 from reports.results import NotPlanned
 from tests.e2e.test_report_page import Opened, browse
-from tests.reports.large import CELLS, DEVICES, large_run
+from tests.reports.large import CELLS, DEVICES, large_run, large_trend
 from tests.reports.parsed import Page
 from tests.reports.sample import LOST, SMALL, leg, mutation, run, sample_run
 from tests.reports.test_trend import ATTACK, noisy, series
@@ -146,7 +146,7 @@ def test_every_picture_has_words_and_the_order_of_the_keyboard_is_the_pages(
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return page.render(large_run(HOSTILE), tmp_path_factory.mktemp("large"))
+    return page.render(large_run(HOSTILE), tmp_path_factory.mktemp("large"), large_trend(HOSTILE))
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +158,7 @@ def opened(large: Path, tmp_path_factory: pytest.TempPathFactory) -> Opened:
 
 
 def test_twenty_devices_with_forty_cells_each_fit_into_one_file(large: Path) -> None:
+    """With sixty nights of each behind it."""
     assert large.stat().st_size < MOST_BYTES
     assert [path.name for path in large.parent.iterdir()] == ["index.html"]
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
+
 from reports.results import LegResult, RunResults
+from reports.trend import Night, Series
 from tests.reports.sample import CHECKS, check, device, leg, run, samples, vitals
 
 DEVICES = tuple(f"phone-{number:02d}" for number in range(20))
@@ -53,3 +56,25 @@ def large_run(suffix: str = "") -> RunResults:
         planned_checks=len(checks),
         planned_legs=len(names) * CELLS,
     )
+
+
+def large_trend(suffix: str = "", nights: int = 60) -> tuple[Series, ...]:
+    """Three lines for each of ``large_run``'s cells; every eleventh steps up by a tenth at night 50."""
+    random = np.random.default_rng(4)
+    days = [f"2026-{7 + day // 30:02d}-{1 + day % 30:02d}T02:00:00+00:00" for day in range(nights)]
+    cells = [
+        (name, recipe, prompt, metric)
+        for name in DEVICES
+        for recipe in RECIPES
+        for prompt in PROMPTS
+        for metric in ("TTFT", "ITL", "Peak memory")
+    ]
+    lines = []
+    for number, (name, recipe, prompt, metric) in enumerate(cells):
+        values = 25.0 * np.exp(random.normal(0, 0.01, nights))
+        values[50:] *= 1.1 if number % 11 == 0 else 1.0
+        points = zip(days, values, strict=True)
+        made = tuple(Night(f"run-{day}", day, float(value)) for day, value in points)
+        workload = f"prompt {prompt} + 64 new"
+        lines.append(Series(name + suffix, recipe, "gemma-3-1b-synth", workload, metric, "ms", made))
+    return tuple(lines)
