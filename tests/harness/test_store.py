@@ -214,16 +214,16 @@ def test_a_writer_killed_in_the_middle_loses_no_committed_result(where: str) -> 
     assert len(kept) - len(told) in (0, 1)
 
 
-def test_writers_at_the_same_time_do_not_lose_or_double_anything(where: str) -> None:
+def test_writers_at_the_same_time_do_not_lose_or_double_anything(nothing: str) -> None:
     def write(_: int) -> None:
-        with open_store(where) as store:
+        with open_store(nothing) as store:
             store.begin_run(a_run())
             for n in range(10):
                 store.add_check("r1", a_check(f"check{n}"))
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(write, range(4)))
-    with open_store(where) as store:
+    with open_store(nothing) as store:
         assert sorted(c.check for c in store.results("r1").checks) == [f"check{n}" for n in range(10)]
 
 

@@ -102,6 +102,15 @@ def test_what_is_no_store_is_refused_without_its_password(url: str) -> None:
     assert "hunter2" not in str(caught.value)
 
 
+def test_what_a_driver_says_is_told_without_the_password() -> None:
+    with (
+        pytest.raises(StoreError, match=r"could not open it: no route for user=u password=\*\*\*") as caught,
+        engines.plainly("open it", "postgresql+psycopg://u:hunter%2B2@h/d"),
+    ):
+        raise OSError("no route for user=u password=hunter+2")
+    assert "hunter" not in str(caught.value)
+
+
 def test_a_command_is_kept_without_the_passwords_in_it() -> None:
     words = ["kvfarm", "gate", "--store=postgresql+psycopg://u:hun@ter2@h/d", "--candidate", "a:b@c"]
     assert command_line(words) == "kvfarm gate '--store=postgresql+psycopg://u:***@h/d' --candidate a:b@c"

@@ -41,17 +41,17 @@ def connected(where: str) -> Connection:
 
 
 @pytest.fixture
-def old(where: str) -> str:
+def old(nothing: str) -> str:
     """A version-1 store, on a server too, which that version could be told to use."""
-    if "://" not in where:
-        connection = sqlite3.connect(where)
+    if "://" not in nothing:
+        connection = sqlite3.connect(nothing)
         connection.executescript(V1.read_text())
         connection.close()
-        return where
-    with psycopg.connect(make_url(where).set(drivername="postgresql").render_as_string()) as server:
+        return nothing
+    with psycopg.connect(make_url(nothing).set(drivername="postgresql").render_as_string()) as server:
         for statement in on_postgresql(V1.read_text()):
             server.execute(statement.encode())
-    return where
+    return nothing
 
 
 def on_postgresql(script: str) -> list[str]:
@@ -135,12 +135,12 @@ def test_a_migrated_store_goes_on_taking_results_once(old: str) -> None:
 
 @pytest.mark.parametrize("from_version", ["1", None])
 def test_the_migrations_make_the_very_tables_that_are_used(
-    where: str, from_version: str | None, request: pytest.FixtureRequest
+    nothing: str, from_version: str | None, request: pytest.FixtureRequest
 ) -> None:
     if from_version:
         request.getfixturevalue("old")
-    open_store(where).close()
-    with connected(where) as connection:
+    open_store(nothing).close()
+    with connected(nothing) as connection:
         # SQLite holds nobody to a text's length; there the old declaration stays.
         options: dict[str, Any] = {"compare_type": connection.dialect.name != "sqlite"}
         options |= {"include_name": lambda name, kind, _: name not in (VERSION_TABLE, "kvfarm_schema")}
@@ -163,13 +163,13 @@ open_store(sys.argv[1]).close()
 
 @pytest.mark.parametrize("from_version", ["1", None])
 def test_several_processes_that_open_it_at_once_migrate_it_once(
-    where: str, from_version: str | None, request: pytest.FixtureRequest
+    nothing: str, from_version: str | None, request: pytest.FixtureRequest
 ) -> None:
     if from_version:
         request.getfixturevalue("old")
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", OPENER, where],
+            [sys.executable, "-c", OPENER, nothing],
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -182,7 +182,7 @@ def test_several_processes_that_open_it_at_once_migrate_it_once(
     with ThreadPoolExecutor(3) as pool:
         errors = list(pool.map(lambda process: process.communicate("go\n", timeout=60)[1], processes))
     assert [(p.returncode, e) for p, e in zip(processes, errors, strict=True)] == [(0, "")] * 3
-    with open_store(where) as store:
+    with open_store(nothing) as store:
         assert len(store.runs()) == (4 if from_version else 0)
 
 
@@ -197,13 +197,13 @@ def test_a_migration_that_fails_leaves_the_store_as_it_was(old: str) -> None:
         assert "tags" not in connection.dialect.get_table_names(connection)
 
 
-def test_a_newer_store_is_refused_with_what_to_do(where: str) -> None:
-    open_store(where).close()
-    with connected(where) as connection, connection.begin():
+def test_a_newer_store_is_refused_with_what_to_do(nothing: str) -> None:
+    open_store(nothing).close()
+    with connected(nothing) as connection, connection.begin():
         connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '99'"))
     expected = rf"sought store version {SCHEMA_VERSION} or older, found 99; use the kvfarm that made it"
     with pytest.raises(StoreError, match=expected):
-        open_store(where)
+        open_store(nothing)
 
 
 def test_the_kvfarm_of_version_1_refuses_what_was_migrated(old: str) -> None:
@@ -213,10 +213,10 @@ def test_the_kvfarm_of_version_1_refuses_what_was_migrated(old: str) -> None:
         assert list(connection.scalars(text("SELECT version FROM kvfarm_schema"))) == [2]
 
 
-def test_somebody_elses_database_is_left_alone(where: str) -> None:
-    with connected(where) as connection, connection.begin():
+def test_somebody_elses_database_is_left_alone(nothing: str) -> None:
+    with connected(nothing) as connection, connection.begin():
         connection.execute(text("CREATE TABLE runs (id INTEGER)"))
     with pytest.raises(StoreError, match=r"sought a kvfarm store at .*, found a table 'runs'"):
-        open_store(where)
-    with connected(where) as connection:
+        open_store(nothing)
+    with connected(nothing) as connection:
         assert connection.dialect.get_table_names(connection) == ["runs"]
