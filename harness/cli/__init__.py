@@ -11,6 +11,7 @@ import kvengine
 from harness.cli import (
     ablate,
     bundle,
+    comparing,
     devices,
     doctor,
     gate,
@@ -44,6 +45,7 @@ for module in (
     wireless,
     phones,
     runs,
+    comparing,
     history,
     gate,
     nightly,

@@ -87,6 +87,7 @@ def report(
     from harness.reporting import write_report
     from harness.store import open_store
     from harness.tags import find_run
+    from harness.trends import series_of_run
 
     must_exist(store)
     with open_store(store) as results_store:
@@ -96,12 +97,13 @@ def report(
             return
         wanted = (find_run(run_id, results_store) or run_id) if run_id else results_store.latest()
         results = results_store.results(wanted)
+        trend = () if results.gate is not None else series_of_run(results_store, results)
     if results.gate is not None:
         page = write_gate_report(results, output)
         data = {"verdict": results.gate.verdict, "exit_code": results.gate.exit_code, "report": str(page)}
         show(as_json, data, f"{results.gate.verdict}\n{page}")
         return
-    page = write_report(results, output)
+    page = write_report(results, output, trend)
     data = _summary(results) | {"report": str(page)}
     show(as_json, data, f"{data['summary']}\n{page}")
 
