@@ -35,6 +35,23 @@ class Source:
     signed_by: str = ""  # "" leaves it to apt's trusted keys; else a path or a key, as in a .sources file
 
 
+_FULL = re.compile(r"No space left on device|You don't have enough free space|Disk quota exceeded")
+# Not "Failed to fetch" by itself: it is said of what a mirror lacks as well.
+_NO_NETWORK = re.compile(
+    r"Temporary failure|Could not resolve|Could not connect|Cannot initiate the connection|Unable to connect"
+    r"|Network is unreachable|Connection timed out|Connection failed"
+)
+
+
+def cause(words: str) -> str:
+    """Why apt or pip, which said ``words``, got nothing: the disk or the network; "" for neither."""
+    if _FULL.search(words):
+        return "no space is left on this machine's disk; free some (see `df -h . /tmp`) and try again"
+    if _NO_NETWORK.search(words):
+        return "this machine does not reach its package archive; check the network and its proxy"
+    return ""
+
+
 def missing_tools() -> str:
     """What of TOOLS is not on PATH; "" for nothing."""
     return ", ".join(tool for tool in TOOLS if shutil.which(tool) is None)

@@ -208,7 +208,8 @@ class Cell:
         @self._settings(check, shrink=self.shrink)
         @given(drawn)
         def property_holds(value: Drawn) -> None:
-            check(value)
+            with _exits_interrupt():
+                check(value)
 
         with self._keeping_failures(check):
             property_holds()
@@ -216,7 +217,12 @@ class Cell:
 
     def for_all_programs(self, check: Callable[[Program], None]) -> None:
         """As ``for_all``, with programs that ProgramMachine writes over all operations."""
-        machine = seed(self.seed)(ProgramMachine.of(self.limits, self.spec, self.plan, check))
+
+        def interruptible(program: Program) -> None:
+            with _exits_interrupt():
+                check(program)
+
+        machine = seed(self.seed)(ProgramMachine.of(self.limits, self.spec, self.plan, interruptible))
         chosen = settings(self._settings(check, shrink=False), stateful_step_count=PROGRAM_STEPS)
         with self._keeping_failures(check):
             try:
@@ -260,3 +266,12 @@ class Cell:
     def _folder(self, check: Callable[..., None]) -> Path | None:
         """Of one property's failing examples, of any device and recipe; may be copied or committed."""
         return None if self.database is None else Path(self.database) / check.__qualname__.partition(".")[0]
+
+
+@contextmanager
+def _exits_interrupt() -> Iterator[None]:
+    """Hypothesis takes a SystemExit for a counterexample; it only means that somebody ends this process."""
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt(f"exit with {error}") from error

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,8 +19,9 @@ from types import TracebackType
 import ray
 from ray._private import ray_constants
 
+from device_agents import scratch
 from device_agents.errors import InfrastructureError
-from harness.this_machine import OBJECT_STORE_BYTES, RAY_FOLDER, owner_of
+from harness.this_machine import OBJECT_STORE_BYTES
 
 # Ray puts Unix sockets some 60 characters below its temporary folder; the kernel allows 107 in all.
 _LONGEST_FOLDER = 40
@@ -77,6 +80,8 @@ def ensure_ray(address: str | None = None) -> RayConnection:
     # Ray reads these when it starts processes; what the user has set stays.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a FutureWarning
+    # A worker that ends would kill the keepers of phones and adb servers, which end by themselves and tidy.
+    os.environ.setdefault("RAY_kill_child_processes_on_worker_exit", "0")
     return _join(address) if address is not None else _start()
 
 
@@ -91,7 +96,7 @@ def _join(address: str) -> RayConnection:
     except OSError as error:
         raise InfrastructureError(f"{what}: nothing answers there ({error})") from error
     try:
-        with _quietly(), _loopback() if _is_loopback(host) else nullcontext():
+        with _quietly(), _sigterm_kept(), _loopback() if _is_loopback(host) else nullcontext():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises a dozen unrelated classes, bare Exception among them
         raise InfrastructureError(
@@ -109,7 +114,7 @@ def _start() -> RayConnection:
     folder = _folder()
     connection = RayConnection(joined=False, ours=True, folder=folder)
     try:
-        with _quietly(), _loopback():
+        with _quietly(), _sigterm_kept(), _loopback():
             ray.init(
                 address="local",  # never one that happens to run here
                 include_dashboard=False,
@@ -142,11 +147,9 @@ def _folder() -> Path:
     """A new temporary folder for Ray; those of processes that were killed are removed on the way."""
     base = tempfile.gettempdir()
     base = base if len(base) <= _LONGEST_FOLDER else "/tmp"
-    for folder in Path(base).glob(f"{RAY_FOLDER}*"):
-        owner = owner_of(folder.name)
-        if owner.isdigit() and not Path("/proc", owner).exists():
-            shutil.rmtree(folder, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{RAY_FOLDER}{os.getpid()}-", dir=base))
+    for each in {base, tempfile.gettempdir()}:
+        scratch.remove_abandoned(Path(each))
+    return Path(tempfile.mkdtemp(prefix=scratch.named(scratch.RAY), dir=base))
 
 
 @contextmanager
@@ -163,6 +166,21 @@ def _loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Whatever the program does at SIGTERM it still does after the body, which is Ray's: that would raise
+    SystemExit wherever it is, and Hypothesis takes one for a failure of the property.
+
+    Who has no handler of their own gets Ray's, which ends the process in order.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from device_agents import scratch
 from device_agents.deadline import Deadline
 from harness.discovery import PassedOver
 from harness.inventory import Inventory
@@ -94,7 +95,9 @@ class RunFolder:
     @classmethod
     def new(cls) -> RunFolder:
         # Not under the working directory: a socket's path may have 107 bytes.
-        return cls(Path(tempfile.mkdtemp(prefix="kvfarm-run-")))
+        base = Path(tempfile.gettempdir())
+        scratch.remove_abandoned(base)
+        return cls(Path(tempfile.mkdtemp(prefix=scratch.named(scratch.RUN), dir=base)))
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)

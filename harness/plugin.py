@@ -129,9 +129,11 @@ def pytest_configure(config: pytest.Config) -> None:
         theirs = config.args if config.args_source is pytest.Config.ArgsSource.TESTPATHS else []
         config.args = [ours, *theirs]
     from device_agents.errors import InfrastructureError
+    from harness import termination
     from harness.errors import HarnessError
     from kvengine.errors import KvEngineError
 
+    termination.end_in_order(config)
     try:
         options = _options(config)
         config.pluginmanager.register(_plugin(config, options), PLUGIN)

@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 from device_agents.errors import InfrastructureError
+from harness import termination
 from harness.checking import Cell, Unsupported, applies
 from harness.errors import InventoryError
 from harness.marks import MARKER, DeviceMarks, NoDevice
@@ -116,6 +117,8 @@ class DeviceTests:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+        if call.excinfo is not None and termination.is_behind(call.excinfo.value):
+            raise KeyboardInterrupt(f"no failure: {item.name} was interrupted") from call.excinfo.value
         report: pytest.TestReport = yield
         failed_early = call.when == "setup" and call.excinfo is not None
         if not isinstance(item, pytest.Function) or (call.when != "call" and not failed_early):

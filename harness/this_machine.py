@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import kvengine
+from device_agents import scratch
 from device_agents.api import Finding
 from device_agents.deadline import Deadline
 from device_agents.errors import DeadlineExceeded, InfrastructureError
@@ -27,8 +28,6 @@ GIB = 1 << 30
 NEEDED_BYTES, AMPLE_BYTES = 2 * GIB, 10 * GIB  # a 1B model: 4 GB as float32, its artifacts 1 to 4 GB each
 NEEDED_MEMORY = 2 * GIB
 RAY_S, REFERENCE_S = 60.0, 120.0
-# What harness.cluster gives Ray; here, because this has to work where Ray is not installed.
-RAY_FOLDER = "kvfarm-ray-"  # then the PID of who started it
 # What crosses it: 8 MiB pieces of artifacts and the logits of one program at a time. More spills to disk.
 OBJECT_STORE_BYTES = 256 << 20
 _INSTALL = "pip install 'kvfarm[all]' (a lab host alone: kvfarm[agent])"
@@ -58,23 +57,20 @@ def reference(deadline: Deadline) -> tuple[Finding, ...]:
 
 
 def orphans(proc: Path = Path("/proc")) -> set[int]:
-    """Processes of Ray whose kvfarm process is gone."""
+    """Processes of Ray, and adb servers of virtual phones, whose kvfarm process is gone."""
     found = set()
     for entry in proc.iterdir():
         with suppress(OSError):
             if entry.name.isdigit():
                 command = (entry / "cmdline").read_bytes().decode(errors="replace")
-                _, named, rest = command.partition(RAY_FOLDER)
-                owner = owner_of(named + rest)
-                if owner.isdigit() and not (proc / owner).exists():
+                if scratch.is_of_the_dead(command, proc):
                     found.add(int(entry.name))
     return found
 
 
 def abandoned_folders(proc: Path = Path("/proc"), base: Path | None = None) -> list[Path]:
-    """Folders of Ray whose kvfarm process is gone."""
-    found = (base or Path(tempfile.gettempdir())).glob(f"{RAY_FOLDER}*")
-    return [path for path in found if not (proc / owner_of(path.name)).exists()]
+    """Temporary folders whose kvfarm process is gone."""
+    return list(scratch.abandoned(base or Path(tempfile.gettempdir()), proc))
 
 
 def _leftovers(pids: set[int], folders: list[Path]) -> Finding:
@@ -85,11 +81,6 @@ def _leftovers(pids: set[int], folders: list[Path]) -> Finding:
         text = f"{len(folders)} folders of killed runs in {folders[0].parent}"
         return Finding("leftovers", "note", text, "the next run removes them")
     return Finding("leftovers", "ok", "none of killed runs")
-
-
-def owner_of(folder: str) -> str:
-    """The PID in the name of a folder of Ray's."""
-    return folder.removeprefix(RAY_FOLDER).partition("-")[0]
 
 
 def _try(what: str, arguments: list[str], seconds: float) -> Finding:

@@ -17,9 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-import adbutils
-from adbutils.errors import AdbError
-
+from device_agents.adb.library import AdbError, adbutils
 from device_agents.deadline import Deadline
 from device_agents.errors import AdbFailure, DeadlineExceeded, DeviceUnreachable, Unauthorized
 

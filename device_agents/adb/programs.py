@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import adbutils
-
 from device_agents.adb.connection import AdbServer
+from device_agents.adb.library import adbutils
 from device_agents.api import Finding
 from device_agents.deadline import Deadline
 from device_agents.errors import InfrastructureError

@@ -38,6 +38,7 @@ from device_agents.bundle.launcher import run_sh
 from device_agents.bundle.lock import PLATFORMS, PYTHON, Abi, Lock, Package, Packages, load_lock
 from device_agents.bundle.model import ENTRY, MANIFEST, Bundle, seal
 from device_agents.errors import BundleError
+from device_agents.scratch import MAKING, owned_folder
 from kvengine.artifact import sha256_of
 from kvengine.codec import encode
 
@@ -114,7 +115,7 @@ def making(cache: Path) -> Iterator[Path]:
     try:
         for name in _FOLDERS:
             (cache / name).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".making-", dir=cache) as folder:
+        with owned_folder(MAKING, cache) as folder:
             yield Path(folder)
     except OSError as error:
         raise BundleError(f"cannot make the bundle in {cache}: {error}") from error

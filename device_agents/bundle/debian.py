@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from device_agents.apt import PrivateApt, Source, machine_sources, missing_tools
+from device_agents.apt import PrivateApt, Source, cause, machine_sources, missing_tools
 from device_agents.bundle.commands import run, said
 from device_agents.bundle.lock import SUITE, Package
 from device_agents.deadline import Deadline
@@ -53,6 +53,8 @@ def download(architecture: str, packages: tuple[Package, ...], folder: Path, scr
     code, _, complaints = apt.run("download", *wanted, folder=folder)
     if code == 0:
         return
+    if why := cause(f"{complaints}\n{apt.update_said}"):
+        raise BundleError(f"the {architecture} packages of a bundle: {why}. apt-get said: {complaints}")
     there = {package.name: package.version for package in _candidates(apt, [p.name for p in packages])}
     gone = [p for p in packages if there.get(p.name, p.version) != p.version]
     if gone:
@@ -78,6 +80,8 @@ def newest(
     apt = _apt(architecture, scratch, deadline)
     found = _candidates(apt, list(names))
     missing = sorted(set(names) - {package.name for package in found})
+    if missing and (why := cause(apt.update_said)):
+        raise BundleError(f"the {architecture} packages of a bundle: {why}. apt-get said: {apt.update_said}")
     if missing:
         raise BundleError(_unreachable(architecture, apt, f"no {', '.join(missing)} there"))
     return tuple(sorted(found, key=lambda p: p.name))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 from pathlib import Path
 
 from device_agents.api import Finding
@@ -13,6 +12,7 @@ from device_agents.bundle.builder import built, lacking_debs
 from device_agents.bundle.lock import PLATFORMS, Abi
 from device_agents.deadline import Deadline
 from device_agents.errors import BundleError
+from device_agents.scratch import APT, owned_folder
 
 _MIB = 1 << 20
 
@@ -46,7 +46,7 @@ def _gone(abi: Abi, cache: Path, deadline: Deadline) -> list[str]:
     lacking = lacking_debs(abi, cache)
     if not lacking:
         return []
-    with tempfile.TemporaryDirectory(prefix="kvfarm-apt-") as scratch:
+    with owned_folder(APT) as scratch:
         names = tuple(package.name for package in lacking)
         known = debian.newest(PLATFORMS[abi].debian, names, Path(scratch), deadline)
         there = {package.name: package.version for package in known}

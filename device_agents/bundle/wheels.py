@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 
+from device_agents.apt import cause
 from device_agents.bundle.commands import run, said
 from device_agents.bundle.lock import PYTHON, Package
 from device_agents.errors import BundleError
@@ -58,6 +59,8 @@ def _pip(machine: str, folder: Path, *arguments: str) -> None:
     words = said(done)
     if re.search(r"No module named pip", words):
         raise BundleError(f"{sys.executable} has no pip; run: {sys.executable} -m ensurepip")
+    if why := cause(words):
+        raise BundleError(f"pip could not fetch wheels for {machine}: {why}. pip said: {words}")
     raise BundleError(
         f"pip could not fetch wheels for {machine}: {words}\nCheck the network and pip's configuration; if a "
         "pinned wheel has been withdrawn: kvfarm bundle --relock"

@@ -22,6 +22,7 @@ from device_agents.errors import (
     RunnerDied,
 )
 from device_agents.local import LocalTransport, local_environment
+from device_agents.scratch import ADB, MAKING, named, owned_folder
 from device_agents.streams import ProcessStream
 from device_agents.virtual.debian import unpack_packages
 from device_agents.virtual.errors import VirtualPhoneUnavailable
@@ -78,7 +79,7 @@ class PrivateAdbServer:
             return self.port
         command = self._command or find_adb(deadline=deadline)
         # Our key and log, and no other server's.
-        self._home = tempfile.TemporaryDirectory(prefix="kvfarm-adb-")
+        self._home = owned_folder(ADB)
         try:
             self._stream = self._spawn(command)
             self.port = int(self._stream.read_exactly(6, deadline))
@@ -157,7 +158,9 @@ class PrivateAdbServer:
 
     def _spawn(self, command: tuple[str, ...]) -> ProcessStream:
         assert self._home is not None
-        here_only = ("-L", "acceptfd:{listener}", "--one-device", "kvfarm-takes-no-usb-device")
+        # No device has this name; `kvfarm doctor` tells by it whose server this is.
+        nothing = f"{named(ADB)}takes-no-usb-device"
+        here_only = ("-L", "acceptfd:{listener}", "--one-device", nothing)
         environment = {
             **local_environment({}),
             "HOME": self._home.name,
@@ -172,7 +175,7 @@ class PrivateAdbServer:
         }
         for name in ("ADB_SERVER_SOCKET", "ANDROID_ADB_SERVER_PORT", "ADB_TRACE", "ADB_VENDOR_KEYS"):
             environment.pop(name, None)
-        keeper = [sys.executable, "-I", "-S", str(_KEEPER), str(os.getpid())]
+        keeper = [sys.executable, "-I", "-S", str(_KEEPER), str(os.getpid()), self._home.name]
         argv = [*keeper, *command, *here_only, "server", "nodaemon"]
         return ProcessStream(argv, environment, grace_s=_GRACE_S)
 
@@ -202,7 +205,7 @@ def _exactly(server: socket.socket, size: int, deadline: Deadline) -> bytes:
 
 def _bundled() -> str | None:
     """adbutils' wheel has an adb of its own for some platforms."""
-    import adbutils
+    from device_agents.adb.library import adbutils
 
     path = Path(adbutils.__file__).parent / "binaries" / "adb"
     return str(path) if path.is_file() else None
@@ -223,7 +226,7 @@ def _fetch(cache: Path, deadline: Deadline) -> tuple[str, ...]:
     folder = cache / "virtual" / "adb"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as work:
+        with owned_folder(MAKING, folder.parent) as work:
             # With adbd both come from backports where only those have adbd: bookworm's own adb 29 is too old.
             unpack_packages(("adb", "adbd"), "android-platform-tools", Path(work) / "adb", deadline)
             (Path(work) / "adb").rename(folder)

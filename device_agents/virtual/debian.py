@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from device_agents.apt import PrivateApt, Source, machine_sources, missing_tools
+from device_agents.apt import PrivateApt, Source, cause, machine_sources, missing_tools
 from device_agents.deadline import Deadline
 from device_agents.local import LocalTransport
+from device_agents.scratch import APT, owned_folder
 from device_agents.virtual.errors import VirtualPhoneUnavailable
 
 _OS_RELEASE = Path("/etc/os-release")
@@ -56,10 +56,14 @@ def require_offered(names: Sequence[str], backported: str, deadline: Deadline) -
 def _archive(names: Sequence[str], backported: str, deadline: Deadline) -> Iterator[_Archive]:
     """With backports only where the release itself does not have all of ``names``."""
     require_tools()
-    with tempfile.TemporaryDirectory(prefix="kvfarm-apt-") as work:
+    with owned_folder(APT) as work:
         archive = _Archive(Path(work), deadline)
         if not archive.offers(names):
             archive.add_backports(backported)
+            if not archive.offers(names) and (why := cause(archive.update_said)):
+                raise VirtualPhoneUnavailable(
+                    f"the parts of a virtual phone: {why}. apt-get said: {archive.update_said}"
+                )
         yield archive
 
 
@@ -76,6 +80,7 @@ class _Archive:
                 "add it, or use another lab host"
             )
         self._apt = PrivateApt(work)
+        self.update_said = ""  # it succeeds without a network too
         self._use(self._sources)
 
     def offers(self, names: Sequence[str]) -> bool:
@@ -93,6 +98,7 @@ class _Archive:
 
     def _use(self, sources: list[Source]) -> None:
         updated = self._apt.use(sources, self._deadline)
+        self.update_said = _last_words(updated.stderr)
         _check("apt-get update", updated.returncode, updated.stderr)
 
     def _run(self, *argv: str) -> str:
@@ -105,12 +111,13 @@ class _Archive:
 def _check(program: str, returncode: int, stderr: bytes) -> None:
     """Raises VirtualPhoneUnavailable unless it succeeded."""
     if returncode != 0:
-        said = stderr.decode(errors="replace").strip().splitlines()
-        raise VirtualPhoneUnavailable(
-            f"{program} for the parts of a virtual phone failed: "
-            f"{' '.join(said[-3:]) or f'exit code {returncode}'}; see whether `apt-get update` works on "
-            "this machine"
-        )
+        said = _last_words(stderr) or f"exit code {returncode}"
+        do = cause(stderr.decode(errors="replace")) or "see whether `apt-get update` works on this machine"
+        raise VirtualPhoneUnavailable(f"{program} for the parts of a virtual phone failed: {said}; {do}")
+
+
+def _last_words(stderr: bytes) -> str:
+    return " ".join(stderr.decode(errors="replace").strip().splitlines()[-3:])
 
 
 def _codename() -> str:

@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import platform
 import shutil
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from device_agents.deadline import Deadline
 from device_agents.local import LocalTransport
+from device_agents.scratch import MAKING, owned_folder
 from device_agents.virtual.debian import unpack_packages
 from device_agents.virtual.errors import VirtualPhoneUnavailable
 from device_agents.virtual.layout import APEX, GROUPS, LIBRARIES, QEMU, SERVICES_SOCKET
@@ -110,7 +110,7 @@ def prepare(abi: Abi, cache: Path, deadline: Deadline) -> Path:
     done.parent.mkdir(parents=True, exist_ok=True)
     with _exclusive(done.with_suffix(".lock"), deadline):
         if not done.is_dir():
-            with tempfile.TemporaryDirectory(prefix=".making-", dir=done.parent) as work:
+            with owned_folder(MAKING, done.parent) as work:
                 unpacked, root = Path(work) / "unpacked", Path(work) / "root"
                 files = unpack_packages(packages(abi), ANDROID_TOOLS, unpacked, deadline)
                 _build(unpacked, root, abi, emulated, deadline)

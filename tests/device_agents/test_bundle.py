@@ -369,6 +369,11 @@ case "$*" in
 *) echo "E: Version '2.36-1' for 'libc6' was not found" >&2; exit 100 ;;
 esac
 """
+UPDATE = '*update*) echo "W: Failed to fetch http://mirror.example/InRelease  {}" >&2 ;;'
+FULL = GONE.replace(
+    "*update*) ;;", UPDATE.format("Error writing to file - write (28: No space left on device)")
+)
+OFFLINE = GONE.replace("*update*) ;;", UPDATE.format("Temporary failure resolving 'mirror.example'"))
 SILENT = """\
 case "$*" in
 *indextargets*) printf "Repo-URI: http://mirror.example/debian/\\nRelease: bookworm\\n" ;;
@@ -397,6 +402,8 @@ def apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None
     ("script", "complaint"),
     [
         (GONE, r"libc6 2\.36-1, mirror has 2\.36-99\..*bundle --relock"),
+        (FULL, r"no space is left on this machine's disk.*Version '2\.36-1'"),
+        (OFFLINE, r"does not reach its package archive; check the network"),
         (SILENT, r"(?s)Unable to locate package libc6.*Failed to fetch"),
     ],
 )

@@ -11,14 +11,18 @@ import sys
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from device_agents.deadline import Deadline
 from harness.artifacts import artifact_for
+from harness.errors import StoreError
 from harness.recipes import parse_recipe
+from harness.store import open_store
 from harness.synth import synth
 from kvengine.export import export
 
@@ -173,6 +177,45 @@ def test_without_retries_a_killed_runner_is_an_infrastructure_error_and_the_run_
     assert len(run.junit.findall(".//error")) == 1
     assert run.junit.findall(".//failure") == []
     assert "infrastructure error, not a test failure" in output
+
+
+def test_sigterm_is_an_interruption_and_no_failure(run: Run) -> None:
+    process = run.start("--devices=host", "--recipes=static", "--examples=40", "-k", "p0")
+    try:
+        _await_a_result(run)
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        output, _ = process.communicate(timeout=SECONDS)
+    finally:
+        process.kill()
+    assert process.returncode == pytest.ExitCode.INTERRUPTED, output
+    assert "INTERNALERROR" not in output
+    results = run.results
+    outcomes = [check["outcome"] for check in results["checks"]]
+    assert set(outcomes) == {"passed"}, output
+    assert len(outcomes) < results["planned_checks"], "it was to be stopped before its end"
+    assert results["finished_at"] is None
+    assert "index.html" in output
+    assert not [line for line in map(_cmdline, filter(_lives, family)) if "device_agents.runner" in line]
+
+
+def _await_a_result(run: Run) -> None:
+    """Until the store has the result of a check."""
+    deadline, path = Deadline(SECONDS), run.folder / ".kvfarm" / "results.db"
+    while True:
+        if path.exists():
+            with suppress(StoreError), open_store(path) as store:
+                if store.results(store.latest()).checks:
+                    return
+        deadline.check("the first result")
+        time.sleep(0.1)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _kill_one_runner(pid: int) -> None:

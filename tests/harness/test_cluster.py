@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from device_agents.errors import InfrastructureError
+from device_agents.scratch import RAY
 from harness import cluster
-from harness.this_machine import RAY_FOLDER
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_ray_that_does_not_start_leaves_nothing_behind(
     monkeypatch.setattr("ray.init", fail)
     with pytest.raises(InfrastructureError, match="no space for the object store"):
         cluster.ensure_ray()
-    assert list(Path("/tmp").glob(f"{RAY_FOLDER}{os.getpid()}-*")) == []
+    assert list(Path("/tmp").glob(f"{RAY}{os.getpid()}-*")) == []
 
 
 def test_folders_of_killed_processes_are_removed_and_those_of_living_ones_kept(
@@ -65,8 +65,8 @@ def test_folders_of_killed_processes_are_removed_and_those_of_living_ones_kept(
     ended.wait(60)
     with tempfile.TemporaryDirectory(dir="/tmp") as base:
         monkeypatch.setattr(tempfile, "tempdir", base)
-        stale = Path(base, f"{RAY_FOLDER}{ended.pid}-abc")
-        mine = Path(base, f"{RAY_FOLDER}{os.getpid()}-abc")
+        stale = Path(base, f"{RAY}{ended.pid}-abc")
+        mine = Path(base, f"{RAY}{os.getpid()}-abc")
         stale.mkdir()
         mine.mkdir()
         new = cluster._folder()

@@ -218,6 +218,21 @@ def test_ctrl_c_ends_all_and_reports_what_was_done(spread: Spread) -> None:
     assert "index.html" in output
 
 
+@pytest.mark.parametrize("to_all", [False, True], ids=["kill", "timeout"])  # as these send it
+def test_sigterm_ends_all_and_reports_what_was_done(spread: Spread, to_all: bool) -> None:
+    spread.suite(SLOW)
+    process, workers = both_at_work(spread)
+    for each in (process, *workers) if to_all else (process,):
+        each.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == pytest.ExitCode.INTERRUPTED, output
+    assert "INTERNALERROR" not in output
+    assert outcomes(spread.stored) == {(d, "test_one", "passed"): 1 for d in "ab"}
+    assert spread.stored.finished_at is None
+    assert not any(map(_lives, workers))
+    assert "index.html" in output
+
+
 def test_when_the_controller_is_killed_its_workers_end_and_nothing_stored_is_lost(spread: Spread) -> None:
     spread.suite(SLOW)
     process, workers = both_at_work(spread)
