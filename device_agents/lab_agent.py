@@ -15,7 +15,6 @@ import os
 import threading
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -24,14 +23,15 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from device_agents.api import Device, DeviceIdentity, Finding, Vitals
+from device_agents.arrivals import Arrivals
 from device_agents.blobs import BlobStore, MissingBlob, parse_manifest
 from device_agents.config import DeviceConfig
 from device_agents.deadline import Deadline
 from device_agents.errors import DeployFailed, InfrastructureError, LeaseError, NoSuchDevice
 from device_agents.host import HostDevice
+from device_agents.lab_types import AgentBudgets, DeviceStatus, Lease
 from device_agents.recording.record import Plan, Record, Recording, Records
 from device_agents.remote_session import RunnerSession
-from kvengine.artifact import Manifest
 from kvengine.program import Measurement, Observation, Program, Workload
 from kvengine.recipe import SessionRecipe
 from kvengine.session import EngineSession, SessionInfo
@@ -43,48 +43,6 @@ MAX_TTL_S = 24 * 3600.0
 _REAP_EVERY_S = 1.0
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class AgentBudgets:
-    """Seconds for what the agent asks of a device; programs and workloads have their own, see Budgets."""
-
-    # Long, for the first time an Android device is asked its bundle is made and brought; a device
-    # that does not answer has shorter deadlines of its own.
-    identity_s: float = 900.0
-    deploy_s: float = 1800.0
-    open_s: float = 300.0
-    vitals_s: float = 10.0
-    diagnose_s: float = 300.0  # a virtual phone is started for it, maybe its parts are fetched
-    # Both happen while a lease of 30 s is not yet, or no more, renewed.
-    claim_s: float = 20.0
-    release_s: float = 15.0
-    recording_s: float = 30.0
-
-
-@dataclass(frozen=True)
-class Lease:
-    """Exclusive use of ``device``.
-
-    token: to be shown with every use. expires_at: Unix time, s, for display only.
-    """
-
-    device: str
-    holder: str
-    token: int
-    ttl_s: float
-    expires_at: float
-
-
-@dataclass(frozen=True)
-class DeviceStatus:
-    """One device now: who it is, or why it does not answer; who has it."""
-
-    name: str
-    kind: str
-    identity: DeviceIdentity | None
-    error: str = ""
-    lease: Lease | None = None
 
 
 @dataclass
@@ -146,14 +104,10 @@ class LabAgent:
             raise NoSuchDevice(f"each device needs a name of its own, found {names}")
         root.mkdir(parents=True, exist_ok=True)
         self._store = BlobStore(root)
-        self._store_limit = store_limit_bytes
         self._budgets = budgets or AgentBudgets()
         self._clock = clock
         self._slots = {c.name: _Slot(c, make(c, self._store)) for c in devices}
-        self._making_room = threading.Lock()  # held while artifacts are evicted
-        self._announcing = threading.Lock()  # guards what follows
-        self._announced: dict[str, tuple[float, frozenset[str]]] = {}  # by artifact: when, what it is made of
-        self._under_way: Counter[str] = Counter()  # deploys of an artifact
+        self._arrivals = Arrivals(self._store, store_limit_bytes, self._in_use, clock, self._budgets.deploy_s)
         self._root_lock = _lock_root(root)
         try:
             self._fencing = _FencingCounter(root / "fencing-token")
@@ -255,17 +209,7 @@ class LabAgent:
     def missing_blobs(self, manifest_json: str) -> tuple[MissingBlob, ...]:
         """What to send with put_chunk and commit_blob before ``deploy``; makes room for it first."""
         self._check_running()
-        manifest = parse_manifest(manifest_json)
-        # One at a time: what is announced between our look and our eviction would be evicted.
-        with self._making_room:
-            keep = self._announce(manifest)
-            missing = self._store.missing(manifest)
-            needed = sum(blob.size - blob.present for blob in missing)
-            for slot in self._slots.values():
-                keep |= slot.deployed.keys() if slot.lease is not None else set()
-            self._store.gc(max(0, self._store_limit - needed), keep)
-        self._store.check_space(needed)
-        return missing
+        return self._arrivals.missing(parse_manifest(manifest_json))
 
     def put_chunk(self, sha256: str, offset: int, data: bytes) -> int:
         """Returns how many bytes of the blob are here now. Raises DeployFailed."""
@@ -280,37 +224,11 @@ class LabAgent:
     def deploy(self, device: str, token: int, manifest_json: str) -> str:
         """Bring an artifact, whose blobs are all here, to the device. Returns the artifact's id."""
         manifest = parse_manifest(manifest_json)
-        with self._working(device, token) as slot, self._deploying(manifest):
-            folder = self._store.link(manifest)
+        with self._working(device, token) as slot, self._arrivals.deploying(manifest) as folder:
             remote = slot.device.deploy(folder, Deadline(self._budgets.deploy_s))
             with slot.lock:
                 slot.deployed[manifest.id] = remote
         return manifest.id
-
-    def _announce(self, manifest: Manifest) -> set[str]:
-        """What may not be evicted: this artifact, and all others that are on their way to a device."""
-        parts = frozenset({manifest.id, *(blob.sha256 for blob in manifest.blobs)})
-        with self._announcing:
-            self._announced[manifest.id] = (self._clock(), parts)
-            # One that was announced and never came to be deployed has lost its client.
-            oldest = self._clock() - self._budgets.deploy_s
-            self._announced = {id_: entry for id_, entry in self._announced.items() if entry[0] >= oldest}
-            return {part for _, parts in self._announced.values() for part in parts}
-
-    @contextmanager
-    def _deploying(self, manifest: Manifest) -> Iterator[None]:
-        """Another device may need room in the store meanwhile; afterwards the lease keeps the artifact."""
-        self._announce(manifest)
-        with self._announcing:
-            self._under_way[manifest.id] += 1
-        try:
-            yield
-        finally:
-            with self._announcing:
-                self._under_way[manifest.id] -= 1
-                if not self._under_way[manifest.id]:
-                    del self._under_way[manifest.id]
-                    self._announced.pop(manifest.id, None)
 
     # -- sessions -------------------------------------------------------------------------
 
@@ -427,6 +345,10 @@ class LabAgent:
             raise NoSuchDevice(
                 f"no device {device!r} at this lab host; it has {sorted(self._slots)}"
             ) from None
+
+    def _in_use(self) -> set[str]:
+        """Artifacts that a lease has deployed."""
+        return {id_ for slot in self._slots.values() if slot.lease is not None for id_ in slot.deployed}
 
     def _leased(self, device: str, token: int) -> tuple[_Slot, Lease]:
         slot = self._slot(device)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from device_agents.api import DeviceIdentity
-from device_agents.lab_agent import DeviceStatus
+from device_agents.lab_types import DeviceStatus
 from harness import discovery, inventory
 from harness.discovery import Found, PassedOver
 from harness.errors import InventoryError

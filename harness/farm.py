@@ -24,7 +24,7 @@ import numpy as np
 from device_agents.api import DeviceIdentity, Finding, Vitals
 from device_agents.config import DeviceConfig
 from device_agents.errors import InfrastructureError, LeaseError, NoSuchDevice
-from device_agents.lab_agent import AgentBudgets, DeviceStatus, Lease
+from device_agents.lab_types import AgentBudgets, DeviceStatus, Lease
 from device_agents.recording.record import Plan, Record
 from device_agents.remote_session import Budgets
 from harness.cluster import RayConnection, ensure_ray

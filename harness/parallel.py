@@ -21,7 +21,8 @@ from harness.handover import KEY, Board, Handover, Plan, Planned, RunFolder, Tel
 from harness.inventory import LOCAL_LAB
 from harness.outcomes import lost_check, plan_of, retries_of
 from harness.progress import Progress
-from harness.run import DeviceRun, RunOptions
+from harness.run import DeviceRun
+from harness.run_options import RunOptions
 from harness.run_plugin import DeviceTests, Reporting
 
 

@@ -15,7 +15,8 @@ import pytest
 
 if TYPE_CHECKING:
     from harness.measuring import Shape
-    from harness.run import DeviceRun, RunOptions
+    from harness.run import DeviceRun
+    from harness.run_options import RunOptions
     from harness.run_plugin import DeviceTests, Reporting
 
 PLUGIN = "kvfarm-run"
@@ -152,7 +153,7 @@ def _plugin(config: pytest.Config, options: RunOptions) -> DeviceTests | Reporti
 
 def _options(config: pytest.Config) -> RunOptions:
     from harness.recovery import RecoveryPolicy
-    from harness.run import RunOptions
+    from harness.run_options import RunOptions
     from harness.store import DEFAULT_STORE
 
     get = config.getoption

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from device_agents.lab_agent import DeviceStatus
+from device_agents.lab_types import DeviceStatus
 from harness import inventory
 from harness.choosing import Choice
 from harness.cli.output import JsonOption, note, progress, show

@@ -23,7 +23,8 @@ from device_agents.errors import (
     RunnerDied,
 )
 from device_agents.host import HostDevice
-from device_agents.lab_agent import AgentBudgets, LabAgent, make_device
+from device_agents.lab_agent import LabAgent, make_device
+from device_agents.lab_types import AgentBudgets
 from device_agents.local import LocalTransport
 from device_agents.remote_session import Budgets, RunnerSession
 from kvengine.artifact import Manifest

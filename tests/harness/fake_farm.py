@@ -20,7 +20,7 @@ import numpy as np
 
 from device_agents.api import DeviceIdentity, Vitals
 from device_agents.errors import InfrastructureError, LeaseError
-from harness import run as harness_run
+from harness import opened
 from harness.inventory import Inventory
 from kvengine.artifact import Artifact
 from kvengine.engine import LocalEngine
@@ -143,4 +143,4 @@ def pytest_addoption() -> None:
         ("share_reference", lambda name, checkpoint: FakeReference()),
         ("start_reference", lambda checkpoint: FakeReference()),
     ):
-        setattr(harness_run, name, fake)
+        setattr(opened, name, fake)

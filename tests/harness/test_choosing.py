@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from device_agents.api import DeviceIdentity
-from device_agents.lab_agent import DeviceStatus, Lease
+from device_agents.lab_types import DeviceStatus, Lease
 from harness import discovery
 from harness.choosing import read, what_is_known
 from harness.discovery import Found, PassedOver, find, parse_devices
