@@ -28,22 +28,43 @@ class AgentBudgets:
 class Lease:
     """Exclusive use of ``device``.
 
-    token: to be shown with every use. expires_at: Unix time, s, for display only.
+    token: to be shown with every use. id: of the request it came from. since, until, beat: Unix times, s, for
+    display only: granted, over at the latest, last heartbeat.
     """
 
     device: str
     holder: str
     token: int
-    ttl_s: float
-    expires_at: float
+    id: str = ""
+    user: str = ""
+    since: float = 0.0
+    until: float = 0.0
+    beat: float = 0.0
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a request stands. granted: all that it wants, or nothing yet.
+
+    ahead: who is before it in line. why: a line for each device that it might have, while it waits.
+    """
+
+    granted: tuple[Lease, ...]
+    ahead: tuple[str, ...] = ()
+    why: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class DeviceStatus:
-    """One device now: who it is, or why it does not answer; who has it."""
+    """One device now: who it is, or why it does not answer; who has it.
+
+    quarantined: by whom and on what evidence. waiting: how many requests might get it.
+    """
 
     name: str
     kind: str
     identity: DeviceIdentity | None
     error: str = ""
     lease: Lease | None = None
+    quarantined: str = ""
+    waiting: int = 0

@@ -11,6 +11,7 @@ from harness.artifacts import artifact_of
 from harness.farm import LOCAL_ROOT, DeviceSession, Farm
 from harness.handover import Handover
 from harness.inventory import Inventory
+from harness.lab import leases_folder
 from harness.quiet import WAIT_S, Quiet, locked
 from harness.recipes import ForeignModel, Recipe, with_plan
 from harness.reference import Reference, offer_reference, share_reference, start_reference
@@ -30,11 +31,16 @@ class Opened:
     devices: tuple[str, ...]
 
     def __init__(
-        self, options: RunOptions, on_step: Callable[[str, int, int], None], handover: Handover | None
+        self,
+        options: RunOptions,
+        on_step: Callable[[str, int, int], None],
+        on_wait: Callable[[str], None],
+        handover: Handover | None,
     ) -> None:
         self.options = options
         self._handover = handover
         self._on_step = on_step
+        self._on_wait = on_wait
         self._sessions: dict[tuple[str, str, str], DeviceSession] = {}
         self._references: dict[Path, Reference] = {}
         self._artifacts: dict[tuple[Path, ExportRecipe, ForeignModel | None], Artifact] = {}
@@ -49,12 +55,23 @@ class Opened:
             self._on_step("starting the farm", 0, 0)
             if (shared := self._handover) is not None:
                 root = LOCAL_ROOT if shared.private else None
-                farm = Farm(self.inventory, self.devices, shared.address, root=root, guest=True)
+                farm = self._farm_of(shared.address, root, guest=True)
             else:
-                farm = Farm(self.inventory, self.devices, self.options.farm_address)
+                farm = self._farm_of(self.options.farm_address)
             farm.__enter__()
             self._farm = farm
         return self._farm
+
+    def _farm_of(self, address: str | None, root: Path | None = None, *, guest: bool = False) -> Farm:
+        return Farm(
+            self.inventory,
+            self.devices,
+            address,
+            root=root,
+            guest=guest,
+            terms=self.options.terms,
+            on_wait=self._on_wait,
+        )
 
     def reference(self, recipe: Recipe) -> Reference:
         """The oracle on the weights that ``recipe`` keeps; one actor for each set of weights."""
@@ -112,6 +129,14 @@ class Opened:
 
     @contextmanager
     def working(self, device: str) -> Iterator[None]:
+        """The device is ours, and while the body runs none is measured that its work would disturb."""
+        # In this order: who keeps others from measuring must not wait for a lease that one of them has.
+        self.farm.lease(device)
+        with self._sharing(device):
+            yield
+
+    @contextmanager
+    def _sharing(self, device: str) -> Iterator[None]:
         """While the body runs no device is measured that this one's work would disturb."""
         quiet = self._quiet_of(device)
         with quiet.shared() if quiet else nullcontext():
@@ -119,26 +144,29 @@ class Opened:
 
     @contextmanager
     def _alone(self, device: str) -> Iterator[None]:
-        """While the body runs no device works that would disturb this one's measurement."""
+        """The device is ours, and while the body runs none works that would disturb its measurement."""
+        self.farm.lease(device)
         quiet = self._quiet_of(device)
         with quiet.alone() if quiet else nullcontext():
             yield
 
     def take_waited(self) -> float:
-        """Seconds waited for other devices since the last call."""
-        waited = sum(quiet.waited_s for quiet in self._quiet.values())
-        for quiet in self._quiet.values():
-            quiet.waited_s = 0.0
+        """Seconds waited for other devices, and in line for leases, since the last call."""
+        waiting: list[Quiet | Farm] = [*self._quiet.values(), *([self._farm] if self._farm else [])]
+        waited = sum(each.waited_s for each in waiting)
+        for each in waiting:
+            each.waited_s = 0.0
         return waited
 
     def _quiet_of(self, device: str) -> Quiet | None:
-        """None where nothing else works meanwhile, or the device computes by itself."""
+        """None where the device computes by itself."""
         entry = self.inventory.device(device)
-        if self._handover is None or not entry.shares_cpu:
+        if not entry.shares_cpu:
             return None
         if entry.lab not in self._quiet:
+            # Where the leases are: other runs work on this machine too.
             self._quiet[entry.lab] = Quiet(
-                LOCAL_ROOT / "quiet" / entry.lab,
+                leases_folder() / "quiet" / entry.lab,
                 lambda: self._on_step("waits for the other devices of this machine", 0, 0),
             )
         return self._quiet[entry.lab]

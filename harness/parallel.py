@@ -77,7 +77,9 @@ def worker(config: pytest.Config, options: RunOptions) -> WorkerPlugin:
     _end_with(handover.controller)
     folder = RunFolder(Path(handover.folder))
     progress = Progress(config, Teller(folder.path))
-    run = DeviceRun(options, progress.step, progress.program, progress.retried, handover)
+    run = DeviceRun(
+        options, progress.step, progress.program, progress.retried, handover, on_wait=progress.waits
+    )
     return WorkerPlugin(run, progress, folder)
 
 

@@ -60,8 +60,9 @@ class DeviceRun(Opened):
         on_program: Callable[[Tally], None],
         on_retry: Callable[[str, str], None] = lambda device, reason: None,
         handover: Handover | None = None,
+        on_wait: Callable[[str], None] = lambda reason: None,
     ) -> None:
-        super().__init__(options, on_step, handover)
+        super().__init__(options, on_step, on_wait, handover)
         self._on_program = on_program
         self.begun = False
         self.recipes = {r.name: resolved(r, options.model) for r in parse_recipes(options.recipes)}
@@ -163,7 +164,7 @@ class DeviceRun(Opened):
     def cell(self, device: str, recipe_name: str) -> Cell:
         """The cell of one device and recipe; its sessions are opened by the first program."""
         recipe = self.recipes[recipe_name]
-        with self.working(device):
+        with self._sharing(device):
             spec = self.artifact(self.options.model, recipe).manifest.spec
             reference = self.reference(recipe)
         return Cell(

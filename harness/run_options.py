@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.leasing import Terms
 from harness.measuring import Shape
 from harness.recovery import RecoveryPolicy
 
@@ -29,4 +30,5 @@ class RunOptions:
     measure: tuple[tuple[Path, str, tuple[str, ...]], ...] = ()
     energy: bool = False  # also measure energy for each token: minutes a leg
     recovery: RecoveryPolicy = field(default_factory=RecoveryPolicy)
+    terms: Terms = field(default_factory=Terms)  # of leases
     command: tuple[str, ...] = ()

@@ -16,7 +16,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness import inventory
-from harness.cli.devices import CACHE, AddressOption, FarmOption
+from harness.cli.devices import CACHE
+from harness.cli.options import AddressOption, FarmOption
 from harness.cli.output import JsonOption, Report, note, progress, show
 from harness.errors import HarnessError
 from reports import gate_view
