@@ -85,7 +85,9 @@ class DeviceRun(Opened):
             return
         self.seed = options.seed if options.seed is not None else secrets.randbits(32)
         self.started_at = now()
-        self.run_id = f"{self.started_at.replace(':', '').replace('+0000', 'Z')}-{self.seed:08x}"
+        # Not the seed: two runs with one seed may begin in the same second.
+        moment = self.started_at.replace(":", "").replace("+0000", "Z")
+        self.run_id = f"{moment}-{secrets.token_hex(4)}"
         selection = choosing.read(options.devices, inventory.load(options.farm))
         self.inventory, self.devices = selection.inventory, selection.names
         self.passed_over = selection.passed_over

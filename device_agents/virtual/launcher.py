@@ -80,7 +80,13 @@ class Launcher:
         if at := request.pop("at", None):
 
             def later(go_on: Callable[[], None]) -> None:
-                self.obey(request, lambda _: go_on())
+                def obeyed(_: dict[str, Any]) -> None:
+                    if do == "kill_adbd":
+                        # What the dead adbd had already written beyond that byte would still arrive.
+                        self._relay.cut()
+                    go_on()
+
+                self.obey(request, obeyed)
 
             self._relay.trigger(at["direction"], int(at["after_bytes"]), later)
             answer({})

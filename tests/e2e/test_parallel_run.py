@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import Counter
+from collections.abc import Iterator
 
 import psutil
+import pytest
 
 from device_agents.deadline import Deadline
 from tests.e2e.test_pytest_run import SECONDS, Run, run
 
 __all__ = ["run"]  # the fixture
 
+CHEAP = "p08 or p09 or latency"
 FARM = "[devices.one]\n[devices.two]\n"
+
+
+@pytest.fixture(scope="module")
+def rays_own() -> Iterator[list[psutil.Process]]:
+    """Ray's agents outlive their raylet by a minute, trying to reach it: awaited after the last test."""
+    agents: list[psutil.Process] = []
+    yield agents
+    _await_end_of(agents)
+
+
+def test_a_killed_controller_leaves_nothing_running(run: Run, rays_own: list[psutil.Process]) -> None:
+    (run.folder / "farm.toml").write_text(FARM)
+    process = run.start("--devices=one,two", "--recipes=static", "--examples=10000", "-n2", "-k", CHEAP)
+    try:
+        family = _at_work(process.pid)
+    finally:
+        process.kill()
+        process.communicate(timeout=SECONDS)
+    rays_own += [
+        each for each in family if re.match("ray::(Dashboard|RuntimeEnv)Agent", " ".join(_cmdline(each)))
+    ]
+    assert len(rays_own) == 2
+    _await_end_of([each for each in family if each not in rays_own])
 
 
 def test_two_devices_share_one_ray_and_one_reference(run: Run) -> None:
@@ -29,23 +56,6 @@ def test_two_devices_share_one_ray_and_one_reference(run: Run) -> None:
     assert len(programs) == 2, "both devices ran the same"
 
 
-def test_a_killed_controller_leaves_nothing_running(run: Run) -> None:
-    (run.folder / "farm.toml").write_text(FARM)
-    process = run.start("--devices=one,two", "--recipes=static", "--examples=10000", "-n2", "-k", CHEAP)
-    try:
-        family = _at_work(process.pid)
-    finally:
-        process.kill()
-        process.communicate(timeout=SECONDS)
-    deadline, pause = Deadline(SECONDS), threading.Event()
-    while left := [each for each in family if _lives(each)]:
-        assert not deadline.expired, left
-        pause.wait(0.1)
-
-
-CHEAP = "p08 or p09 or latency"
-
-
 def _at_work(pid: int) -> list[psutil.Process]:
     """All that descends from ``pid``, once two runners are there."""
     deadline, pause = Deadline(SECONDS), threading.Event()
@@ -54,6 +64,13 @@ def _at_work(pid: int) -> list[psutil.Process]:
         if sum("device_agents.runner" in " ".join(_cmdline(each)) for each in family) >= 2:
             return family
         deadline.check("two runners")
+        pause.wait(0.1)
+
+
+def _await_end_of(processes: list[psutil.Process]) -> None:
+    deadline, pause = Deadline(SECONDS), threading.Event()
+    while left := [each for each in processes if _lives(each)]:
+        assert not deadline.expired, left
         pause.wait(0.1)
 
 

@@ -25,6 +25,7 @@ from kvengine.export import export
 SECONDS = 180
 SMALL = ("--prompt=8", "--new-tokens=4", "--repeats=2", "--kvfarm-seed=7")
 CHECKS_OF_HYBRID, CHECKS_OF_STATIC = 19, 18
+A_FEW = "p01 or p02 or p09"  # of the checks: enough for a run that something happens to
 
 
 class Run:
@@ -111,7 +112,7 @@ def test_a_wrong_engine_is_red_with_a_program_that_replays(run: Run) -> None:
     (wrong / "config.json").write_text(json.dumps(config | {"sliding_window": 6}))
     export(wrong, right.folder, recipe.export)  # the engine now looks one token too far back
 
-    code, output = run.pytest("--devices=host", "--recipes=hybrid", "--examples=20")
+    code, output = run.pytest("--devices=host", "--recipes=hybrid", "--examples=20", "-k", "p01 or p09")
     assert code == 1, output
     assert "FAILED: " in output
     failed = {check["check"]: check for check in run.results["checks"] if check["outcome"] == "failed"}
@@ -137,7 +138,7 @@ def test_a_wrong_engine_is_red_with_a_program_that_replays(run: Run) -> None:
 
 
 def test_a_check_whose_runner_was_killed_is_tried_again_and_says_so(run: Run) -> None:
-    process = run.start("--devices=host", "--recipes=hybrid", "--examples=40")
+    process = run.start("--devices=host", "--recipes=hybrid", "--examples=40", "-k", A_FEW)
     try:
         _kill_one_runner(process.pid)
         output, _ = process.communicate(timeout=SECONDS)
@@ -145,7 +146,7 @@ def test_a_check_whose_runner_was_killed_is_tried_again_and_says_so(run: Run) ->
         process.kill()
     assert process.returncode == 0, output
     checks = run.results["checks"]
-    assert [check["outcome"] for check in checks] == ["passed"] * CHECKS_OF_HYBRID
+    assert [check["outcome"] for check in checks] == ["passed"] * 3
     (hit,) = [check for check in checks if check["retries"]]
     assert "RunnerDied" in hit["retries"][0]
     assert hit["programs"] >= 40  # of the try that counts, not of what was cut short before it
@@ -154,7 +155,7 @@ def test_a_check_whose_runner_was_killed_is_tried_again_and_says_so(run: Run) ->
 
 
 def test_without_retries_a_killed_runner_is_an_infrastructure_error_and_the_run_goes_on(run: Run) -> None:
-    process = run.start("--devices=host", "--recipes=hybrid", "--examples=40", "--retries=0")
+    process = run.start("--devices=host", "--recipes=hybrid", "--examples=40", "-k", A_FEW, "--retries=0")
     try:
         _kill_one_runner(process.pid)
         output, _ = process.communicate(timeout=SECONDS)
@@ -164,7 +165,7 @@ def test_without_retries_a_killed_runner_is_an_infrastructure_error_and_the_run_
     outcomes = [check["outcome"] for check in run.results["checks"]]
     assert outcomes.count("infrastructure") == 1, output
     assert "failed" not in outcomes
-    assert outcomes.count("passed") == CHECKS_OF_HYBRID - 1
+    assert outcomes.count("passed") == 2
     (lost,) = [check for check in run.results["checks"] if check["outcome"] == "infrastructure"]
     assert "runner" in lost["message"]
     assert len(run.junit.findall(".//error")) == 1
