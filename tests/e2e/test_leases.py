@@ -127,9 +127,17 @@ def test_what_a_killed_or_silent_holder_had_goes_to_the_next(tmp_path: Path, led
     assert violations(read(ledger.path)) == []
 
 
-def test_a_lease_for_a_person_is_given_back_on_sigterm(tmp_path: Path, ledger: Ledger) -> None:
-    with kvfarm_lease(tmp_path, "--for=5m", "--json") as ours:
-        held = holder(until(ledger, held_by(ours), "we have it"))
+def test_who_gives_up_is_told_who_has_it_and_who_has_it_gives_it_back_on_sigterm(
+    tmp_path: Path, ledger: Ledger
+) -> None:
+    ledger.act(protocol.ask(Request("ours", "us", "ann@lab", ("host",)), ledger.rules, wait=False))
+    with kvfarm_lease(tmp_path, "--for=5m", "--json") as ours, kvfarm_lease(tmp_path, "--wait=0s") as refused:
+        _, noted = refused.communicate(timeout=SECONDS)
+        assert refused.returncode == 2
+        assert "kvfarm: waited 0 s: host is leased to 'ann@lab' since" in noted
+        ledger.act(protocol.withdraw("ours", "done"))
+        ledger.act(protocol.freed("host", ledger.state()[0].token))
+        held = holder(until(ledger, held_by(ours), "the other has it"))
         assert held is not None
         assert held.request.limit_s == 300
         ours.terminate()
@@ -137,11 +145,3 @@ def test_a_lease_for_a_person_is_given_back_on_sigterm(tmp_path: Path, ledger: L
     assert ours.returncode == 0, noted
     assert f'"token": {held.token}' in said
     assert ledger.state()[0].held == {}
-
-
-def test_who_gives_up_is_told_who_has_it(tmp_path: Path, ledger: Ledger) -> None:
-    ledger.act(protocol.ask(Request("ours", "us", "ann@lab", ("host",)), ledger.rules, wait=False))
-    with kvfarm_lease(tmp_path, "--wait=0s") as refused:
-        _, noted = refused.communicate(timeout=SECONDS)
-    assert refused.returncode == 2
-    assert "kvfarm: waited 0 s: host is leased to 'ann@lab' since" in noted
