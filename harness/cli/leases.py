@@ -64,8 +64,10 @@ def lease(
     ):
         names = meant.names if meant.condition is None else meant.choose(farm.status()).names
         held = farm.hold(count or (len(names) if meant.condition is None else 1), names)
-        show(as_json, {"leases": held}, _how_to_use(held, meant.inventory))
-        lost = _keep(farm, held, Deadline(terms.limit_s))
+        lost: tuple[str, ...] = ()
+        with suppress(KeyboardInterrupt):
+            show(as_json, {"leases": held}, _how_to_use(held, meant.inventory))
+            lost = _keep(farm, held, Deadline(terms.limit_s))
     if lost:
         note(f"lost: {', '.join(lost)}")
         raise typer.Exit(1)
@@ -175,14 +177,13 @@ def _how_to_use(held: tuple[Lease, ...], known: inventory.Inventory) -> str:
 
 
 def _keep(farm: Farm, held: tuple[Lease, ...], deadline: Deadline) -> tuple[str, ...]:
-    """Until the time is over, or somebody ends us; returns the devices that were lost before."""
+    """Until the time is over; returns the devices that were lost before."""
     pause = threading.Event()
-    with suppress(KeyboardInterrupt):
-        while not deadline.expired:
-            pause.wait(min(_LOOK_S, deadline.remaining))
-            lost = tuple(each.device for each in held if not farm.has(each))
-            if lost and not deadline.expired:
-                return lost
+    while not deadline.expired:
+        pause.wait(min(_LOOK_S, deadline.remaining))
+        lost = tuple(each.device for each in held if not farm.has(each))
+        if lost and not deadline.expired:
+            return lost
     return ()
 
 

@@ -140,8 +140,10 @@ def test_who_gives_up_is_told_who_has_it_and_who_has_it_gives_it_back_on_sigterm
         held = holder(until(ledger, held_by(ours), "the other has it"))
         assert held is not None
         assert held.request.limit_s == 300
+        assert ours.stdout is not None
+        said = ours.stdout.readline()  # before it has said so it would have been interrupted while it waited
         ours.terminate()
-        said, noted = ours.communicate(timeout=SECONDS)
+        _, noted = ours.communicate(timeout=SECONDS)
     assert ours.returncode == 0, noted
     assert f'"token": {held.token}' in said
     assert ledger.state()[0].held == {}
