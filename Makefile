@@ -37,10 +37,12 @@ farm: $(TINY) $(BIG)
 	  --examples=10 --repeats=3 --new-tokens=32 --report=$(REPORT)
 	@echo "open $(REPORT)/index.html"
 
-# Chromium opens the report and qemu runs the arm64 bundle in tests/e2e; the rest comes from constraints.txt.
+# Chromium opens the report, qemu runs the arm64 bundle in tests/e2e, PostgreSQL keeps a store in tests; the
+# rest comes from constraints.txt. Debian has initdb off PATH.
 apt:
-	@command -v chromium >/dev/null && command -v qemu-aarch64-static >/dev/null || \
-	  { apt-get update -qq && apt-get install -y -qq chromium qemu-user-static zstd; } >/dev/null
+	@command -v chromium >/dev/null && command -v qemu-aarch64-static >/dev/null && \
+	  { command -v initdb || ls /usr/lib/postgresql/*/bin/initdb; } >/dev/null 2>&1 || \
+	  { apt-get update -qq && apt-get install -y -qq chromium qemu-user-static zstd postgresql; } >/dev/null
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -48,7 +50,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 test: lint apt
-	$(BIN)/pytest -n 2 --dist loadfile tests
+	KVFARM_POSTGRES=required $(BIN)/pytest -n 2 --dist loadfile tests
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate_cli.py

@@ -6,11 +6,11 @@ import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from device_agents.api import DeviceIdentity
+from device_agents.api import DeviceIdentity, Vitals
 from device_agents.errors import InfrastructureError
 from device_agents.recording.record import Plan, Record
 from harness import measuring
@@ -42,8 +42,8 @@ class LegPlan:
     """How. seed: of the prompt. weigh: peak memory in a process of its own, which does one generation.
 
     calibrations: folder of the energy calibrations; None: energy is not measured. slowdown,
-    ballast_bytes: injected, see kvengine.program.Workload. own_load: legs follow each other, so that the
-    load average before one is the last one's and tells nothing of others.
+    ballast_bytes: injected, see kvengine.program.Workload. looked: whoever takes the leg has seen to it
+    that no other process is busy.
     """
 
     shape: Shape
@@ -53,7 +53,23 @@ class LegPlan:
     calibrations: Path | None = None
     slowdown: float = 0.0
     ballast_bytes: int = 0
-    own_load: bool = False
+    looked: bool = False
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """What one process measured, or two: the other one was weighed."""
+
+    measurement: Measurement
+    during: DuringInfo
+    peak_rss_bytes: int
+    weighed: bool
+    before: Vitals
+    after: Vitals
+    notes: tuple[str, ...]
+    busy: float | None = None
+    energy: EnergyInfo = field(default_factory=EnergyInfo)
+    sustained: SustainedInfo | None = None
 
 
 def measure_leg(
@@ -66,11 +82,10 @@ def measure_leg(
         InfrastructureError: see Farm.
     """
     device, shape = identity.name, plan.shape
-    workload = measuring.workload_for(
-        subject.artifact.manifest.spec, shape.prompt, shape.new_tokens, plan.repeats, plan.seed, shape.depth
-    )
-    workload = dataclasses.replace(workload, slowdown=plan.slowdown, ballast_bytes=plan.ballast_bytes)
+    workload = _workload(subject, plan)
     before = farm.vitals(device)
+    look = identity.kind == "host" and not plan.looked
+    busy = measuring.busy_cores(before, lambda: farm.vitals(device)) if look else None
     sustained, energy = None, EnergyInfo()
     with farm.open(device, subject.artifact, subject.recipe.session, on_step) as session:
         if shape.sustained_s:
@@ -83,43 +98,87 @@ def measure_leg(
     after = farm.vitals(device)
     peak = measurement.peak_rss_bytes
     if plan.weigh:
-        with farm.open(device, subject.artifact, subject.recipe.session, on_step) as session:
-            weighed, weighing = _recorded(session, dataclasses.replace(workload, repeats=1, warmup=0))
+        weighed, weighing, _ = _weighed(farm, device, subject, workload, on_step)
         peak = weighed.peak_rss_bytes
         during = dataclasses.replace(during, pss_bytes=weighing.pss_bytes)
-    known = dataclasses.replace(before, load_1m=None) if plan.own_load else before
-    validity, reasons = measuring.judge(measurement, known, after, during, sustained)
+    ran = _Ran(measurement, during, peak, plan.weigh, before, after, notes, busy, energy, sustained)
+    return _row(farm, identity, subject, plan, workload, commit, ran)
+
+
+def weigh_leg(
+    farm: Farm, identity: DeviceIdentity, subject: Subject, plan: LegPlan, commit: str, on_step: Step
+) -> LegResult:
+    """Peak memory alone: of a fresh process that does one generation and ends. The row has no samples, for
+    a first generation tells no speed. Raises as measure_leg."""
+    device, workload = identity.name, _workload(subject, plan)
+    before = farm.vitals(device)
+    measurement, during, notes = _weighed(farm, device, subject, workload, on_step)
+    peak, after = measurement.peak_rss_bytes, farm.vitals(device)
+    ran = _Ran(measurement, during, peak, True, before, after, notes)
+    row = _row(farm, identity, subject, plan, workload, commit, ran)
+    return dataclasses.replace(row, samples=())
+
+
+def _workload(subject: Subject, plan: LegPlan) -> Workload:
+    spec, shape = subject.artifact.manifest.spec, plan.shape
+    workload = measuring.workload_for(
+        spec, shape.prompt, shape.new_tokens, plan.repeats, plan.seed, shape.depth
+    )
+    return dataclasses.replace(workload, slowdown=plan.slowdown, ballast_bytes=plan.ballast_bytes)
+
+
+def _weighed(
+    farm: Farm, device: str, subject: Subject, workload: Workload, on_step: Step
+) -> tuple[Measurement, DuringInfo, tuple[str, ...]]:
+    with farm.open(device, subject.artifact, subject.recipe.session, on_step) as session:
+        found = _recorded(session, dataclasses.replace(workload, repeats=1, warmup=0))
+        return *found, session.info.notes
+
+
+def _row(
+    farm: Farm,
+    identity: DeviceIdentity,
+    subject: Subject,
+    plan: LegPlan,
+    workload: Workload,
+    commit: str,
+    ran: _Ran,
+) -> LegResult:
+    measurement = ran.measurement
+    validity, reasons = measuring.judge(
+        measurement, ran.before, ran.after, ran.during, ran.sustained, ran.busy
+    )
     return LegResult(
-        device=device,
+        device=identity.name,
         recipe=subject.recipe.name,
         model=subject.model,
-        workload=dataclasses.replace(shape, prompt=len(workload.prompt)).label,
+        workload=dataclasses.replace(plan.shape, prompt=len(workload.prompt)).label,
         prompt_tokens=len(workload.prompt),
         new_tokens=workload.new_tokens,
         load_ms=measurement.load_ms,
         samples=tuple(measuring.sample_info(s) for s in measurement.samples),
-        peak_rss_bytes=peak,
+        peak_rss_bytes=ran.peak_rss_bytes,
         kv_bytes=measurement.kv_bytes,
         nodes_by_provider=measurement.nodes_by_provider,
         threads=measurement.threads,
         validity=validity,
         reasons=reasons,
-        vitals_before=measuring.vitals_info(before),
-        vitals_after=measuring.vitals_info(after),
+        vitals_before=measuring.vitals_info(ran.before),
+        vitals_after=measuring.vitals_info(ran.after),
         provenance={
             "commit": commit,
             "artifact": subject.artifact.id,
             "tokens": tokens_digest(measurement.samples),
             "build": identity.build,
-            "settings": ", ".join(f"{k}: {v}" for k, v in farm.settings(device).items()) or "as found",
+            "settings": ", ".join(f"{k}: {v}" for k, v in farm.settings(identity.name).items()) or "as found",
             **identity.runtime,
         },
-        notes=notes,
-        during=during,
-        energy=energy,
+        notes=ran.notes,
+        during=ran.during,
+        energy=ran.energy,
         depth=len(workload.context),
-        memory_pass=plan.weigh,
-        sustained=sustained,
+        memory_pass=ran.weighed,
+        sustained=ran.sustained,
     )
 
 

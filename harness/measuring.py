@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,8 +24,9 @@ Validity = Literal["VALID", "NOISY", "INVALID"]
 # A median of inter-token latency that moves more than this between the repeats of one leg
 # cannot carry a comparison of a few per cent.
 NOISY_SPREAD = 0.10
-# Runnable processes beyond the engine's own threads that make a host measurement suspect.
-BUSY_LOAD = 1.0
+# Cores that a host has at work while nothing of ours runs there, above which it is not fit to measure on.
+BUSY_CORES = 0.25
+LOOK_S = 0.5  # over which they are counted
 
 
 @dataclass(frozen=True)
@@ -89,14 +91,43 @@ def workload_for(
     return Workload(tuple(tokens[depth:]), new_tokens, repeats, context=tuple(tokens[:depth]))
 
 
+def wait(seconds: float) -> None:
+    threading.Event().wait(seconds)
+
+
+def busy_cores(
+    first: Vitals, look: Callable[[], Vitals], pause: Callable[[float], None] = wait
+) -> float | None:
+    """Cores at work over LOOK_S from ``first`` on, asked while nothing of ours runs there: other processes'.
+
+    None where the CPU time cannot be read. The load average cannot tell it: for minutes it is what we
+    ourselves did before. Raises what ``look`` raises.
+    """
+    if first.busy_s is None:
+        return None
+    pause(LOOK_S)
+    second = look()
+    if second.busy_s is None or second.at <= first.at:
+        return None
+    return max(0.0, (second.busy_s - first.busy_s) / (second.at - first.at))
+
+
+def busy_with_others(cores: float | None, limit: float = BUSY_CORES) -> str:
+    """Why a host with so many ``cores`` at work is not fit to measure on, "" if it is."""
+    if cores is None or cores <= limit:
+        return ""
+    return f"other processes use {cores:.2f} cores, over {limit:.2f}"
+
+
 def judge(
     measurement: Measurement,
     before: Vitals,
     after: Vitals,
     during: DuringInfo | None = None,
     sustained: SustainedInfo | None = None,
+    busy: float | None = None,
 ) -> tuple[Validity, tuple[str, ...]]:
-    """VALID, NOISY or INVALID, with every reason."""
+    """VALID, NOISY or INVALID, with every reason. busy: see ``busy_cores``, from before the leg."""
     invalid, noisy = [], []
     if not measurement.samples:
         invalid.append("no sample came back")
@@ -113,8 +144,8 @@ def judge(
         noisy.append(f"median inter-token latency moved by {spread:.0%} between repeats")
     if sustained is not None and not sustained.settled:
         noisy.append("the speed had not settled when time was up")
-    if before.load_1m is not None and before.load_1m > BUSY_LOAD + measurement.threads:
-        noisy.append(f"load average was {before.load_1m:.1f} before the leg")
+    if others := busy_with_others(busy):
+        noisy.append(f"before the leg {others}")
     for vitals, when in ((before, "before"), (after, "after")):
         if vitals.thermal_status:
             invalid.append(f"thermal status was {vitals.thermal_status} {when} the leg")

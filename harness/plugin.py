@@ -45,6 +45,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     add("--report", type=Path, metavar="DIR", help="write index.html, results.json and junit.xml here")
     add("--store", metavar="URL", help="result store (default: sqlite in .kvfarm/results.db)")
+    add(
+        "--tag",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="keep the run under this name, such as the release it is of; may be repeated",
+    )
     add("--farm", type=Path, metavar="FILE", help="inventory (default: ./farm.toml, else this host)")
     add("--farm-address", metavar="ADDRESS", help="Ray cluster to join (default: start one here)")
     add("--examples", type=int, default=25, help="programs each property draws (default: %(default)s)")
@@ -143,12 +150,12 @@ def pytest_configure(config: pytest.Config) -> None:
         ours = str(Path(__file__).parent / "suite")
         theirs = config.args if config.args_source is pytest.Config.ArgsSource.TESTPATHS else []
         config.args = [ours, *theirs]
-    options = _options(config)
     from device_agents.errors import InfrastructureError
     from harness.errors import HarnessError
     from kvengine.errors import KvEngineError
 
     try:
+        options = _options(config)
         config.pluginmanager.register(_plugin(config, options), PLUGIN)
     except (HarnessError, KvEngineError, InfrastructureError) as error:
         raise pytest.UsageError(str(error)) from error
@@ -176,6 +183,7 @@ def _options(config: pytest.Config) -> RunOptions:
     from harness.recovery import RecoveryPolicy
     from harness.run_options import RunOptions
     from harness.store import DEFAULT_STORE
+    from harness.tags import tags_of
 
     get = config.getoption
     model: Path | None = get("model")
@@ -200,6 +208,7 @@ def _options(config: pytest.Config) -> RunOptions:
         energy=get("energy"),
         terms=_terms(config),
         command=(Path(sys.argv[0]).name, *config.invocation_params.args),
+        tags=tags_of(get("tag")),
     )
 
 

@@ -212,8 +212,8 @@ def check_repeated(
     if not error <= tolerance.same:
         raise CheckFailed(f"the logits of one repeated token differ by {error:.3g}", program)
     for index, (layer, cache) in enumerate(zip(spec.layers, found, strict=True)):
-        value_room = _room(cache.value_scale, cache.value_codes, tolerance)
-        key_room = _room(cache.key_scale, cache.key_codes, tolerance)
+        value_room = _room(cache.value_scale, cache.value_codes, cache.value[:, 0], tolerance)
+        key_room = _room(cache.key_scale, cache.key_codes, cache.key[:, 0], tolerance)
         clipped = _clipped(cache.value_codes)
         off = np.abs(cache.value - cache.value[:, :1]) > value_room[:, None]
         if (off & ~clipped).any() or np.isnan(cache.value).any():
@@ -265,11 +265,14 @@ def _partner(width: int, r: int) -> npt.NDArray[np.int64]:
     return partner
 
 
-def _room(scale: Float32Array, codes: npt.NDArray[np.generic], tolerance: Tolerance) -> Float32Array:
-    """How far two stored elements that should be equal may differ: both rounded, [kv_heads, head_dim]."""
+def _room(
+    scale: Float32Array, codes: npt.NDArray[np.generic], row: Float32Array, tolerance: Tolerance
+) -> Float32Array:
+    """How far two stored elements that should be equal to ``row`` may differ, all [kv_heads, head_dim]."""
+    noise = tolerance.stored * np.sqrt(np.mean(row**2, axis=1, keepdims=True))
     if codes.dtype.kind == "f":
-        return np.full(scale.shape, 10 * (tolerance.logits or 1e-2), np.float32)
-    return 1.1 * scale
+        return np.full(scale.shape, 10 * (tolerance.logits or 1e-2), np.float32) + noise
+    return 1.1 * scale + noise  # both rounded
 
 
 def _clipped(stored: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:

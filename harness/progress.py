@@ -8,9 +8,10 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,6 +20,9 @@ from harness.handover import Teller
 from harness.outcomes import device_of, label, on_a_device
 from reports.results import CheckResult, RunResults
 from reports.verdict import summary_line, verdict
+
+if TYPE_CHECKING:
+    from reports.trend import Series
 
 _REDRAW_SECONDS = 0.2
 _SHORT_WAIT_S = 0.5  # what nobody needs to be told of
@@ -151,7 +155,7 @@ class Progress:
     def tried_again(self, reason: str) -> None:
         self._write(f"          tried again after {reason}", yellow=True)
 
-    def finished(self, results: RunResults, folder: Path | None) -> bool:
+    def finished(self, results: RunResults, folder: Path | None, trend: Sequence[Series] = ()) -> bool:
         """The run is over: write the report, keep the lines for the summary; True if all is right."""
         with self._screen:
             self._clear()
@@ -159,7 +163,7 @@ class Progress:
         if folder is not None:
             from harness.reporting import write_report  # takes half a second; workers never need it
 
-            self._lines.append(f"report: {write_report(results, folder)}")
+            self._lines.append(f"report: {write_report(results, folder, trend)}")
         self._lines.append(f"run {results.run_id}, seed {results.seed}")
         return verdict(results).ok
 

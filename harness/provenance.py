@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+import shlex
 import subprocess
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib import metadata
 
@@ -29,6 +32,16 @@ def provenance() -> dict[str, str]:
     found["commit"] = commit()
     found["machine"] = f"{platform.system()} {platform.release()} {platform.machine()}, {os.cpu_count()} CPUs"
     return found
+
+
+def command_line(words: Iterable[str]) -> str:
+    """A command as a shell takes it, without the passwords of URLs: reports show it."""
+    return shlex.join(map(without_password, words))
+
+
+def without_password(url: str) -> str:
+    """``postgresql://user:***@host/database``; any other text as it is."""
+    return re.sub(r"(://[^:/@\s]*:)[^\s]*@", r"\1***@", url)
 
 
 def commit() -> str:

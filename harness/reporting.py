@@ -13,14 +13,17 @@ from typing import Any
 from kvengine.codec import encode
 from reports.page import render
 from reports.results import CheckResult, NotRun, RunResults
+from reports.trend import Series
 from reports.view import verdict
 
 # XML 1.0 has no control characters but these three; what a device writes to stderr may hold any.
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def write_report(results: RunResults, folder: Path) -> Path:
+def write_report(results: RunResults, folder: Path, trend: Sequence[Series] = ()) -> Path:
     """Write the three files into ``folder``, replacing older ones; returns the page's path.
+
+    trend: see harness.trends.
 
     Raises:
         OSError: ``folder`` cannot be made or written.
@@ -30,7 +33,7 @@ def write_report(results: RunResults, folder: Path) -> Path:
         folder / "results.json", json.dumps(finite(encode(results)), indent=1, allow_nan=False) + "\n"
     )
     replace_file(folder / "junit.xml", junit(results))
-    return render(results, folder)
+    return render(results, folder, trend)
 
 
 def junit(results: RunResults) -> str:

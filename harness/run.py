@@ -7,9 +7,10 @@ import json
 import os
 import secrets
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from device_agents.api import DeviceIdentity
@@ -24,7 +25,7 @@ from harness.legs import LegPlan, Subject, measure_leg
 from harness.measuring import Shape
 from harness.mutants import score
 from harness.opened import Opened
-from harness.provenance import now, provenance
+from harness.provenance import command_line, now, provenance
 from harness.quiet import WAIT_S
 from harness.recipes import Recipe, parse_recipes, settings
 from harness.recovery import Recovery
@@ -37,10 +38,14 @@ from reports.results import (
     CheckResult,
     DeviceInfo,
     LegResult,
+    NotPlanned,
     NotRun,
     RecipeInfo,
     RunResults,
 )
+
+if TYPE_CHECKING:
+    from reports.trend import Series
 
 
 class DeviceRun(Opened):
@@ -73,6 +78,7 @@ class DeviceRun(Opened):
         ]
         self.planned_checks = self.planned_legs = 0
         self.not_run: tuple[NotRun, ...] = ()
+        self.trend: tuple[Series, ...] = ()  # of its cells over stored runs, once it has finished
         self.ablation: AblationInfo | None = None  # what the legs are for, where they are an ablation's
         self._identities: dict[str, DeviceIdentity] = {}
         self._stored: set[str] = set()  # devices
@@ -316,7 +322,7 @@ class DeviceRun(Opened):
             run_id=self.run_id,
             started_at=self.started_at,
             finished_at=None,
-            command=shlex.join(self.options.command),
+            command=command_line(self.options.command),
             seed=self.seed,
             model=self.options.model.name,
             reference=f"transformers {self._provenance['transformers']}, float32, no cache",
@@ -328,9 +334,25 @@ class DeviceRun(Opened):
             planned_checks=self.planned_checks,
             planned_legs=self.planned_legs,
             not_run=self.not_run,
+            not_planned=tuple(self._not_planned()),
             ablation=self.ablation,
             mutation=score.load(self.options.cache),
+            tags=self.options.tags,
         )
+
+    def _not_planned(self) -> Iterator[NotPlanned]:
+        """Devices and recipes of this run that do not belong together, and why."""
+        measured = [recipe.name for _, recipe, _ in self._further if recipe.name not in self.recipes]
+        for device in self.devices:
+            wanted = self.inventory.device(device).recipes
+            planned = {recipe.name for recipe in self.recipes_of(device)}
+            for name in self.recipes:
+                if name not in planned:
+                    yield NotPlanned(device, name, f"farm.toml: {device} is for recipes {', '.join(wanted)}")
+            for name in dict.fromkeys(measured):
+                here = {recipe.name for _, recipe in self.measured_on(device)}
+                why = "measured, not checked (--measure)" if name in here else "not measured here (--measure)"
+                yield NotPlanned(device, name, why)
 
     def _selected(self) -> dict[str, str]:
         """Who was passed over is said where the run is signed."""
@@ -346,5 +368,9 @@ class DeviceRun(Opened):
         if complete:
             self.store.finish_run(self.run_id, now())
         results = self.store.results(self.run_id)
+        if self.options.report is not None:
+            from harness.trends import series_of_run  # and its libraries, which workers never need
+
+            self.trend = series_of_run(self.store, results)
         self.store.close()
         return results

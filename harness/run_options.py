@@ -32,3 +32,4 @@ class RunOptions:
     recovery: RecoveryPolicy = field(default_factory=RecoveryPolicy)
     terms: Terms = field(default_factory=Terms)  # of leases
     command: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()

@@ -165,7 +165,8 @@ class Reporting:
         if not self.run.begun:
             return
         complete = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
-        green = self.progress.finished(self.run.finish(complete), self.run.options.report)
+        results = self.run.finish(complete)
+        green = self.progress.finished(results, self.run.options.report, self.run.trend)
         if exitstatus == pytest.ExitCode.OK and not green:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

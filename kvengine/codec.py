@@ -11,6 +11,7 @@ dataclasses told apart by a ``kind`` Literal, tuple[X, ...], dict[str, X].
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Mapping
@@ -81,9 +82,9 @@ def _decode_union(members: tuple[Any, ...], value: Any, path: str) -> Any:
     if all(dataclasses.is_dataclass(m) for m in rest):
         tag = _expect(dict, value, path).get("kind")
         for member in rest:
-            if tag in typing.get_args(typing.get_type_hints(member)["kind"]):
+            if tag in typing.get_args(_hints(member)["kind"]):
                 return _decode(member, value, path)
-        names = [typing.get_args(typing.get_type_hints(m)["kind"])[0] for m in rest]
+        names = [typing.get_args(_hints(m)["kind"])[0] for m in rest]
         raise DecodeError(f"{path}.kind: sought one of {names}, found {_short(tag)}")
     for member in rest:
         try:
@@ -93,9 +94,14 @@ def _decode_union(members: tuple[Any, ...], value: Any, path: str) -> Any:
     raise DecodeError(f"{path}: {_short(value)} is none of {rest}")
 
 
+@functools.cache  # resolving them takes most of the time of decoding a row, and a store has many rows
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
 def _decode_dataclass(kind: type, value: Any, path: str) -> Any:
     pairs = _expect(dict, value, path)
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}
     unknown = sorted(set(pairs) - set(fields))
     if unknown:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from reports import text
 from reports.ablation import METRICS, DeviceAblation, Metric, StepRow, ablations, headline, percent
 from reports.charts import Chart, config, library
-from reports.page import asset, environment, policy, write_page
+from reports.page import asset, environment, packed_library, policy, write_page
 from reports.results import RunResults
 
 ROW_HEIGHT = 34  # px for each step
@@ -34,7 +34,7 @@ def html(results: RunResults) -> str:
     """The page as text."""
     assert results.ablation is not None, "not an ablation"
     found = ablations(results)
-    scripts = [asset("page.js"), library(), asset("charts.js")]
+    scripts = [asset("page.js"), asset("charts.js")]
     return (
         environment()
         .get_template("ablation.html.j2")
@@ -51,7 +51,8 @@ def html(results: RunResults) -> str:
             percent=percent,
             byte_size=text.byte_size,
             chart_config=config(),
-            policy=policy(scripts),
+            policy=policy([*scripts, library()]),
+            library=Markup(packed_library()),
             style=Markup(asset("style.css")),
             scripts=[Markup(script) for script in scripts],
         )

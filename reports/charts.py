@@ -15,11 +15,14 @@ import altair as alt
 import numpy as np
 import numpy.typing as npt
 import vl_convert
+from altair.utils.schemapi import debug_mode
 
 from reports import stats, text
 from reports.measurements import MeasureGroup, MeasureRow
 
 MOST_POINTS = 200  # drawn points per recipe and chart; a page with every raw gap of a farm would be huge
+ALL_POINTS = 24_000  # of all rows of a page together, in one kind of chart
+FEWEST_POINTS = 40  # enough for the shape of a distribution
 SERIES = 8  # colours in style.css
 ROW_HEIGHT = 30  # px for each recipe
 TALL = 170  # px, the least for the two wide charts: they stand side by side
@@ -50,7 +53,11 @@ class ChartGroup:
 
 def chart_groups(groups: Sequence[MeasureGroup]) -> tuple[ChartGroup, ...]:
     """Charts for every group, in the groups' order."""
-    return tuple(ChartGroup(group, _charts(group)) for group in groups)
+    rows = sum(len(group.rows) for group in groups)
+    most = min(MOST_POINTS, max(FEWEST_POINTS, ALL_POINTS // max(1, rows)))
+    # Altair checks every part of every chart against its schema, which doubles the time of a large farm.
+    with debug_mode(False):
+        return tuple(ChartGroup(group, _charts(group, most)) for group in groups)
 
 
 @cache
@@ -63,26 +70,27 @@ def library() -> str:
     return f'(()=>{{"use strict";{bundle}}})();'
 
 
-def thinned(samples: Sequence[float]) -> list[float]:
-    """Sorted ``samples``, at most MOST_POINTS of them; the smallest and the largest are kept."""
+def thinned(samples: Sequence[float], most: int = MOST_POINTS) -> list[float]:
+    """Sorted ``samples``, at most ``most`` of them; the smallest and the largest are kept."""
     ordered = np.sort(np.asarray(samples, dtype=np.float64))
-    return [round(float(value), 3) for value in ordered[_ranks(len(ordered))]]
+    return [round(float(value), 3) for value in ordered[_ranks(len(ordered), most)]]
 
 
-def _ranks(count: int) -> npt.NDArray[np.intp]:
-    """Evenly spaced ranks in [0, count), at most MOST_POINTS of them."""
-    return np.linspace(0, count - 1, min(count, MOST_POINTS)).round().astype(np.intp)
+def _ranks(count: int, most: int) -> npt.NDArray[np.intp]:
+    """Evenly spaced ranks in [0, count), at most ``most`` of them."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(np.intp)
 
 
-def _charts(group: MeasureGroup) -> tuple[Chart, ...]:
-    makers = (_itl_strip, _itl_ecdf, _ttft, _rate, _memory)
-    return tuple(make(group) for make in makers)
+def _charts(group: MeasureGroup, most: int) -> tuple[Chart, ...]:
+    """most: points for each recipe in a chart."""
+    sampled = (make(group, most) for make in (_itl_strip, _itl_ecdf, _ttft))
+    return (*sampled, _rate(group), _memory(group))
 
 
 def _chart(
     group: MeasureGroup, kind: str, title: str, caption: str, chart: Any, wide: bool, tell: Callable[..., str]
 ) -> Chart:
-    spec = chart.properties(width="container").to_dict()
+    spec = chart.properties(width="container").to_dict(validate=False)
     spec["autosize"] = {"type": "fit-x", "contains": "padding"}
     told = "; ".join(f"{row.label}: {tell(row)}" for row in group.rows)
     alternative = f"{title}, {group.device.label}, {group.workload}. {told}"
@@ -129,8 +137,8 @@ def _flat(rows: list[dict[str, Any]], *lists: str) -> Any:
     return alt.Chart(_data(rows)).transform_flatten(list(lists))
 
 
-def _itl_strip(group: MeasureGroup) -> Chart:
-    gaps = [{"recipe": row.label, "ms": thinned(row.stats.itl.samples)} for row in group.rows]
+def _itl_strip(group: MeasureGroup, most: int) -> Chart:
+    gaps = [{"recipe": row.label, "ms": thinned(row.stats.itl.samples, most)} for row in group.rows]
     marks = [
         {"recipe": row.label, "ms": round(value, 4), "quantile": name}
         for row in group.rows
@@ -177,8 +185,8 @@ def _told(times: stats.Latency) -> str:
     return f"{', '.join(parts)}, n {times.n:,}"
 
 
-def _itl_ecdf(group: MeasureGroup) -> Chart:
-    steps = [_ecdf(row) for row in group.rows]
+def _itl_ecdf(group: MeasureGroup, most: int) -> Chart:
+    steps = [_ecdf(row, most) for row in group.rows]
     order = _order(group)
     legend = alt.Legend(title=None, orient="top", columns=2, labelLimit=160, symbolType="stroke")
     dashes = alt.StrokeDash(
@@ -208,16 +216,16 @@ def _itl_ecdf(group: MeasureGroup) -> Chart:
     )
 
 
-def _ecdf(row: MeasureRow) -> dict[str, Any]:
+def _ecdf(row: MeasureRow, most: int) -> dict[str, Any]:
     """Points (ms, share of samples <= ms) as two lists, with one point more for the rise from zero."""
     count = row.stats.itl.n
-    times = thinned(row.stats.itl.samples)
-    shares = [round((int(rank) + 1) / count, 4) for rank in _ranks(count)]
+    times = thinned(row.stats.itl.samples, most)
+    shares = [round((int(rank) + 1) / count, 4) for rank in _ranks(count, most)]
     return {"recipe": row.label, "ms": times[:1] + times, "share": [0.0] * bool(times) + shares}
 
 
-def _ttft(group: MeasureGroup) -> Chart:
-    repeats = [{"recipe": row.label, "ms": thinned(row.stats.ttft.samples)} for row in group.rows]
+def _ttft(group: MeasureGroup, most: int) -> Chart:
+    repeats = [{"recipe": row.label, "ms": thinned(row.stats.ttft.samples, most)} for row in group.rows]
     medians = [
         {"recipe": row.label, "ms": round(median, 4)}
         for row in group.rows

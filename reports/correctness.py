@@ -69,6 +69,10 @@ class CheckGrid:
     rows: tuple[CheckRow, ...]
     open: bool
 
+    @property
+    def anchor(self) -> str:
+        return _anchor(self.device)
+
 
 @dataclass(frozen=True)
 class OverviewCell:
@@ -83,9 +87,25 @@ class OverviewCell:
 
 
 @dataclass(frozen=True)
+class Absent:
+    """No check of this recipe on this device: never planned, with the reason, or planned and lost ("")."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class OverviewRow:
     device: DeviceView
-    cells: tuple[OverviewCell | None, ...]
+    cells: tuple[OverviewCell | Absent, ...]
+
+    @property
+    def anchor(self) -> str:
+        """Of the device's CheckGrid."""
+        return _anchor(self.device)
+
+
+def _anchor(device: DeviceView) -> str:
+    return f"checks-{device.anchor}"
 
 
 def check_grids(
@@ -115,10 +135,11 @@ def check_grids(
 
 
 def overview_row(results: RunResults, device: DeviceView, recipes: list[str]) -> OverviewRow:
-    cells = []
+    reasons = {each.recipe: each.reason for each in results.not_planned if each.device == device.name}
+    cells: list[OverviewCell | Absent] = []
     for recipe in recipes:
         found = [c for c in results.checks if (c.device, c.recipe) == (device.name, recipe)]
-        cells.append(_overview_cell(found) if found else None)
+        cells.append(_overview_cell(found) if found else Absent(reasons.get(recipe, "")))
     return OverviewRow(device, tuple(cells))
 
 

@@ -19,6 +19,7 @@ class DeviceView:
     simulated: str
     model: str
     facts: tuple[tuple[str, str], ...]
+    anchor: str = ""  # unique on the page
 
     @property
     def label(self) -> str:

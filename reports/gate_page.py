@@ -66,6 +66,7 @@ class CalibrationRow:
 
     name: str
     wrong: str
+    blocks: str
     change: str
     interval: str
     sd: str
@@ -168,13 +169,28 @@ def _details(gate: GateInfo, rows: Sequence[GateRow], legs: Sequence[LegResult])
             key = leg.device, leg.place.comparison, leg.place.workload
             by_track.setdefault(key, []).append(leg)
     valid = {(b.device, b.comparison, b.workload, b.index) for b in gate.blocks if not b.reasons}
+    weighed = _weighed(by_track)
     found = []
     for number, row in enumerate(rows[:MOST_DETAILED]):
         cell = row.cell
         mine = by_track.get((cell.device, cell.comparison, cell.workload), [])
-        charts = _charts(cell, mine, valid) if number < MOST_CHARTED else ()
+        mine = [leg for leg in mine if leg.memory_pass == (cell.metric == "memory")]
+        counting = weighed if cell.metric == "memory" else valid
+        charts = _charts(cell, mine, counting) if number < MOST_CHARTED else ()
         found.append(CellDetail(row, _facts(cell), charts, cell.tails))
     return tuple(found)
+
+
+def _weighed(
+    by_track: dict[tuple[str, str, str], list[LegResult]],
+) -> set[tuple[str, str, str, int]]:
+    """Pairs of weighings of which both sides are VALID."""
+    arms: dict[tuple[str, str, str, int], set[str]] = {}
+    for track, legs in by_track.items():
+        for leg in legs:
+            if leg.memory_pass and leg.place is not None and leg.validity == "VALID":
+                arms.setdefault((*track, leg.place.block), set()).add(leg.place.arm)
+    return {pair for pair, sides in arms.items() if len(sides) == 2}
 
 
 def _facts(cell: GateCell) -> tuple[tuple[str, str], ...]:
@@ -185,8 +201,11 @@ def _facts(cell: GateCell) -> tuple[tuple[str, str], ...]:
         facts.append(("Waived", cell.waived))
     if not cell.exact:
         facts += [
-            ("Valid blocks", f"{len(cell.blocks)}{f', {cell.void} void' if cell.void else ''}"),
-            ("Block SD", percent(cell.sd, False)),
+            (
+                "Pairs of fresh processes" if cell.metric == "memory" else "Valid blocks",
+                f"{len(cell.blocks)}{f', {cell.void} void' if cell.void else ''}",
+            ),
+            ("SD of pairs" if cell.metric == "memory" else "Block SD", percent(cell.sd, False)),
             ("p, not worse (Holm)", _p(cell.p)),
             ("p, sign flips", _p(cell.sign_flip)),
         ]
@@ -220,8 +239,9 @@ def _charts(
     charts = []
     if points:
         label = f"{cell.title} on {cell.device}, one mark a leg, by block"
-        caption = "One mark for each leg: ● baseline, ▲ candidate; hollow in void blocks."
-        charts.append((f"{cell.title} by block", caption, svg.dots(points, unit, label)))
+        what = "pair" if cell.metric == "memory" else "block"
+        caption = f"One mark for each leg: ● baseline, ▲ candidate; hollow in void {what}s."
+        charts.append((f"{cell.title} by {what}", caption, svg.dots(points, unit, label)))
     arms = [(arm, values) for arm, values in samples.items() if values]
     if cell.metric in ("ttft", "decode") and len(arms) == 2:
         label = f"Share of {cell.title.lower()} at most so long, {cell.device}"
@@ -280,6 +300,12 @@ def _calibration(gate: GateInfo) -> tuple[CalibrationRow, ...]:
     return tuple(_calibration_row(cell) for cell in gate.calibration.cells)
 
 
+def _aa_blocks(cell: CalibratedCell) -> str:
+    """``27 blocks, 3 of 8 to the next verdict``."""
+    what = text.plural(cell.blocks, "pair" if cell.metric == "memory" else "block")
+    return f"{what}, {cell.waiting} of {cell.size} to the next verdict" if cell.waiting else what
+
+
 # Of an injected loss: tone, symbol, word. REGRESSED is right here, and PASS is wrong.
 _FOUND = {
     "REGRESSED": ("passed", "✓", "found"),
@@ -295,7 +321,8 @@ def _calibration_row(cell: CalibratedCell) -> CalibrationRow:
         interval = f"{percent(cell.low).removesuffix(' %')} to {percent(cell.high)}"
     return CalibrationRow(
         name=f"{cell.device} · {cell.model} · {cell.workload} · {cell.title}",
-        wrong=f"{cell.false_regressed} of {cell.trials}",
+        wrong=f"{cell.false_regressed} of {cell.trials}" if cell.trials else "no verdict yet",
+        blocks=_aa_blocks(cell),
         change=percent(cell.estimate),
         interval=interval,
         sd=percent(cell.sd, False),

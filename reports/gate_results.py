@@ -10,11 +10,14 @@ from typing import Literal
 
 GateVerdict = Literal["PASS", "REGRESSED", "INCONCLUSIVE", "INVALID"]
 Arm = Literal["baseline", "candidate", "canary"]
+AA = "A/A"  # the comparison of a calibration that injects nothing
+GATE = "gate"  # the only comparison of a gate
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a leg stands. position: 0..3 in its block; the canary has -1 before it and 4 after it.
+    """Where a leg stands. position: 0..3 in its block; the canary has -1 before it and 4 after it. Of a pair
+    of weighings (LegResult.memory_pass) ``block`` is the pair, and positions are 5 and 6.
 
     tokens: sha256 over the tokens of all repeats, "" where none came back. waited_s: for the entry
     condition. given_up: it was not met within the time allowed, and why.
@@ -142,6 +145,7 @@ class CalibratedCell:
     """What calibration knows of one cell. found: what the gate said of injected losses.
 
     detectable_8, _32: smallest loss (ratio - 1) called REGRESSED 95 % of the time with so many blocks.
+    estimate, low, high, sd: of the newest A/A blocks.
     """
 
     device: str
@@ -152,14 +156,17 @@ class CalibratedCell:
     margin: float
     trials: int  # A/A verdicts
     false_regressed: int
-    estimate: float | None  # of A/A, the newest
+    estimate: float | None
     low: float | None
     high: float | None
-    sd: float | None  # of A/A blocks, log ratios
+    sd: float | None  # log ratios
     detectable_8: float | None
     detectable_32: float | None
     found: tuple[InjectionFound, ...] = ()
     revoked: str = ""  # why it lost its gating rights
+    blocks: int = 0  # A/A blocks in all (of memory, pairs of weighings)
+    waiting: int = 0  # those of nights' slots that are in no verdict yet
+    size: int = 0  # blocks that are one verdict
 
 
 @dataclass(frozen=True)
@@ -178,7 +185,7 @@ class CalibrationInfo:
 
     runs: tuple[str, ...]  # run ids, newest first
     at: str  # of the newest, ISO 8601
-    trials: int  # A/A verdicts that were reached, all cells and runs
+    trials: int  # A/A verdicts that were reached, all cells and runs (of slots: over several nights)
     false_regressed: int
     false_low: float  # Clopper-Pearson, 95 %
     false_high: float
@@ -199,7 +206,6 @@ class GateInfo:
     level: float  # of one look
     planned_cells: int
     settings: str  # where margins come from: a file, or "defaults"
-    tag: str = ""
     verdict: GateVerdict = "INVALID"
     exit_code: int = 4
     cells: tuple[GateCell, ...] = ()
@@ -207,3 +213,5 @@ class GateInfo:
     waivers: tuple[WaiverInfo, ...] = ()
     calibration: CalibrationInfo | None = None
     notes: tuple[str, ...] = ()
+    drill: str = ""  # what was made wrong on purpose
+    slots: int = 0  # of a night's A/A: so many blocks, over nights, are one verdict; 0: this is a whole run

@@ -132,7 +132,7 @@ def calibration_sentence(found: CalibrationInfo | None) -> str:
     rate = percent(found.false_regressed / found.trials, False)
     low, high = percent(found.false_low, False), percent(found.false_high, False)
     return (
-        f"Of {text.plural(found.trials, 'A/A verdict')} in {text.plural(len(found.runs), 'calibration')}, "
+        f"Of {text.plural(found.trials, 'A/A verdict')} in {text.plural(len(found.runs), 'run')}, "
         f"{found.false_regressed} called the same code REGRESSED: {rate}, 95 % interval {low} to {high}."
     )
 
@@ -185,7 +185,9 @@ def _headline(gate: GateInfo, word: str, waived: int) -> str:
         return {
             "PASS": "The gate finds no difference where there is none",
             "REGRESSED": "The gate calls the same code worse",
-            "INCONCLUSIVE": "The same code could not be told from itself",
+            "INCONCLUSIVE": "A/A goes on: more nights will tell"
+            if gate.slots
+            else "The same code could not be told from itself",
             "INVALID": "The gate could not be calibrated",
         }[gate.verdict]
     if word == "PASS" and waived:

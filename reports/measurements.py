@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from reports import stats, text
 from reports.conditions import during_line, energy_line
 from reports.devices import DEVICES_SHOWN_OPEN, DeviceView, unique
-from reports.results import LegResult, RunResults
+from reports.results import EnergyInfo, LegResult, RunResults
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,9 @@ class Metric:
 
 @dataclass(frozen=True)
 class MeasureRow:
-    """One recipe of a MeasureGroup, all its legs pooled. ``metrics`` follow METRICS."""
+    """One recipe of a MeasureGroup, all its legs pooled. ``metrics`` follow the run's columns."""
 
+    anchor: str
     recipe: str
     threads: str
     stats: stats.LegStats
@@ -95,18 +96,35 @@ METRICS = (
 )
 
 
+ENERGY = MetricColumn(
+    "Energy, net", lambda s: s.energy_j, lambda s: Metric(_joules(s.energy_j)), higher_is_better=False
+)
+
+
+def columns_of(results: RunResults) -> tuple[MetricColumn, ...]:
+    """METRICS, and energy where any leg was asked for it."""
+    asked = any(leg.energy != EnergyInfo() for leg in results.legs)
+    return (*METRICS, ENERGY) if asked else METRICS
+
+
+def _joules(value: float | None) -> str:
+    return text.MISSING if value is None else f"{value:.3g} J/token"
+
+
 def measure_groups(
     results: RunResults, devices: dict[str, DeviceView], recipes: list[str]
 ) -> tuple[MeasureGroup, ...]:
     keys = dict.fromkeys((leg.device, leg.model, leg.workload) for leg in results.legs)
     ordered = sorted(keys, key=lambda key: list(devices).index(key[0]))
+    columns = columns_of(results)
+    anchors: set[str] = set()
     groups: list[MeasureGroup] = []
     for device, model, workload in ordered:
         here = [
             leg for leg in results.legs if (leg.device, leg.model, leg.workload) == (device, model, workload)
         ]
         legs = [[leg for leg in here if leg.recipe == recipe] for recipe in recipes]
-        rows = _measure_rows([found for found in legs if found])
+        rows = _measure_rows([found for found in legs if found], columns, anchors)
         groups.append(
             MeasureGroup(
                 key=f"m{len(groups)}",
@@ -120,19 +138,24 @@ def measure_groups(
     return tuple(groups)
 
 
-def _measure_rows(cells: list[list[LegResult]]) -> tuple[MeasureRow, ...]:
+def _measure_rows(
+    cells: list[list[LegResult]], columns: tuple[MetricColumn, ...], anchors: set[str]
+) -> tuple[MeasureRow, ...]:
     pooled = [stats.leg_stats(legs) for legs in cells]
     validities = [_validity(legs) for legs in cells]
-    columns = []
-    for column in METRICS:
+    values = []
+    for column in columns:
         comparable = [
             column.value(s) if v == "VALID" else None for s, v in zip(pooled, validities, strict=True)
         ]
         marks = stats.cues(comparable, column.higher_is_better)
         shown = [column.show(found) for found in pooled]
-        columns.append([Metric(m.value, m.detail, cue) for m, cue in zip(shown, marks, strict=True)])
+        values.append([Metric(m.value, m.detail, cue) for m, cue in zip(shown, marks, strict=True)])
     return tuple(
         MeasureRow(
+            anchor=text.anchor(
+                anchors, "cell", legs[0].device, legs[0].recipe, legs[0].model, legs[0].workload
+            ),
             recipe=legs[0].recipe,
             threads=text.joined(unique(str(leg.threads) for leg in legs)),
             stats=found,
@@ -143,14 +166,15 @@ def _measure_rows(cells: list[list[LegResult]]) -> tuple[MeasureRow, ...]:
             conditions=tuple(unique(line for leg in legs for line in _conditions(leg))),
         )
         for legs, found, validity, metrics in zip(
-            cells, pooled, validities, zip(*columns, strict=True), strict=True
+            cells, pooled, validities, zip(*values, strict=True), strict=True
         )
     )
 
 
 def _conditions(leg: LegResult) -> tuple[str, ...]:
     during = during_line(leg.during)
-    return (*((during,) if during else ()), f"Energy: {energy_line(leg.energy)}")
+    energy = "" if leg.energy == EnergyInfo() else f"Energy: {energy_line(leg.energy)}"
+    return tuple(line for line in (during, energy) if line)
 
 
 def _validity(legs: Sequence[LegResult]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -12,22 +12,26 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from reports.charts import chart_groups, config, library
-from reports.measurements import METRICS
+from reports.measurements import columns_of
+from reports.packing import gzipped, packed
 from reports.results import RunResults
+from reports.trend import Series, trend_view
 from reports.view import build_view
 
 _TEMPLATES = "templates"
 
 
-def render(results: RunResults, folder: Path) -> Path:
+def render(results: RunResults, folder: Path, trend: Sequence[Series] = ()) -> Path:
     """Writes ``folder``/index.html, replacing an older one, and returns its path.
+
+    trend: lines of the run's cells over stored nights; without a second night the page has no trend.
 
     The page links to results.json and junit.xml beside it; writing those is the caller's part.
 
     Raises:
         OSError: ``folder`` cannot be made or written.
     """
-    return write_page(html(results), folder)
+    return write_page(html(results, trend), folder)
 
 
 def write_page(text: str, folder: Path) -> Path:
@@ -40,22 +44,24 @@ def write_page(text: str, folder: Path) -> Path:
     return page
 
 
-def html(results: RunResults) -> str:
+def html(results: RunResults, trend: Sequence[Series] = ()) -> str:
     """The page as text."""
     view = build_view(results)
     charts = chart_groups(view.measures)
-    scripts = [asset("page.js")] + ([library(), asset("charts.js")] if charts else [])
+    scripts = [asset("page.js")] + ([asset("charts.js")] if charts or view.curves else [])
     return (
         environment()
         .get_template("page.html.j2")
         .render(
             view=view,
+            trend=trend_view(trend),
             charts=charts,
             curves=view.curves,
             chart_config=config(),
-            columns=METRICS,
-            policy=policy(scripts),
-            style=Markup(asset("style.css")),
+            columns=columns_of(results),
+            policy=policy([*scripts, *([library()] if len(scripts) > 1 else [])]),
+            library=Markup(packed_library()) if len(scripts) > 1 else "",
+            style=Markup(asset("style.css") + asset("gate.css") + asset("trend.css")),
             scripts=[Markup(script) for script in scripts],
         )
     )
@@ -76,15 +82,23 @@ def policy(scripts: Iterable[str]) -> str:
 
 
 @cache
+def packed_library() -> str:
+    """The chart library as charts.js unpacks it: a third of its size."""
+    return gzipped(library())
+
+
+@cache
 def environment() -> Environment:
-    """Jinja over our templates, everything escaped."""
-    return Environment(
+    """Jinja over our templates, everything escaped; ``packed`` is reports.packing's."""
+    made = Environment(
         loader=PackageLoader("reports", _TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.filters["packed"] = packed
+    return made
 
 
 @cache

@@ -261,6 +261,15 @@ class NotRun:
 
 
 @dataclass(frozen=True)
+class NotPlanned:
+    """A recipe of the run that was never meant to be checked on the device."""
+
+    device: str
+    recipe: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class RunResults:
     """One run, whole. ``planned_*`` against what is listed shows what did not happen."""
 
@@ -281,6 +290,8 @@ class RunResults:
     infrastructure: tuple[str, ...] = ()  # errors that belong to no single check
     gate: GateInfo | None = None  # of a gate or a calibration
     not_run: tuple[NotRun, ...] = ()  # planned, and no device to run on; they are among planned_*
+    not_planned: tuple[NotPlanned, ...] = ()  # and not among planned_*
     ablation: AblationInfo | None = None
     mutation: MutationScore | None = None  # measured by `kvfarm mutants`, maybe at another commit
+    tags: tuple[str, ...] = ()  # names people gave the run, such as the release it is of
     format: Literal["kvfarm-results/1"] = "kvfarm-results/1"

@@ -95,6 +95,7 @@ class LegStats:
     tokens_per_s: float | None
     peak_rss_bytes: int
     kv_bytes: int
+    energy_j: float | None = None  # net of idle, for each token; median over legs that have it
 
 
 def leg_stats(legs: Sequence[LegResult]) -> LegStats:
@@ -109,6 +110,9 @@ def leg_stats(legs: Sequence[LegResult]) -> LegStats:
         tokens_per_s=decode_rate(repeats),
         peak_rss_bytes=max(leg.peak_rss_bytes for leg in legs),
         kv_bytes=max(leg.kv_bytes for leg in legs),
+        energy_j=latency(
+            leg.energy.net_j_per_token for leg in legs if leg.energy.net_j_per_token is not None
+        ).median,
     )
 
 

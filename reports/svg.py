@@ -7,6 +7,7 @@ has a text alternative. Numbers in, Markup out.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 
 from markupsafe import Markup, escape
@@ -131,6 +132,77 @@ def ecdf(arms: Sequence[tuple[str, Sequence[float]]], unit: str, label: str) -> 
             path += f"H{x(ordered[rank])}V{y((rank + 1) / len(ordered))}"
         parts.append(f'<path class="line {arm}" d="{path}"/>')
     return picture(width, height, label, parts, "plotted")
+
+
+def spark(values: Sequence[float], marks: Sequence[int]) -> Markup:
+    """A line without axes, for a table's row; ``marks``: indices of change points.
+
+    Hidden from screen readers: the row says the same in words.
+    """
+    each = math.ceil(len(values) / 40)  # a page may have thousands: 3 px a point, whole pixels
+    shown = [statistics.median(values[at : at + each]) for at in range(0, len(values), each)]
+    y = Scale(min(shown), max(shown), 20, 4)
+    x = Scale(0, max(1, len(shown) - 1), 2, 118)
+    route = "L".join(f"{round(x(index))} {round(y(value))}" for index, value in enumerate(shown))
+    parts = [f'<path class="line" d="M{route}"/>']
+    parts += [f'<path class="zero" d="M{round(x(index / each))} 0v24"/>' for index in marks]
+    return Markup(f'<svg class="svg spark" viewBox="0 0 120 24" aria-hidden="true">{"".join(parts)}</svg>')
+
+
+def nights(
+    points: Sequence[tuple[float, bool, str]],
+    marks: Sequence[tuple[int, str]],
+    tags: Sequence[tuple[int, str]],
+    unit: str,
+    label: str,
+) -> Markup:
+    """One value a night. points: (value, whether it counts, its words); oldest first.
+
+    marks: (index, css class) of the first night at a new level; tags: (index, name) above the line.
+    """
+    width, height, left, bottom, top = 460, 200, 56, 22, 30
+    values = [value for value, _, _ in points]
+    spread = (max(values) - min(values)) or abs(values[0]) * 0.02 or 1.0
+    y = Scale(min(values) - 0.1 * spread, max(values) + 0.1 * spread, height - bottom, top)
+    x = Scale(-0.5, len(points) - 0.5, left, width - 6)
+    parts = _y_axis(y, left, width, unit)
+    parts += _tags(tags, x, height - bottom)
+    for index, css in marks:
+        at = round((x(index - 1) + x(index)) / 2, 1)
+        parts.append(f'<path class="change {css}" d="M{at} {top - 6}V{height - bottom}m0 0l-5 7h10z"/>')
+    counted = [(index, value) for index, (value, counts, _) in enumerate(points) if counts]
+    if counted:
+        route = "L".join(f"{x(index)} {y(value)}" for index, value in counted)
+        parts.append(f'<path class="line" d="M{route}"/>')
+    for index, (value, counts, words) in enumerate(points):
+        css = "night" if counts else "night void"
+        title = f"<title>{escape(words)}</title>"
+        parts.append(f'<circle class="{css}" cx="{x(index)}" cy="{y(value)}" r="3">{title}</circle>')
+    ends = ((0, "start"), (len(points) - 1, "end"))
+    parts += [
+        f'<text x="{x(index)}" y="{height - 6}" text-anchor="{anchor}">'
+        f"{escape(points[index][2].split(':')[0])}</text>"
+        for index, anchor in ends
+    ]
+    return picture(width, height, label, parts, "plotted")
+
+
+def _tags(tags: Sequence[tuple[int, str]], x: Scale, floor: int) -> list[str]:
+    """Thin lines with names; names that would run into the one before are left to the tooltip."""
+    parts, free = [], 0.0
+    for index, name in tags:
+        at = x(index)
+        shown = ""
+        if at >= free:
+            short = name if len(name) <= 14 else f"{name[:13]}…"
+            # Towards the right edge the name stands left of its line.
+            side = ("end", at - 3) if at > 380 else ("start", at + 3)
+            shown = f'<text x="{side[1]}" y="22" text-anchor="{side[0]}">{escape(short)}</text>'
+            free = at + 7 * len(short) + 8
+        parts.append(
+            f'<g class="tagged"><title>{escape(name)}</title><path d="M{at} 14V{floor}"/>{shown}</g>'
+        )
+    return parts
 
 
 def _y_axis(y: Scale, left: int, width: int, unit: str) -> list[str]:

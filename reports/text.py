@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
 MISSING = "–"
 _BYTE_UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
+
+
+def slug(*parts: str) -> str:
+    """Parts of a name as an anchor: ``Pixel 9``, ``int4`` give ``pixel-9-int4``. Not always unique."""
+    return "-".join(re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") for part in parts)
+
+
+def anchor(taken: set[str], *parts: str) -> str:
+    """A slug that is not in ``taken`` yet; it is from then on. The same names give the same anchor."""
+    name = wanted = slug(*parts)
+    number = 2
+    while name in taken:
+        name, number = f"{wanted}-{number}", number + 1
+    taken.add(name)
+    return name
 
 
 def plural(count: int, noun: str) -> str:
@@ -78,6 +94,11 @@ def moment(stamp: str) -> str:
     if at.tzinfo is not None:
         at = at.astimezone(UTC)
     return f"{at.day} {at:%b %Y, %H:%M} UTC"
+
+
+def day(stamp: str) -> str:
+    """An ISO 8601 stamp as ``23 Nov 2025``; anything else comes back as it was."""
+    return moment(stamp).split(",")[0]
 
 
 def elapsed(start: str, end: str | None) -> str:

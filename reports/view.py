@@ -5,6 +5,7 @@ Pure: a RunResults in, plain dataclasses out.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from reports import text
@@ -52,6 +53,7 @@ class ReportView:
     errors: tuple[str, ...]
     not_run: tuple[NotRun, ...]
     retried: tuple[Retried, ...]
+    quarantined: tuple[tuple[DeviceView, str], ...]  # with the evidence
     provenance: tuple[tuple[str, str], ...]
     legs: tuple[LegProvenance, ...]
 
@@ -62,6 +64,9 @@ def build_view(results: RunResults) -> ReportView:
     seen = [(r.device, r.recipe) for r in results.checks] + [(r.device, r.recipe) for r in results.legs]
     for name in unique(device for device, _ in seen):
         devices.setdefault(name, DeviceView(name, "", "not described in these results", ()))
+    taken: set[str] = set()
+    for name, device in devices.items():
+        devices[name] = dataclasses.replace(device, anchor=text.anchor(taken, name))
     recipes = unique([*(recipe.name for recipe in results.recipes), *(recipe for _, recipe in seen)])
     settings = {recipe.name: tuple(recipe.settings.items()) for recipe in results.recipes}
     found = problems(results, devices)
@@ -86,6 +91,7 @@ def build_view(results: RunResults) -> ReportView:
         errors=results.infrastructure,
         not_run=results.not_run,
         retried=tuple(retried(results, devices)),
+        quarantined=tuple((devices[d.name], d.quarantined) for d in results.devices if d.quarantined),
         provenance=tuple(results.provenance.items()),
         legs=tuple(leg_provenance(leg, devices[leg.device]) for leg in results.legs),
     )

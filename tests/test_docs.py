@@ -36,7 +36,9 @@ def test_every_checkpoint_in_the_readme_can_be_made() -> None:
     assert set(re.findall(r"kvfarm synth ([\w.-]+)", README)) <= set(CHECKPOINTS)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/log.md", "CHANGELOG.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/log.md", "docs/gate.md", "docs/nightly.md", "CHANGELOG.md"]
+)
 def test_every_link_leads_somewhere(page: str) -> None:
     text = (ROOT / page).read_text()
     for link in re.findall(r"\]\(([^)#]+)\)", text):

@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from harness.cli.options import AddressOption, FarmOption
+from harness.cli.options import AddressOption, FarmOption, StoreOption
 from harness.cli.output import JsonOption, show
 from kvengine.recipe import Weights
 
@@ -61,9 +61,7 @@ def ablate(
         str | None,
         typer.Option(metavar="RUN", help="Measure nothing: write the report of a stored run again."),
     ] = None,
-    store: Annotated[
-        str | None, typer.Option(help="Results database: a URL or a SQLite file.  [default: .kvfarm]")
-    ] = None,
+    store: StoreOption = None,
     seed: Annotated[int, typer.Option(help="Of the prompt.", min=0)] = 0,
     farm_file: FarmOption = None,
     farm_address: AddressOption = None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,17 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from harness import inventory
 from harness.cli.devices import CACHE
-from harness.cli.options import AddressOption, FarmOption
-from harness.cli.output import JsonOption, Report, note, progress, show
+from harness.cli.options import AddressOption, FarmOption, StoreOption
+from harness.cli.output import JsonOption, Report, progress, show
 from harness.errors import HarnessError
 from reports import gate_view
-from reports import text as words
-from reports.gate_results import BlockInfo, GateInfo
-from reports.results import RunResults
 
 if TYPE_CHECKING:
     from harness.gate.plan import Plan
@@ -56,8 +51,15 @@ EnergyOption = Annotated[bool, typer.Option("--energy", help="Also energy per to
 OutputOption = Annotated[
     Path, typer.Option("--report", help="Folder for index.html, results.json, junit.xml, summary.md.")
 ]
-StoreOption = Annotated[
-    str | None, typer.Option(help="Results database: a URL or a SQLite file.  [default: .kvfarm]")
+BaselineOption = Annotated[
+    str,
+    typer.Option(
+        metavar="REF",
+        help="What to beat, or to calibrate with: a recipe, an artifact folder, RUN[:RECIPE] or a tag.",
+    ),
+]
+TagOption = Annotated[
+    list[str] | None, typer.Option(help="Keep the candidate under this name, for later REFs; repeat.")
 ]
 
 
@@ -67,12 +69,7 @@ def register(app: typer.Typer) -> None:
 
 
 def gate(
-    baseline: Annotated[
-        str,
-        typer.Option(
-            metavar="REF", help="What to beat: a recipe, an artifact folder, RUN[:RECIPE] or a tag."
-        ),
-    ],
+    baseline: BaselineOption,
     candidate: Annotated[str, typer.Option(metavar="REF", help="What is to be released, likewise.")],
     devices: DevicesOption = "host",
     model: ModelOption = None,
@@ -85,7 +82,7 @@ def gate(
     repeats: RepeatsOption = None,
     blocks: BlocksOption = None,
     energy: EnergyOption = False,
-    tag: Annotated[str, typer.Option(help="Keep the candidate under this name, for later REFs.")] = "",
+    tag: TagOption = None,
     output: OutputOption = Path("report"),
     store: StoreOption = None,
     farm_file: FarmOption = None,
@@ -97,12 +94,14 @@ def gate(
     The same command goes on after a kill. Exit code 0 PASS, 1 REGRESSED or a waiver has expired,
     2 refused, 3 INCONCLUSIVE (a person decides), 4 INVALID (not measured)."""
     from harness.gate import waivers as waiver_file
-    from harness.gate.plan import GATE, Plan
+    from harness.gate.plan import Plan, looks_up_to
     from harness.gate.references import resolve
-    from reports.gate_results import Comparison
+    from harness.tags import tags_of
+    from reports.gate_results import GATE, Comparison
 
     rules, source = _settings(settings, prompt, new_tokens, repeats)
-    looks = _looks(rules, blocks)
+    looks = looks_up_to(rules, blocks)
+    tags = tags_of(tag or ())
     allowed = waiver_file.load(waivers, datetime.now(UTC).date())
 
     def plan(results: SqlStore, names: tuple[str, ...], report: Report) -> Plan:
@@ -121,16 +120,14 @@ def gate(
             command=_command(),
             waivers=allowed,
             energy=energy,
-            tag=tag,
+            tags=tags,
         )
 
     _run(plan, devices, store, farm_file, farm_address, output, as_json)
 
 
 def calibrate(
-    baseline: Annotated[
-        str, typer.Option(metavar="REF", help="What is compared with itself: as for kvfarm gate.")
-    ],
+    baseline: BaselineOption,
     devices: DevicesOption = "host",
     model: ModelOption = None,
     inject: Annotated[
@@ -151,11 +148,11 @@ def calibrate(
 
     A/A through the gate's own code, then slowdowns and heavier memory that are injected. A cell that
     fails A/A does not gate until it passes. Exit codes are those of kvfarm gate, of the A/A cells."""
-    from harness.gate.plan import Plan, calibration_comparisons
+    from harness.gate.plan import Plan, calibration_comparisons, looks_up_to
     from harness.gate.references import resolve
 
     rules, source = _settings(settings, prompt, new_tokens, repeats)
-    looks, shares = _looks(rules, blocks), _shares(inject)
+    looks, shares = looks_up_to(rules, blocks), _shares(inject)
 
     def plan(results: SqlStore, names: tuple[str, ...], report: Report) -> Plan:
         side = resolve(baseline, model, CACHE, results, report)
@@ -187,19 +184,20 @@ def _run(
 ) -> None:
     """Open store and farm, run the plan, write the report, end with the gate's exit code."""
     from harness import choosing
+    from harness.cli.gate_watch import watcher
     from harness.farm import Farm
     from harness.gate.outputs import append_step_summary, write_gate_report
-    from harness.gate.session import GateSession, Watcher
+    from harness.gate.plan import must_fit
+    from harness.gate.session import GateSession
     from harness.store import open_store
 
     meant = choosing.read(devices, inventory.load(farm_file))
     with open_store(store) as results, progress() as report:
         ready = plan(results, meant.names, report)
-        _must_fit(ready)
+        must_fit(ready.baseline, ready.candidate, ready.settings)
         with Farm(meant.inventory, meant.names, farm_address) as farm:
             names = meant.choose(farm.status()).names if meant.condition is not None else meant.names
-            watcher = Watcher(report, _block_line, _look_table, note)
-            found = GateSession(replace(ready, devices=names), farm, results, watcher).run()
+            found = GateSession(replace(ready, devices=names), farm, results, watcher(report)).run()
     page = write_gate_report(found, output)
     append_step_summary(found)
     assert found.gate is not None
@@ -216,28 +214,9 @@ def _run(
     }
     lines = [f"{told.word}: {told.headline}. {told.sentence}", *told.remarks]
     if found.gate.kind == "calibration":
-        lines.append(_calibrated(found, store))
+        lines.append(gate_view.calibration_sentence(found.gate.calibration))
     show(as_json, data, escape("\n".join([*lines, str(page)])))
     raise typer.Exit(found.gate.exit_code)
-
-
-def _calibrated(found: RunResults, store: str | None) -> str:
-    assert found.gate is not None
-    return gate_view.calibration_sentence(found.gate.calibration)
-
-
-def _must_fit(plan: Plan) -> None:
-    """Both sides must get the very same prompts. Raises HarnessError."""
-    specs = [side.artifact.manifest.spec for side in (plan.baseline, plan.candidate)]
-    if specs[0].vocab_size != specs[1].vocab_size:
-        raise HarnessError(
-            f"sought two sides that read the same tokens, found vocabularies of {specs[0].vocab_size:,} "
-            f"({plan.baseline.side.ref}) and {specs[1].vocab_size:,} ({plan.candidate.side.ref})"
-        )
-    room = min(spec.max_position for spec in specs)
-    for workload in plan.settings.workloads:
-        if workload.prompt + workload.new_tokens + workload.depth > room:
-            raise HarnessError(f"workload {workload.name} does not fit: both sides hold {room:,} tokens")
 
 
 def _settings(
@@ -247,16 +226,6 @@ def _settings(
 
     rules, source = settings.load(path)
     return settings.with_workload(rules, prompt, new_tokens, repeats), source
-
-
-def _looks(rules: GateSettings, most: int | None) -> tuple[int, ...]:
-    """Looks of at most ``most`` blocks. Each still has only its own share of alpha."""
-    looks = tuple(look for look in rules.looks if most is None or look <= most)
-    if not looks:
-        raise HarnessError(
-            f"--blocks {most}: the first look is at {rules.looks[0]} blocks; give at least that"
-        )
-    return looks
 
 
 def _shares(text: str) -> tuple[float, ...]:
@@ -270,41 +239,9 @@ def _shares(text: str) -> tuple[float, ...]:
 
 
 def _command() -> str:
-    return shlex.join(["kvfarm", *sys.argv[1:]])
+    from harness.provenance import command_line
 
-
-def _block_line(block: BlockInfo, done: int, total: int, left_s: float | None) -> None:
-    """``host p128+n64 block 3 ABBA: ttft +0.1 %, decode −0.2 %; canary +0.3 %. 3 of 8, about 2 min left``."""
-    data = ", ".join(f"{name} {gate_view.percent(datum)}" for name, datum in block.data.items())
-    state = f"void, {block.reasons[0]}" if block.reasons else data
-    canary = "" if block.drift is None else f"; canary {gate_view.percent(block.drift)}"
-    left = "" if not left_s else f", about {words.seconds(left_s)} left to this look"
-    what = block.device if block.comparison == "gate" else f"{block.device} {block.comparison}"
-    note(
-        f"{what} {block.workload} block {block.index + 1} {block.order}: {state}{canary}. "
-        f"{done} of {total} valid{left}"
-    )
-
-
-def _look_table(gate: GateInfo, number: int) -> None:
-    """All cells as they stand after a look, on stderr."""
-    from rich.console import Console
-
-    table = Table(title=f"look {number} of {len(gate.looks)}", title_justify="left")
-    for title in ("verdict", "cell", "baseline", "candidate", "change", "interval", "margin", "blocks"):
-        table.add_column(title, justify="left" if title in ("verdict", "cell") else "right")
-    styles = {"PASS": "green", "REGRESSED": "red", "INCONCLUSIVE": "yellow", "INVALID": "yellow"}
-    for row in gate_view.rows(gate):
-        style = "yellow" if row.cell.waived else styles[row.cell.verdict]
-        verdict = (
-            f"[{style}]{row.symbol} {row.word}[/]"
-            if row.cell.gating
-            else f"{row.symbol} {row.word} (advisory)"
-        )
-        shown = (row.name, row.baseline, row.candidate, row.change, row.interval, row.margin, row.blocks)
-        table.add_row(verdict, *map(escape, shown))
-    console = Console(stderr=True, highlight=False)
-    Console(stderr=True, highlight=False, width=None if console.is_terminal else 150).print(table)
+    return command_line(["kvfarm", *sys.argv[1:]])
 
 
 def _cell(row: gate_view.GateRow) -> dict[str, Any]:

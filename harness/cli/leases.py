@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -67,6 +68,7 @@ def lease(
         lost: tuple[str, ...] = ()
         with suppress(KeyboardInterrupt):
             show(as_json, {"leases": held}, _how_to_use(held, meant.inventory))
+            sys.stdout.flush()  # whoever reads it through a pipe must not wait for our end
             lost = _keep(farm, held, Deadline(terms.limit_s))
     if lost:
         note(f"lost: {', '.join(lost)}")

@@ -14,6 +14,9 @@ AddressOption = Annotated[
     str | None,
     typer.Option("--farm-address", help="Ray cluster to join, HOST:PORT.  [default: start one here]"),
 ]
+StoreOption = Annotated[
+    str | None, typer.Option("--store", help="Results database: a URL or a SQLite file.  [default: .kvfarm]")
+]
 UserOption = Annotated[
     str | None, typer.Option(help="In whose name devices are leased.  [default: who runs this]")
 ]

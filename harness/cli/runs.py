@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from harness.cli.options import AddressOption, FarmOption, PriorityOption, UserOption, WaitOption
+from harness.cli.options import (
+    AddressOption,
+    FarmOption,
+    PriorityOption,
+    StoreOption,
+    UserOption,
+    WaitOption,
+)
 from harness.cli.output import JsonOption, note, show
 from harness.errors import StoreError
+from harness.suite_process import suite_command
 from kvengine.codec import decode
 from reports.results import RunResults
 
 if TYPE_CHECKING:
     from harness.store import RunSummary
-
-SUITE = "harness.suite"
 
 
 def register(app: typer.Typer) -> None:
@@ -41,8 +47,9 @@ def run(
         typer.Option(help="Recipes: naive,hybrid,threads=2,int4.  [default: the suite's]"),
     ] = None,
     output: Annotated[Path, typer.Option("--report", help="Folder of the report to write.")] = Path("report"),
-    store: Annotated[
-        str | None, typer.Option(help="Results database: a URL or a SQLite file.  [default: .kvfarm]")
+    store: StoreOption = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(help="Keep the run under this name, such as a release; repeat.")
     ] = None,
     farm_file: FarmOption = None,
     farm_address: AddressOption = None,
@@ -59,6 +66,7 @@ def run(
     options |= {"--farm": farm_file, "--farm-address": farm_address}
     options |= {"--user": user, "--priority": priority, "--wait": wait}
     arguments = [f"{name}={value}" for name, value in options.items() if value is not None]
+    arguments += [f"--tag={name}" for name in tag or ()]
     older = _written(output)
     code = _pytest([*arguments, *context.args])
     results = _read(output) if _written(output) != older else None
@@ -74,12 +82,10 @@ def run(
 
 def report(
     run_id: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="A run's id.  [default: the newest]")
+        str | None, typer.Argument(metavar="[RUN]", help="A run's id or tag.  [default: the newest]")
     ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")] = Path("report"),
-    store: Annotated[
-        str | None, typer.Option(help="Results database: a URL or a SQLite file.  [default: .kvfarm]")
-    ] = None,
+    store: StoreOption = None,
     list_runs: Annotated[
         bool, typer.Option("--list", help="List the stored runs and write nothing.")
     ] = False,
@@ -91,32 +97,34 @@ def report(
     from harness.gate.outputs import write_gate_report
     from harness.reporting import write_report
     from harness.store import open_store
+    from harness.tags import find_run
+    from harness.trends import series_of_run
 
-    _must_exist(store)
+    must_exist(store)
     with open_store(store) as results_store:
         if list_runs:
             runs = results_store.runs()
             show(as_json, {"runs": list(runs)}, _table(runs))
             return
-        results = results_store.results(run_id or results_store.latest())
+        wanted = (find_run(run_id, results_store) or run_id) if run_id else results_store.latest()
+        results = results_store.results(wanted)
+        trend = () if results.gate is not None else series_of_run(results_store, results)
     if results.gate is not None:
         page = write_gate_report(results, output)
         data = {"verdict": results.gate.verdict, "exit_code": results.gate.exit_code, "report": str(page)}
         show(as_json, data, f"{results.gate.verdict}\n{page}")
         return
-    page = write_report(results, output)
+    page = write_report(results, output, trend)
     data = _summary(results) | {"report": str(page)}
     show(as_json, data, f"{data['summary']}\n{page}")
 
 
 def _pytest(arguments: list[str]) -> int:
-    """pytest in a process of its own with its output on our stderr; returns its exit code.
+    """pytest in a process of its own with its output on our stderr; returns its exit code."""
+    from harness.provenance import command_line
 
-    ``-c`` an empty file: the suite is ours, so whatever configuration lies about must not change it.
-    """
-    command = [sys.executable, "-m", "pytest", "-c", os.devnull, f"--rootdir={Path.cwd()}"]
-    command += ["-p", "no:cacheprovider", "--pyargs", SUITE, *arguments]
-    note(f"$ {' '.join(command)}")
+    command = suite_command(arguments)
+    note(f"$ {command_line(command)}")
     with subprocess.Popen(command, stdout=sys.stderr.fileno()) as child:
         try:
             return child.wait()
@@ -154,14 +162,16 @@ def _summary(results: RunResults) -> dict[str, Any]:
 
 
 def _table(runs: tuple[RunSummary, ...]) -> Table:
-    table = Table("run", "started", "finished", "model", "checks", "not passed", "measurements")
+    columns = ("run", "started", "finished", "model", "checks", "not passed", "measurements", "gate", "tags")
+    table = Table(*columns)
     for r in runs:
         counts = (str(count) for count in (r.checks, r.failed, r.legs))
-        table.add_row(r.run_id, r.started_at, r.finished_at or "no", r.model, *counts)
+        told = (r.started_at, r.finished_at or "no", r.model, *counts, r.verdict or "", ", ".join(r.tags))
+        table.add_row(r.run_id, *map(escape, told))
     return table
 
 
-def _must_exist(store: str | None) -> None:
+def must_exist(store: str | None) -> None:
     """Reading must not make an empty database out of a mistyped path."""
     from harness.store import DEFAULT_STORE
 

@@ -81,7 +81,7 @@ def _drift(legs: Mapping[int, LegResult]) -> float | None:
 
 
 def _data(inner: Mapping[int, LegResult]) -> dict[str, float]:
-    """Block datum by metric; exact metrics have none."""
+    """Block datum by metric; exact metrics have none, nor has what is weighed."""
     arms: dict[Literal["baseline", "candidate"], list[LegResult]] = {"baseline": [], "candidate": []}
     for _, leg in sorted(inner.items()):
         if leg.place is not None and leg.place.arm != "canary":
@@ -89,6 +89,6 @@ def _data(inner: Mapping[int, LegResult]) -> dict[str, float]:
     found = {
         name: block_datum(metric, arms["baseline"], arms["candidate"])
         for name, metric in METRICS.items()
-        if not metric.exact
+        if not metric.exact and not metric.weighed
     }
     return {name: datum for name, datum in found.items() if datum is not None}

@@ -6,16 +6,16 @@ edge each time) and its charge inside a window. On a host: nobody else uses its 
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from device_agents.api import Vitals
+from harness import measuring
 from harness.gate.settings import EntrySettings
+from harness.measuring import LOOK_S
 
 POLL_S = 2.0  # between looks at a device that is not fit
-LOOK_S = 0.5  # over which other processes' use of a host is counted
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,6 @@ class Waited:
 
     seconds: float = 0.0
     given_up: str = ""
-
-
-def _pause(seconds: float) -> None:
-    threading.Event().wait(seconds)
 
 
 class Entry:
@@ -42,7 +38,7 @@ class Entry:
         settings: EntrySettings,
         *,
         busy: bool,
-        pause: Callable[[float], None] = _pause,
+        pause: Callable[[float], None] = measuring.wait,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._vitals = vitals
@@ -77,8 +73,9 @@ class Entry:
         """Why the device should not start now, "" if it should."""
         vitals = self._vitals()
         wrong = [*self._thermal(vitals), *self._charge(vitals)]
-        if self._busy and (busy := self._others(vitals)) is not None and busy > self._settings.busy_cores:
-            wrong.append(f"other processes use {busy:.2f} cores, over {self._settings.busy_cores:.2f}")
+        if self._busy:
+            cores = measuring.busy_cores(vitals, self._vitals, self._pause)
+            wrong += filter(None, [measuring.busy_with_others(cores, self._settings.busy_cores)])
         return "; ".join(wrong)
 
     def _thermal(self, vitals: Vitals) -> list[str]:
@@ -98,13 +95,3 @@ class Entry:
         if percent is None or low <= percent <= high:
             return []
         return [f"the battery is at {percent:.0f} %, outside {low:.0f} to {high:.0f} %"]
-
-    def _others(self, first: Vitals) -> float | None:
-        """Cores in use over LOOK_S, while nothing of ours runs there."""
-        if first.busy_s is None:
-            return None
-        self._pause(LOOK_S)
-        second = self._vitals()
-        if second.busy_s is None or second.at <= first.at:
-            return None
-        return max(0.0, (second.busy_s - first.busy_s) / (second.at - first.at))

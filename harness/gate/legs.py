@@ -13,7 +13,7 @@ from harness.farm import Farm
 from harness.gate.canary import Canary
 from harness.gate.entry import Waited
 from harness.gate.references import Resolved
-from harness.legs import LegPlan, Step, Subject, measure_leg
+from harness.legs import LegPlan, Step, Subject, measure_leg, weigh_leg
 from reports.gate_results import Place
 from reports.results import LegResult, SampleInfo
 
@@ -37,8 +37,7 @@ class Legs:
 
         Raises as harness.legs.measure_leg.
         """
-        subject = Subject(side.model, side.recipe, side.artifact)
-        leg = measure_leg(self.farm, self.identity, subject, plan, self.commit, self.on_step)
+        leg = measure_leg(self.farm, self.identity, _subject(side), plan, self.commit, self.on_step)
         tokens = leg.provenance["tokens"] if leg.samples else ""
         leg = replace(
             leg,
@@ -49,6 +48,11 @@ class Legs:
         reason = f"started all the same after {waited.seconds:.0f} s: {waited.given_up}"
         validity = "NOISY" if leg.validity == "VALID" else leg.validity
         return replace(leg, validity=validity, reasons=(*leg.reasons, reason))
+
+    def weigh(self, side: Resolved, plan: LegPlan, place: Place) -> LegResult:
+        """Peak memory of ``side`` in a process of its own. Raises as harness.legs.weigh_leg."""
+        leg = weigh_leg(self.farm, self.identity, _subject(side), plan, self.commit, self.on_step)
+        return replace(leg, place=place)
 
     def take_canary(self, canary: Canary, place: Place) -> LegResult:
         """The canary's leg, of each repeat the median; its session stays open. Raises InfrastructureError."""
@@ -74,3 +78,7 @@ class Legs:
             provenance={"commit": self.commit, "artifact": canary.artifact.id, **self.identity.runtime},
             place=place,
         )
+
+
+def _subject(side: Resolved) -> Subject:
+    return Subject(side.model, side.recipe, side.artifact)

@@ -20,6 +20,7 @@ class Metric:
     """value: of one leg, None where the leg has none. margin: default; 0 for exact metrics.
 
     samples: ms, what tails are taken of. key: of an exact metric, what must be equal; None: no answer.
+    weighed: its data are pairs of weighings (see harness.gate.weighing), not blocks.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Metric:
     exact: bool = False
     samples: Callable[[LegResult], list[float]] = lambda leg: []
     key: Callable[[LegResult], str | None] = lambda leg: None
+    weighed: bool = False
 
 
 def _ttft(leg: LegResult) -> list[float]:
@@ -58,7 +60,14 @@ METRICS = {
     for metric in (
         Metric("ttft", "Time to first token", "ms", lambda leg: _median(_ttft(leg)), 0.05, samples=_ttft),
         Metric("decode", "Inter-token latency", "ms", lambda leg: _median(_itl(leg)), 0.03, samples=_itl),
-        Metric("memory", "Peak memory", "bytes", lambda leg: float(leg.peak_rss_bytes) or None, 0.02),
+        Metric(
+            "memory",
+            "Peak memory",
+            "bytes",
+            lambda leg: float(leg.peak_rss_bytes) or None,
+            0.02,
+            weighed=True,
+        ),
         Metric("energy", "Energy per token", "J", lambda leg: leg.energy.gross_j_per_token, 0.05),
         Metric("tokens", "Tokens", "", lambda leg: None, exact=True, key=_tokens),
         Metric(

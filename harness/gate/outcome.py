@@ -8,13 +8,13 @@ from datetime import date
 
 import numpy as np
 
-from harness.gate import judging, waivers
+from harness.gate import judging, waivers, weighing
 from harness.gate.blocks import Track
 from harness.gate.judging import Judged
 from harness.gate.metrics import Metric, tails
-from harness.gate.plan import AA, Plan
+from harness.gate.plan import Plan
 from harness.gate.statistics import MIN_UNITS
-from reports.gate_results import Arm, BlockInfo, CalibrationInfo, GateCell, GateInfo, GateVerdict
+from reports.gate_results import AA, Arm, BlockInfo, CalibrationInfo, GateCell, GateInfo, GateVerdict
 from reports.gate_view import percent
 from reports.results import DeviceInfo, LegResult
 
@@ -27,6 +27,7 @@ class Measured:
     """All there is so far. gave_up: why no further block of a track is tried. looks: taken so far."""
 
     legs: Mapping[Track, Sequence[LegResult]]
+    weighings: Mapping[Track, Sequence[LegResult]]
     blocks: Mapping[Track, Sequence[BlockInfo]]
     devices: Mapping[str, DeviceInfo]
     gave_up: Mapping[Track, str]
@@ -56,7 +57,6 @@ def gate_info(plan: Plan, found: Measured, calibration: CalibrationInfo | None, 
         alpha=plan.settings.alpha,
         planned_cells=len(cells),
         settings=plan.settings_from,
-        tag=plan.tag,
         verdict=verdict,
         level=plan.level,
         exit_code=1 if expired else EXIT_CODES[verdict],
@@ -65,6 +65,8 @@ def gate_info(plan: Plan, found: Measured, calibration: CalibrationInfo | None, 
         waivers=told,
         calibration=calibration,
         notes=tuple(f"{_told(plan, track)}: {reason}" for track, reason in found.gave_up.items()),
+        drill=plan.drill,
+        slots=plan.settings.looks[0] if plan.slots else 0,
     )
 
 
@@ -91,15 +93,17 @@ def _comparison_cells(
     pooled = [group for group, _ in groups.values()]
     everything = [*singles, *pooled]
     judged = judging.judge_cells(
-        data={cell.id: cell.blocks for cell in everything},
+        data={cell.id: (*_earlier(plan, cell), *cell.blocks) for cell in everything},
         margins={cell.id: cell.margin for cell in everything},
         families=[
             [cell.id for cell in everything if cell.gating],
             *([unit.id for unit in units] for _, units in groups.values()),
         ],
-        needed={cell.id: MIN_UNITS if cell.units else plan.looks[0] for cell in everything},
+        needed={cell.id: MIN_UNITS if cell.units else _size(plan) for cell in everything},
         level=plan.level,
     )
+    if plan.slots:
+        judged = {cell.id: _so_far(plan, cell, judged[cell.id]) for cell in everything}
     for group, units in groups.values():
         means = {unit.device: float(np.mean(unit.blocks)) for unit in units if unit.blocks}
         verdicts = {unit.device: judged[unit.id] for unit in units}
@@ -109,6 +113,25 @@ def _comparison_cells(
         *(_standing(_with(cell, judged[cell.id], why), found.decided.get(cell.id)) for cell in everything),
         *exact,
     ]
+
+
+def _size(plan: Plan) -> int:
+    """Blocks without which there is no verdict."""
+    return plan.settings.looks[0] if plan.slots else plan.looks[0]
+
+
+def _earlier(plan: Plan, cell: GateCell) -> tuple[float, ...]:
+    """Of a night's A/A: what earlier nights measured of the cell."""
+    return plan.earlier.get(cell_id(cell.device, cell.model, cell.workload, cell.metric), ())
+
+
+def _so_far(plan: Plan, cell: GateCell, judged: Judged) -> Judged:
+    """A night's A/A blocks that are too few for a verdict are no failure: more come."""
+    size = _size(plan)
+    if judged.verdict != "INVALID" or not cell.blocks:
+        return judged
+    reason = f"{judged.blocks} of {size} A/A blocks so far, {len(cell.blocks)} of them in this run"
+    return replace(judged, verdict="INCONCLUSIVE", reason=reason)
 
 
 def _standing(cell: GateCell, earlier: GateCell | None) -> GateCell:
@@ -148,6 +171,8 @@ def _cell(
         advisory = "a loss was injected here"
     if not advisory and calibration is not None:
         advisory = _revoked(calibration, plan.model, track, metric)
+    if metric.weighed:
+        return _weighed(_blank(plan, track, metric, name, margin, advisory, found), metric, found, track)
     blocks = found.blocks.get(track, ())
     valid = [b for b in blocks if not b.reasons][: found.needed]
     if earlier := found.decided.get(name):
@@ -157,7 +182,22 @@ def _cell(
     used = {b.index for b in valid}
     counted = {arm: [x for x in arms[arm] if x.place and x.place.block in used] for arm in ARMS}
     shown = arms if metric.exact else counted
-    cell = GateCell(
+    cell = replace(
+        _blank(plan, track, metric, name, margin, advisory, found),
+        baseline=_median(metric, shown["baseline"]),
+        candidate=_median(metric, shown["candidate"]),
+        blocks=tuple(b.data[metric.name] for b in valid if metric.name in b.data),
+        void=sum(bool(b.reasons) for b in blocks),
+        tails=tuple(tail for arm in ARMS for tail in tails(metric, arm, counted[arm])),
+    )
+    return _exact(cell, metric, arms) if metric.exact else cell
+
+
+def _blank(
+    plan: Plan, track: Track, metric: Metric, name: str, margin: float, advisory: str, found: Measured
+) -> GateCell:
+    """The cell before anything of it is known."""
+    return GateCell(
         id=name,
         comparison=track.comparison,
         device=track.device,
@@ -172,14 +212,21 @@ def _cell(
         margin=margin,
         verdict="INVALID",
         reason="",
-        baseline=_median(metric, shown["baseline"]),
-        candidate=_median(metric, shown["candidate"]),
-        blocks=tuple(b.data[metric.name] for b in valid if metric.name in b.data),
-        void=sum(bool(b.reasons) for b in blocks),
         looks=found.looks,
-        tails=tuple(tail for arm in ARMS for tail in tails(metric, arm, counted[arm])),
     )
-    return _exact(cell, metric, arms) if metric.exact else cell
+
+
+def _weighed(cell: GateCell, metric: Metric, found: Measured, track: Track) -> GateCell:
+    """``cell`` with its pairs of weighings in the place of blocks."""
+    legs = found.weighings.get(track, ())
+    pairs = tuple(weighing.pairs(legs))
+    return replace(
+        cell,
+        baseline=_median(metric, [old for old, _ in pairs]),
+        candidate=_median(metric, [new for _, new in pairs]),
+        blocks=weighing.data(legs),
+        void=max((leg.place.block + 1 for leg in legs if leg.place), default=0) - len(pairs),
+    )
 
 
 def cell_id(device: str, model: str, workload: str, metric: str) -> str:

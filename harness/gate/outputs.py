@@ -91,15 +91,16 @@ def markdown(results: RunResults, gate: GateInfo) -> str:
     """GitHub's step summary."""
     found = gate_view.summary(gate, results.finished_at is not None)
     lines = [
-        f"## {found.symbol} kvfarm {gate.kind}: {_md(found.word)}",
+        f"## {found.symbol} kvfarm {gate.kind}: {md(found.word)}",
         "",
-        f"**{_md(found.headline)}.** {_md(found.sentence)}",
+        *([f"**Drill: {md(gate.drill)}.** Nothing here is said of a release.", ""] if gate.drill else []),
+        f"**{md(found.headline)}.** {md(found.sentence)}",
         "",
-        f"Baseline `{_code(gate.baseline.ref)}`, candidate `{_code(gate.candidate.ref)}`, model "
-        f"{_md(results.model)}. {found.measured} of {found.planned} planned cells measured, "
+        f"Baseline `{code(gate.baseline.ref)}`, candidate `{code(gate.candidate.ref)}`, model "
+        f"{md(results.model)}. {found.measured} of {found.planned} planned cells measured, "
         f"{found.gating} gating.",
         "",
-        *(f"- {_md(remark)}" for remark in found.remarks),
+        *(f"- {md(remark)}" for remark in found.remarks),
         "",
         "| Verdict | Cell | Baseline | Candidate | Change | Interval | Margin | Blocks |",
         "|---|---|--:|--:|--:|---|--:|--:|",
@@ -107,8 +108,8 @@ def markdown(results: RunResults, gate: GateInfo) -> str:
     for row in gate_view.rows(gate):
         verdict = f"{row.symbol} {row.word}" + ("" if row.cell.gating else " (advisory)")
         shown = [verdict, row.name, row.baseline, row.candidate, row.change, row.interval, row.margin]
-        lines.append(f"| {' | '.join(map(_md, [*shown, row.blocks]))} |")
-    lines += ["", _md(gate_view.calibration_sentence(gate.calibration)), ""]
+        lines.append(f"| {' | '.join(map(md, [*shown, row.blocks]))} |")
+    lines += ["", md(gate_view.calibration_sentence(gate.calibration)), ""]
     if gate.waivers:
         lines += [
             "| Waiver | Allowed | Owner | Reason | Issue | Expires | State |",
@@ -124,18 +125,18 @@ def markdown(results: RunResults, gate: GateInfo) -> str:
                 w.expires,
                 w.state,
             ]
-            lines.append(f"| {' | '.join(map(_md, parts))} |")
+            lines.append(f"| {' | '.join(map(md, parts))} |")
         lines.append("")
-    lines += [f"Run `{_code(results.run_id)}`. Again: `{_code(results.command)}`", ""]
+    lines += [f"Run `{code(results.run_id)}`. Again: `{code(results.command)}`", ""]
     return "\n".join(lines)
 
 
-def _md(text: str) -> str:
+def md(text: str) -> str:
     """What devices and files say, harmless in a Markdown table."""
     for character in "\\`*_<>|[]":
         text = text.replace(character, f"&#{ord(character)};")
     return " ".join(text.split())
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
     return " ".join(text.replace("`", "'").split())

@@ -2,7 +2,7 @@
 
 - ``FOLDER[,threads=2...]``: an exported artifact, with session choices.
 - ``RUN[:RECIPE]``: what that stored run measured; the very artifact, from the cache.
-- ``TAG[:RECIPE]``: the newest stored run that was given ``--tag TAG``, or whose commit git calls TAG.
+- ``TAG[:RECIPE]``: the newest stored run with this tag (harness.tags), or whose commit git calls TAG.
 - ``PRESET[,KEY=VALUE...]``: a recipe of the checkpoint given with --model.
 """
 
@@ -15,9 +15,9 @@ from pathlib import Path
 
 from harness.artifacts import artifact_for
 from harness.gate.errors import UnknownReference
-from harness.provenance import commit_of_tag
 from harness.recipes import PRESETS, Recipe, parse_recipe
 from harness.store.protocol import Store
+from harness.tags import find_run
 from kvengine.artifact import MANIFEST, Artifact
 from kvengine.codec import decode, encode
 from kvengine.errors import ArtifactError, RecipeError
@@ -65,13 +65,13 @@ def resolve(ref: str, model: Path | None, cache: Path, store: Store, report: Rep
         artifact = artifact_for(model, recipe.export, cache / "artifacts", report)
         return _resolved(ref, recipe.name, artifact, recipe.session)
     name, _, wanted = ref.partition(":")
-    run = _stored(name, store)
-    if run is None:
+    run_id = find_run(name, store)
+    if run_id is None:
         raise UnknownReference(
             f"sought {ref!r}: no folder with {MANIFEST}, no stored run or tag, no recipe; recipes are "
             f"{', '.join(PRESETS)}, `kvfarm report --list` lists the runs"
         )
-    return _of_run(ref, store.results(run.run_id), wanted, cache)
+    return _of_run(ref, store.results(run_id), wanted, cache)
 
 
 def _resolved(ref: str, recipe: str, artifact: Artifact, session: SessionRecipe) -> Resolved:
@@ -87,17 +87,6 @@ def _session(ref: str, overrides: str) -> SessionRecipe:
     if chosen.export != plain.export:
         raise RecipeError(f"{ref!r}: an artifact is exported already; only session keys can be given here")
     return chosen.session
-
-
-def _stored(name: str, store: Store) -> RunResults | None:
-    """The run with this id, or the newest with this tag or of the commit that git calls so."""
-    headers = store.headers()
-    by_id = [run for run in headers if run.run_id == name]
-    by_tag = [run for run in headers if run.gate is not None and run.gate.tag == name != ""]
-    found = by_id or by_tag
-    if not found and (commit := commit_of_tag(name)):
-        found = [run for run in headers if run.provenance.get("commit") == commit]
-    return found[0] if found else None
 
 
 def _of_run(ref: str, run: RunResults, wanted: str, cache: Path) -> Resolved:

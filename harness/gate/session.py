@@ -19,19 +19,21 @@ from device_agents.api import DeviceIdentity
 from device_agents.errors import InfrastructureError
 from harness.errors import Quarantined
 from harness.farm import Farm
-from harness.gate import blocks
+from harness.gate import blocks, weighing
 from harness.gate.blocks import CANARY_AFTER, CANARY_BEFORE, POSITIONS, Track
-from harness.gate.calibration import known_calibration
+from harness.gate.calibration import known_calibration, same
 from harness.gate.canary import Canary, canary_artifact
-from harness.gate.entry import Entry, Waited
+from harness.gate.entry import Entry
 from harness.gate.legs import Legs
 from harness.gate.outcome import Measured, gate_info
 from harness.gate.plan import Plan
+from harness.gate.references import Resolved
 from harness.legs import LegPlan
 from harness.measuring import Shape
 from harness.provenance import now, provenance
 from harness.recovery import Recovery, RecoveryPolicy
 from harness.store.protocol import Store
+from harness.store.rows import DRILL
 from kvengine.artifact import Artifact
 from kvengine.codec import decode, encode
 from kvengine.errors import KvEngineError
@@ -39,7 +41,6 @@ from reports.gate_results import BlockInfo, GateCell, GateInfo, Injection, Place
 from reports.results import DeviceInfo, LegResult, RecipeInfo, RunResults
 
 MOST_VOID_IN_A_ROW = 4  # then the device is not fit for this today
-WARM_UP = "warm-up"  # the leg that tells a calibration what the baseline weighs
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class GateSession:
         self._watcher = watcher
         self._lock = threading.Lock()  # guards what lanes share: legs, blocks, gave_up
         self._legs: dict[Track, list[LegResult]] = {}
+        self._weighings: dict[Track, list[LegResult]] = {}
         self._blocks: dict[Track, list[BlockInfo]] = {track: [] for track in plan.tracks}
         self._broken: dict[tuple[Track, int], str] = {}
         self._gave_up: dict[Track, str] = {}
@@ -110,7 +112,7 @@ class GateSession:
             self._watcher.on_look(info, number)
         finished = now()
         self._store.begin_run(replace(self._header(), gate=info, finished_at=finished))
-        if plan.kind == "calibration":  # which this run is part of from now on
+        if same(info):  # A/A, or a loss found or missed: the calibration has this run from now on
             info = replace(info, calibration=known_calibration(self._store))
             self._store.begin_run(replace(self._header(), gate=info, finished_at=finished))
         self._store.finish_run(self._run_id, finished)
@@ -120,15 +122,12 @@ class GateSession:
 
     def _begin(self, plan: Plan) -> tuple[Plan, str, str]:
         """The run that was killed, with its legs, or a new one."""
-        for header in self._store.headers():
-            if header.finished_at is None and header.gate is not None and header.gate.plan_key == plan.key:
-                legs = self._store.results(header.run_id).legs
-                for leg in legs:
-                    self._file(leg)
-                self._watcher.on_note(
-                    f"going on with run {header.run_id}: {len(legs)} legs are there already"
-                )
-                return replace(plan, seed=header.seed), header.run_id, header.started_at
+        for header in self._store.headers(plan_key=plan.key, finished=False, limit=1):
+            legs = self._store.results(header.run_id).legs
+            for leg in legs:
+                self._file(leg)
+            self._watcher.on_note(f"going on with run {header.run_id}: {len(legs)} legs are there already")
+            return replace(plan, seed=header.seed), header.run_id, header.started_at
         run_id = f"{now().replace(':', '').replace('+0000', 'Z')}-{secrets.token_hex(4)}"
         return plan, run_id, now()
 
@@ -143,19 +142,21 @@ class GateSession:
             seed=plan.seed,
             model=plan.model,
             reference="the baseline, measured live",
-            provenance=self._provenance,
+            provenance=self._provenance | ({DRILL: plan.drill} if plan.drill else {}),
             devices=(),
             recipes=tuple(RecipeInfo(name, said) for name, said in recipes.items()),
             checks=(),
             legs=(),
             planned_checks=0,
             planned_legs=len(plan.tracks) * plan.looks[0] * 4,
+            tags=plan.tags,
         )
 
     def _judge(self, needed: int, looks: int) -> GateInfo:
         with self._lock:
             found = Measured(
                 {track: tuple(legs) for track, legs in self._legs.items()},
+                {track: tuple(legs) for track, legs in self._weighings.items()},
                 {track: tuple(read) for track, read in self._blocks.items()},
                 self._devices,
                 dict(self._gave_up),
@@ -237,6 +238,14 @@ class GateSession:
                 bench.canary.close()
 
     def _on_device(self, bench: _Bench, needed: int, tracks: list[Track]) -> None:
+        try:
+            for track in tracks:
+                self._weigh(track, bench, needed)
+        except _Stopped:
+            return
+        except Quarantined as error:
+            self._give_up(tracks, str(error))
+            return
         while open_ := [t for t in tracks if t not in self._gave_up and self._valid(t) < needed]:
             # The track with the fewest blocks: comparisons and workloads take turns.
             track = min(open_, key=self._tried)
@@ -276,37 +285,69 @@ class GateSession:
     def _take(self, bench: _Bench, place: Place, patient: bool) -> LegResult:
         if place.position in (CANARY_BEFORE, CANARY_AFTER):
             return bench.legs.take_canary(bench.canary, place)
-        return self._leg(bench.legs, place, bench.entry.wait(patient))
+        side, how = self._how(Track(bench.legs.device, place.comparison, place.workload), place)
+        return bench.legs.take(side, how, place, bench.entry.wait(patient))
 
-    def _leg(self, legs: Legs, place: Place, waited: Waited) -> LegResult:
+    def _how(self, track: Track, place: Place) -> tuple[Resolved, LegPlan]:
+        """Which side the leg at ``place`` is of, and how it is taken."""
         plan = self._plan
         chosen = plan.workload(place.workload)
         how = LegPlan(
             shape=Shape(chosen.prompt, chosen.new_tokens, chosen.depth),
             repeats=chosen.repeats,
             seed=plan.seed,
-            weigh=False,  # each leg is a fresh process already, and both sides are weighed alike
+            weigh=False,  # memory has a pass of its own
             calibrations=plan.cache / "calibrations" if plan.energy else None,
-            own_load=True,  # what others do is looked at by the entry condition
+            looked=True,  # by the entry condition
         )
         if place.arm != "candidate":
-            return legs.take(plan.baseline, how, place, waited)
+            return plan.baseline, how
         injection = plan.comparison(place.comparison).injection
         if injection != Injection():
-            ballast = round(injection.memory * self._baseline_rss(legs, place))
+            ballast = round(injection.memory * self._baseline_rss(track))
             how = replace(how, slowdown=injection.slowdown, ballast_bytes=ballast)
-        return legs.take(plan.candidate, how, place, waited)
+        return plan.candidate, how
 
-    def _baseline_rss(self, legs: Legs, place: Place) -> int:
-        """What the baseline weighs on this device: of a leg of its own, taken once."""
+    def _weigh(self, track: Track, bench: _Bench, pairs: int) -> None:
+        """Bring the track to ``pairs`` of weighings; none more where its memory is decided."""
+        if self._memory_is_decided(track):
+            return
+        for pair in range(weighing.MOST_TRIED * pairs):
+            with self._lock:
+                there = tuple(self._weighings.get(track, ()))
+            if len(weighing.data(there)) >= pairs or track in self._gave_up:
+                return
+            known = {leg.place.arm for leg in there if leg.place and leg.place.block == pair}
+            try:
+                for position, arm in zip(weighing.POSITIONS, weighing.order(pair), strict=True):
+                    if arm not in known:
+                        place = Place(track.comparison, track.workload, pair, position, arm)
+                        self._weigh_one(track, bench, place, pairs)
+            except Quarantined:
+                raise
+            except InfrastructureError as error:
+                text = f"{track.device}: weighing {pair + 1} of {track.workload}: {error}"
+                self._store.add_infrastructure(self._run_id, text)
+            except KvEngineError as error:
+                self._give_up([track], f"the engine refused: {error}")
+
+    def _memory_is_decided(self, track: Track) -> bool:
+        key = track.device, track.comparison, track.workload, "memory"
+        decided = self._decided.values()
+        return any((c.device, c.comparison, c.workload, c.metric) == key for c in decided)
+
+    def _weigh_one(self, track: Track, bench: _Bench, place: Place, pairs: int) -> None:
+        if self._stopping.is_set():
+            raise _Stopped
+        side, how = self._how(track, place)
+        self._watcher.on_step(f"weighing {track.device}", place.block, pairs)
+        self._keep(self._recovery.attempt(track.device, partial(bench.legs.weigh, side, how, place), []))
+
+    def _baseline_rss(self, track: Track) -> int:
+        """What the baseline weighs on this device, by its first weighing; 0 where there is none."""
         with self._lock:
-            found = self._legs.get(Track(legs.device, WARM_UP, place.workload))
-        if found:
-            return found[0].peak_rss_bytes
-        warm_up = Place(WARM_UP, place.workload, 0, 0, "baseline")
-        leg = self._leg(legs, warm_up, Waited())
-        self._keep(leg)
-        return leg.peak_rss_bytes
+            legs = self._weighings.get(track, ())
+            return next((x.peak_rss_bytes for x in legs if x.place and x.place.arm == "baseline"), 0)
 
     def _keep(self, leg: LegResult) -> None:
         self._store.add_leg(self._run_id, leg)
@@ -316,7 +357,7 @@ class GateSession:
     def _file(self, leg: LegResult) -> None:
         if leg.place is not None:
             track = Track(leg.device, leg.place.comparison, leg.place.workload)
-            self._legs.setdefault(track, []).append(leg)
+            (self._weighings if leg.memory_pass else self._legs).setdefault(track, []).append(leg)
 
     # -- what went wrong -----------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ from pathlib import Path
 from harness.gate.errors import GateSettingsError
 from harness.gate.metrics import METRICS, Metric
 from harness.gate.statistics import ALPHA, LOOKS
+from harness.measuring import BUSY_CORES
 from kvengine.codec import DecodeError, decode
 
 FILE = "gate.toml"
@@ -85,7 +86,7 @@ class EntrySettings:
     resume_c: float = 33.0
     charge_low: float = 30.0
     charge_high: float = 80.0
-    busy_cores: float = 0.25
+    busy_cores: float = BUSY_CORES
     wait_s: float = 60.0
     wait_total_s: float = 600.0
 

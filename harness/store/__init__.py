@@ -1,6 +1,29 @@
-"""Where results live from the moment they are made: ``open_store`` and the Store seam."""
+"""Where results live from the moment they are made: ``open_store`` and the Store seam.
 
-from harness.store.protocol import RunSummary, Store
+protocol: the seam. sql: it, on SQLAlchemy. tables, rows, reading: what is written and how it is asked for.
+engine: SQLite and PostgreSQL. schema, migrations: versions.
+"""
+
+from harness.store.protocol import (
+    UNITS,
+    GateCellRow,
+    GateSummary,
+    HistoryMetric,
+    HistoryRow,
+    RunSummary,
+    Store,
+)
 from harness.store.sql import DEFAULT_STORE, SqlStore, open_store
 
-__all__ = ["DEFAULT_STORE", "RunSummary", "SqlStore", "Store", "open_store"]
+__all__ = [
+    "DEFAULT_STORE",
+    "UNITS",
+    "GateCellRow",
+    "GateSummary",
+    "HistoryMetric",
+    "HistoryRow",
+    "RunSummary",
+    "SqlStore",
+    "Store",
+    "open_store",
+]

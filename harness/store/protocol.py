@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
+from reports.gate_results import GateVerdict
 from reports.results import CheckResult, DeviceInfo, LegResult, RunResults
+
+HistoryMetric = Literal["ttft", "decode", "tokens_per_s", "memory", "energy"]
+GateKind = Literal["gate", "calibration"]
+Validity = Literal["VALID", "NOISY", "INVALID"]
+
+# What is kept of every leg, by the gate's own names: its unit.
+UNITS: dict[HistoryMetric, str] = {
+    "ttft": "ms",
+    "decode": "ms",
+    "tokens_per_s": "tokens/s",
+    "memory": "bytes",
+    "energy": "J/token",
+}
 
 
 @dataclass(frozen=True)
@@ -19,20 +33,110 @@ class RunSummary:
     command: str
     devices: int
     checks: int
-    failed: int  # checks whose outcome is not "passed"
+    failed: int  # checks whose outcome is neither "passed" nor "not_supported"
     legs: int
+    verdict: GateVerdict | None = None  # of a gate or a calibration
+    drill: str = ""  # what was made wrong on purpose
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class HistoryRow:
+    """What one run measured of one device, recipe, model, workload and metric: one point of a trend.
+
+    value: median over the cell's legs of the median over a leg's repeats. It is taken over the best
+    legs there are: the VALID ones, without any the NOISY ones, else the INVALID ones; ``validity``
+    says which, ``legs`` how many. arm: "" of a run; of a gate "baseline" or "candidate", whose memory is
+    that of processes weighed by themselves. Drills, what a calibration slowed down, its warm-up and
+    canaries are in no row.
+    """
+
+    at: str  # when the run started, ISO 8601, UTC
+    run_id: str
+    device: str
+    recipe: str
+    model: str
+    workload: str  # e.g. "prompt 128 + 64 new"
+    metric: HistoryMetric
+    value: float
+    unit: str
+    validity: Validity
+    legs: int
+    arm: str
+    artifact: str  # sha256
+    commit: str  # of the harness
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GateSummary:
+    """One gate or calibration. baseline, candidate: their recipes. aa: the two are the same.
+
+    drill: what was made wrong on purpose, "" for nothing.
+    """
+
+    at: str  # when it started, ISO 8601, UTC
+    run_id: str
+    finished_at: str | None  # None: killed, or still measuring
+    kind: GateKind
+    model: str
+    baseline: str
+    candidate: str
+    verdict: GateVerdict
+    exit_code: int
+    planned_cells: int
+    aa: bool
+    drill: str
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GateCellRow:
+    """One cell of one gate or calibration; see reports.gate_results.GateCell for what numbers mean.
+
+    recipe: the candidate's. aa: baseline and candidate were the same, and nothing was injected.
+    ratio, low, high: candidate / baseline - 1, positive is worse. sd: of the block data, log ratios.
+    """
+
+    at: str  # when the gate started, ISO 8601, UTC
+    run_id: str
+    kind: GateKind
+    device: str
+    recipe: str
+    model: str
+    workload: str  # the gate's name of it, e.g. "p128+n64"
+    metric: str
+    comparison: str
+    verdict: GateVerdict
+    gating: bool
+    waived: bool
+    aa: bool
+    margin: float
+    ratio: float | None
+    low: float | None
+    high: float | None
+    sd: float | None
+    p: float | None
+    blocks: int
+    baseline: float | None
+    candidate: float | None
+    drill: str
+    tags: tuple[str, ...]
 
 
 class Store(Protocol):
     """Every add is durable when it returns, and a result delivered twice is stored once.
 
-    All methods raise harness.errors.StoreError: cannot be opened, other version, no such run.
+    All methods raise harness.errors.StoreError: cannot be opened, other version, no such run,
+    connection lost. Texts to choose by are whole names; ``*`` in one stands for anything.
+    since: an ISO 8601 date or time, UTC where it names no zone; what started then or later.
     """
 
     def begin_run(self, run: RunResults) -> None:
         """Keep the run's header: all of ``run`` but its devices, checks, legs and infrastructure.
 
-        Again for the same run_id replaces the header: planned counts are known only after collection.
+        Again for the same run_id replaces the header, gate included: planned counts are known only
+        after collection, verdicts only after a look. Tags are added and never taken away.
         """
         ...
 
@@ -56,20 +160,76 @@ class Store(Protocol):
         """``finished_at``: ISO 8601, UTC."""
         ...
 
+    def add_tag(self, run_id: str, tag: str) -> None:
+        """A run may have several tags and a tag several runs, of which the newest is meant."""
+        ...
+
     def results(self, run_id: str) -> RunResults:
         """The whole run as stored so far, in the order in which results came."""
         ...
 
-    def headers(self) -> tuple[RunResults, ...]:
-        """All runs without their devices, checks, legs and infrastructure, newest first."""
+    def headers(
+        self,
+        *,
+        kind: GateKind | None = None,
+        aa: bool | None = None,
+        plan_key: str | None = None,
+        finished: bool | None = None,
+        limit: int | None = None,
+    ) -> tuple[RunResults, ...]:
+        """Runs without their devices, checks, legs and infrastructure, newest first.
+
+        kind, aa, plan_key: only gates or calibrations, only those whose sides are the same (or not), only
+        those of this plan.
+        """
         ...
 
     def runs(self) -> tuple[RunSummary, ...]:
         """All runs, newest first."""
         ...
 
+    def find(self, name: str, commit: str = "") -> str | None:
+        """The id of the run ``name`` means: its id, else the newest run with this tag, else of ``commit``."""
+        ...
+
     def latest(self) -> str:
         """The newest run's id."""
+        ...
+
+    def history(
+        self,
+        *,
+        device: str | None = None,
+        recipe: str | None = None,
+        model: str | None = None,
+        workload: str | None = None,
+        metric: HistoryMetric | None = None,
+        since: str | None = None,
+        limit: int | None = None,
+    ) -> tuple[HistoryRow, ...]:
+        """What all runs measured, newest first; within a run in the order in which it came."""
+        ...
+
+    def gates(
+        self, *, kind: GateKind | None = None, since: str | None = None, limit: int | None = None
+    ) -> tuple[GateSummary, ...]:
+        """Gates and calibrations, newest first."""
+        ...
+
+    def gate_cells(
+        self,
+        *,
+        run_id: str | None = None,
+        device: str | None = None,
+        recipe: str | None = None,
+        model: str | None = None,
+        workload: str | None = None,
+        metric: str | None = None,
+        aa: bool | None = None,
+        since: str | None = None,
+        limit: int | None = None,
+    ) -> tuple[GateCellRow, ...]:
+        """Cells of gates and calibrations, newest first; within a gate in the gate's order."""
         ...
 
     def close(self) -> None: ...

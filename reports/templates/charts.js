@@ -30,6 +30,13 @@
     }
   };
 
-  drawVisible();
-  for (const details of document.querySelectorAll("details")) details.addEventListener("toggle", drawVisible);
+  const begin = async () => {
+    await window.kvfarm.ready;
+    const script = document.createElement("script");
+    script.textContent = await window.kvfarm.inflate(document.getElementById("chart-library").textContent);
+    document.head.append(script); // the page's policy knows it by its hash
+    drawVisible();
+    for (const details of document.querySelectorAll("details")) details.addEventListener("toggle", drawVisible);
+  };
+  begin();
 })();

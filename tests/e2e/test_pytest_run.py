@@ -87,7 +87,8 @@ def _cmdline(process: psutil.Process) -> list[str]:
 
 
 def test_a_right_engine_is_green_and_reported(run: Run) -> None:
-    code, output = run.pytest("--devices=farm", "--recipes=hybrid,static", "--examples=3")
+    tags = ("--tag=v1.2", "--tag=stable")
+    code, output = run.pytest("--devices=farm", "--recipes=hybrid,static", "--examples=3", *tags)
     assert code == 0, output
     assert f"PASSED: {CHECKS_OF_HYBRID + CHECKS_OF_STATIC}/37 checks passed; 2/2 measurements" in output
     results = run.results
@@ -95,6 +96,7 @@ def test_a_right_engine_is_green_and_reported(run: Run) -> None:
     assert results["planned_legs"] == len(results["legs"]) == 2
     assert results["seed"] == 7
     assert results["finished_at"] is not None
+    assert results["tags"] == ["v1.2", "stable"]
     leg = results["legs"][0]
     assert len(leg["samples"]) == 2
     assert all(sample["ttft_ms"] > 0 and len(sample["itl_ms"]) == 3 for sample in leg["samples"])
@@ -212,6 +214,7 @@ def test_the_readme_example_runs_as_it_stands(run: Run) -> None:
         (("--devices=host", "--measure=nowhere"), "DIR=RECIPES"),
         (("--devices=host", "--measure=tiny-gemma3=static@phone"), "static@phone"),
         (("--devices=farm", "--farm=choosy.toml"), "none of them is in"),
+        (("--devices=host", "--tag=a b"), "sought a tag of at most"),
     ],
 )
 def test_bad_input_is_one_clear_line(run: Run, arguments: tuple[str, ...], words: str) -> None:

@@ -34,8 +34,8 @@ class Opened:
         return self.dom.one("html").attributes.get("data-errors", "")
 
 
-def browse(page: Path, profile: Path, fragment: str = "") -> Opened:
-    """Opens ``page`` (at ``fragment``) in headless Chromium and closes it again."""
+def browse(page: Path, profile: Path, fragment: str = "", options: tuple[str, ...] = ()) -> Opened:
+    """Opens ``page`` (at ``fragment``) in headless Chromium and closes it again; options: of Chromium."""
     found = [path for path in map(shutil.which, BROWSERS) if path]
     if not found:
         pytest.fail(f"sought one of {', '.join(BROWSERS)} on PATH, found none: apt-get install chromium")
@@ -44,6 +44,7 @@ def browse(page: Path, profile: Path, fragment: str = "") -> Opened:
         *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"),
         *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
         *(f"--user-data-dir={profile}", "--window-size=1280,2000", "--virtual-time-budget=8000"),
+        *options,
         *("--enable-logging=stderr", "--dump-dom", page.as_uri() + fragment),
     ]
     process = subprocess.Popen(

@@ -12,7 +12,7 @@ from device_agents.api import DeviceIdentity, Vitals
 from device_agents.errors import InfrastructureError, RunnerDied
 from device_agents.recording.record import Plan, Record
 from harness.farm import Farm
-from harness.legs import LegPlan, Subject, measure_leg
+from harness.legs import LegPlan, Subject, measure_leg, weigh_leg
 from harness.measuring import Shape
 from harness.recipes import parse_recipe
 from kvengine.export import export
@@ -63,10 +63,13 @@ class Process:
 class FakeFarm:
     records: bool = True
     dies: bool = False
+    others: float = 0.0  # cores at work
+    asked: int = 0
     opened: list[Process] = field(default_factory=list)
 
     def vitals(self, name: str) -> Vitals:
-        return Vitals(at=1.0)
+        self.asked += 1
+        return Vitals(at=float(self.asked), busy_s=self.others * self.asked if self.others else None)
 
     def settings(self, name: str) -> dict[str, str]:
         return {}
@@ -84,12 +87,13 @@ def subject(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return Subject("tiny", parse_recipe("hybrid"), artifact)
 
 
-def measured(farm: FakeFarm, subject: Subject, **changes: Any) -> LegResult:
+def measured(farm: FakeFarm, subject: Subject, take: Any = measure_leg, **changes: Any) -> LegResult:
     identity = cast(
         DeviceIdentity, type("Identity", (), {"name": "host", "kind": "host", "build": "b", "runtime": {}})
     )
     plan = LegPlan(**{"shape": Shape(8, 4, depth=16), "repeats": 3, "seed": 1, **changes})
-    return measure_leg(cast(Farm, farm), identity, subject, plan, "commit", lambda *_: None)
+    leg: LegResult = take(cast(Farm, farm), identity, subject, plan, "commit", lambda *_: None)
+    return leg
 
 
 def test_time_is_of_one_process_and_memory_of_another(subject: Subject) -> None:
@@ -138,3 +142,20 @@ def test_energy_is_asked_for_only_with_a_folder(subject: Subject, tmp_path: Path
     assert measured(FakeFarm(), subject).energy.reason == "not asked for (--energy)"
     asked = measured(FakeFarm(), subject, calibrations=tmp_path)
     assert "no battery" in asked.energy.reason
+
+
+def test_a_weighing_is_one_process_without_a_speed(subject: Subject) -> None:
+    farm = FakeFarm()
+    leg = measured(farm, subject, take=weigh_leg, ballast_bytes=5)
+    (process,) = farm.opened
+    assert [(w.repeats, w.warmup, w.ballast_bytes) for w in process.asked] == [(1, 0, 5)]
+    assert (leg.peak_rss_bytes, leg.memory_pass, leg.samples) == (100 * MIB, True, ())
+    assert leg.validity == "VALID"
+
+
+@pytest.mark.parametrize(("looked", "validity"), [(False, "NOISY"), (True, "VALID")])
+def test_a_host_that_others_use_is_looked_at_unless_somebody_has(
+    subject: Subject, looked: bool, validity: str
+) -> None:
+    leg = measured(FakeFarm(others=1.0), subject, looked=looked)
+    assert leg.validity == validity

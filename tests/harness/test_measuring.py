@@ -8,7 +8,17 @@ import pytest
 
 from device_agents.api import Vitals
 from device_agents.recording.record import Record
-from harness.measuring import Shape, judge, lengths, relative_spread, shapes, vitals_info, workload_for
+from harness.measuring import (
+    LOOK_S,
+    Shape,
+    busy_cores,
+    judge,
+    lengths,
+    relative_spread,
+    shapes,
+    vitals_info,
+    workload_for,
+)
 from harness.sustained import has_settled, sustain
 from kvengine.errors import InvalidRequest
 from kvengine.program import Measurement, Sample, Workload
@@ -34,10 +44,24 @@ def test_a_median_that_moves_is_noisy() -> None:
     assert "18%" in reason
 
 
-def test_a_busy_device_is_noisy() -> None:
-    verdict, (reason,) = judge(measurement(10.0, 10.0), replace(CALM, load_1m=3.5), CALM)
-    assert verdict == "NOISY"
-    assert "3.5" in reason
+def test_a_host_that_others_use_is_noisy() -> None:
+    verdict, (reason,) = judge(measurement(10.0, 10.0), CALM, CALM, busy=0.4)
+    assert (verdict, reason) == ("NOISY", "before the leg other processes use 0.40 cores, over 0.25")
+    assert judge(measurement(10.0, 10.0), CALM, CALM, busy=0.25) == ("VALID", ())
+
+
+def test_a_load_average_is_information_and_no_reason() -> None:
+    """It is what we did ourselves, minutes ago."""
+    assert judge(measurement(10.0, 10.0), replace(CALM, load_1m=13.0), CALM) == ("VALID", ())
+
+
+def test_busy_cores_are_cpu_time_over_half_a_second() -> None:
+    first, second = Vitals(at=10.0, busy_s=100.0), Vitals(at=10.5, busy_s=100.3)
+    paused: list[float] = []
+    assert busy_cores(first, lambda: second, paused.append) == pytest.approx(0.6)
+    assert paused == [LOOK_S]
+    assert busy_cores(Vitals(at=10.0), lambda: second, paused.append) is None
+    assert paused == [LOOK_S], "where nothing can be read nobody waits"
 
 
 @pytest.mark.parametrize("hot_before", [True, False])

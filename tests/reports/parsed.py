@@ -15,7 +15,11 @@ class Element:
 
     tag: str
     attributes: dict[str, str]
-    text: str = ""
+    parts: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.parts)
 
     @property
     def classes(self) -> set[str]:
@@ -53,12 +57,12 @@ class Page(HTMLParser):
         self._open.pop()
         if tag in _BREAKS:
             for element in self._open:
-                element.text += " "
+                element.parts.append(" ")
 
     def handle_data(self, data: str) -> None:
         raw = self._open and self._open[-1].tag in ("script", "style")
         for element in self._open[-1:] if raw else self._open:
-            element.text += data
+            element.parts.append(data)
 
     def all(self, tag: str = "", **attributes: str) -> list[Element]:
         """Elements by tag and by attributes (``class_`` asks for one class among others)."""

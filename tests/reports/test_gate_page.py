@@ -122,7 +122,7 @@ def test_void_blocks_are_shown_with_their_reason(page: Page) -> None:
 
 def test_calibration_tells_rate_interval_and_rights(page: Page) -> None:
     words = page.one("section", id="calibration").words
-    assert "Of 8 A/A verdicts in 2 calibrations, 0 called the same code REGRESSED: 0.00 %" in words
+    assert "Of 8 A/A verdicts in 2 runs, 0 called the same code REGRESSED: 0.00 %" in words
     assert "95 % interval 0.00 % to 36.9 %" in words
     assert "taken away blocks of the same code scatter by 6.0 %, over the margin of 3.0 %" in words
     assert "4.1 % · 3.4 %" in words

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import gzip
 import hashlib
 import json
 import re
@@ -212,7 +213,9 @@ def test_the_policy_forbids_the_network_and_unknown_scripts(sample: Page) -> Non
         "base-uri": "'none'",
         "form-action": "'none'",
     }
-    digests = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in executable(sample)]
+    packed = sample.one("script", id="chart-library").text
+    known = [*executable(sample), gzip.decompress(base64.b64decode(packed)).decode()]
+    digests = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in known]
     assert scripts == [f"'sha256-{digest}'" for digest in digests]
     assert sample.elements.index(meta[0]) < sample.elements.index(sample.all("script")[0])
 

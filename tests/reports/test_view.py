@@ -12,11 +12,13 @@ import pytest
 
 from kvengine.program import Operation, Program
 from reports import text
-from reports.correctness import CheckCell
+from reports.correctness import Absent, CheckCell
 from reports.measurements import METRICS, MeasureGroup
+from reports.page import html
 from reports.programs import program_view
-from reports.results import ClusterInfo, SampleInfo, TopLogits, VitalsInfo
+from reports.results import ClusterInfo, NotPlanned, SampleInfo, TopLogits, VitalsInfo
 from reports.view import ReportView, build_view
+from tests.reports.parsed import Page
 from tests.reports.sample import (
     AFTER,
     BEFORE,
@@ -71,13 +73,23 @@ def test_devices_and_recipes_that_only_results_name_are_shown_too() -> None:
 
 def test_the_overview_shows_the_worst_outcome_and_the_gaps(sample: ReportView) -> None:
     outcomes = [
-        [cell and (cell.outcome, cell.passed, cell.total) for cell in row.cells] for row in sample.overview
+        [cell if isinstance(cell, Absent) else (cell.outcome, cell.passed, cell.total) for cell in row.cells]
+        for row in sample.overview
     ]
     assert outcomes == [
         [("passed", 6, 6), ("passed", 6, 6), ("failed", 5, 6)],
         [("passed", 6, 6), ("failed", 5, 6), ("passed", 6, 6)],
-        [("infrastructure", 5, 6), None, None],
+        [("infrastructure", 5, 6), Absent(""), Absent("")],
     ]
+
+
+def test_what_was_never_planned_says_so_with_the_reason() -> None:
+    why = "farm.toml: galaxy-s24 is for recipes before-*"
+    view = build_view(sample_run(not_planned=(NotPlanned(LOST, AFTER, why),)))
+    assert view.overview[2].cells[1:] == (Absent(why), Absent(""))
+    page = Page(html(sample_run(not_planned=(NotPlanned(LOST, AFTER, why),))))
+    cells = [e.words for e in page.all("td") if "not planned" in e.words or "no result" in e.words]
+    assert cells == [f"not planned {why}", "○ no result"]
 
 
 def test_a_passed_cell_shows_error_tolerance_and_programs() -> None:

@@ -22,7 +22,8 @@ from kvengine.session import SessionInfo
 class FakeDevice:
     """loss: of the candidate (a ratio - 1). noise: SD of a leg. drift: of the canary, each time it runs.
 
-    before_leg: called before each measured leg, with the number of legs so far; may raise.
+    heavier: the candidate weighs so much more, a ratio - 1. before_leg: called before each timed leg, with
+    the number of legs so far; may raise. before_weighing: likewise.
     """
 
     name: str
@@ -33,8 +34,12 @@ class FakeDevice:
     drift: float = 0.0
     vitals: Callable[[], Vitals] = lambda: Vitals(at=1.0)
     before_leg: Callable[[int], None] = lambda number: None
+    before_weighing: Callable[[int], None] = lambda number: None
     silent: bool = False  # does not say who it is
+    heavier: float = 0.0
+    weight_noise: float = 0.0  # SD of a weighing
     legs: int = 0
+    weighings: int = 0
     canaries: int = 0
 
 
@@ -82,13 +87,22 @@ class FakeSession:
         if self._is_canary(workload):
             device.canaries += 1
             return self._measured(workload, 1.0 + device.drift * (device.canaries % 2), 1 << 20)
+        if not workload.warmup:
+            device.weighings += 1
+            device.before_weighing(device.weighings)
+            loss = device.heavier if self._artifact.id == self._farm.candidate else 0.0
+            weight = (100 << 20) * (1 + loss)
+            if device.weight_noise:
+                rng = np.random.default_rng(self._farm.seed + 1000 * device.weighings)
+                weight *= float(np.exp(rng.normal(0, device.weight_noise)))
+            return self._measured(workload, 1.0, round(weight) + workload.ballast_bytes)
         device.before_leg(device.legs)
         device.legs += 1
         self._farm.opened.append((device.name, self._artifact.id))
         loss = device.loss if self._artifact.id == self._farm.candidate else 0.0
         noise = float(self._farm.rng.normal(0, device.noise)) if device.noise else 0.0
         factor = (1 + loss) * (1 + workload.slowdown) * float(np.exp(noise))
-        return self._measured(workload, factor, (100 << 20) + workload.ballast_bytes)
+        return self._measured(workload, factor, 1 << 30)  # of a process that is not weighed
 
     def start_recording(self, plan: Any) -> None:
         raise InfrastructureError("a made-up device records nothing")

@@ -39,7 +39,7 @@ def of(ref: str, store: SqlStore, cache: Path, model: Path | None = None) -> Res
     return resolve(ref, model, cache, store, lambda stage, done, total: None)
 
 
-def gate_of(side: Side, tag: str = "") -> GateInfo:
+def gate_of(side: Side) -> GateInfo:
     return GateInfo(
         kind="gate",
         plan_key="k",
@@ -51,7 +51,6 @@ def gate_of(side: Side, tag: str = "") -> GateInfo:
         level=0.003,
         planned_cells=0,
         settings="defaults",
-        tag=tag,
     )
 
 
@@ -110,7 +109,7 @@ def test_a_tag_means_the_candidate_that_was_given_it(
 ) -> None:
     session = json.dumps(encode(SessionRecipe(threads=2)))
     side = Side("hybrid,threads=2", "hybrid,threads=2", export_tiny(ExportRecipe()).id, session)
-    store.begin_run(replace(a_run(), gate=gate_of(side, "v1.2")))
+    store.begin_run(replace(a_run(), gate=gate_of(side), tags=("v1.2",)))
     found = of("v1.2", store, cache)
     assert (found.side.recipe, found.session.threads) == ("hybrid,threads=2", 2)
 

@@ -14,7 +14,9 @@ import pytest
 from device_agents.api import Vitals
 from device_agents.errors import DeviceUnreachable, InfrastructureError
 from harness.farm import Farm
-from harness.gate.plan import GATE, Plan, calibration_comparisons
+from harness.gate.blocks import Track
+from harness.gate.calibration import aa_runs, waiting
+from harness.gate.plan import Plan, calibration_comparisons
 from harness.gate.references import Resolved
 from harness.gate.session import GateSession, Watcher
 from harness.gate.settings import EntrySettings, GateSettings, MetricSettings, WorkloadSettings
@@ -23,7 +25,7 @@ from harness.store import open_store
 from kvengine.errors import EngineFailure
 from kvengine.plan import CachePlan
 from kvengine.recipe import ExportRecipe, SessionRecipe
-from reports.gate_results import Comparison, GateCell, GateInfo, Side
+from reports.gate_results import AA, GATE, Comparison, GateCell, GateInfo, Injection, Side
 from reports.results import RunResults
 from tests.conftest import ExportTiny
 from tests.harness.gate.fake_farm import FakeDevice, FakeFarm
@@ -33,7 +35,8 @@ SETTINGS = GateSettings(
     workloads=(WorkloadSettings(8, 4, 1),),
     entry=EntrySettings(wait_s=0.0, wait_total_s=0.0),
 )
-FIRST_LOOK = 4 * 6  # legs: A B B A and two canaries in each block
+WEIGHED = 4 * 2  # legs: pairs of fresh processes that are weighed
+FIRST_LOOK = 4 * 6 + WEIGHED  # legs: A B B A and two canaries in each block
 
 
 @pytest.fixture(scope="session")
@@ -95,6 +98,20 @@ class Gate:
             candidate=self.baseline,
             comparisons=calibration_comparisons(injected),
             looks=(4,),
+        )
+
+    def night(self, device: FakeDevice) -> RunResults:
+        """One A/A block, judged with those of the nights before."""
+        with open_store(self.path) as store:
+            earlier = waiting(aa_runs(store))
+        return self.run(
+            device,
+            kind="calibration",
+            candidate=self.baseline,
+            comparisons=(Comparison(AA),),
+            slots=(Track(device.name, AA, SETTINGS.workloads[0].name),),
+            looks=(1,),
+            earlier=earlier,
         )
 
 
@@ -172,6 +189,60 @@ def test_other_tokens_are_regressed_without_any_statistics(gate: Gate) -> None:
     assert info(results).verdict == "REGRESSED"
     assert cell(results, "tokens").reason == "other tokens for the same prompt"
     assert cell(results, "kv_bytes").reason.startswith("equal in all")
+
+
+def test_memory_is_weighed_in_a_pass_of_its_own(gate: Gate) -> None:
+    """The timed legs' own processes, which weigh something else, decide nothing."""
+    results = gate.run(FakeDevice("phone"))
+    memory = cell(results, "memory")
+    assert (memory.verdict, memory.gating, memory.baseline) == ("PASS", True, 100 << 20)
+    assert memory.blocks == (0.0,) * 4
+    legs = [leg for leg in results.legs if leg.memory_pass]
+    two_pairs = ["baseline", "candidate", "candidate", "baseline"]
+    assert [leg.place.arm for leg in legs if leg.place] == two_pairs * 2
+    assert all("memory" not in block.data for block in info(results).blocks)
+
+
+@pytest.mark.parametrize(("heavier", "verdict"), [(0.015, "PASS"), (0.025, "REGRESSED")])
+def test_a_heavier_candidate_is_regressed_by_its_memory_alone(
+    gate: Gate, heavier: float, verdict: str
+) -> None:
+    results = gate.run(FakeDevice("phone", heavier=heavier))
+    assert cell(results, "memory").verdict == info(results).verdict == verdict
+    assert cell(results, "memory").estimate == pytest.approx(heavier, abs=1e-6)
+    assert cell(results, "decode").verdict == "PASS"
+
+
+def test_more_pairs_are_weighed_while_memory_is_undecided(gate: Gate) -> None:
+    """And no more once it is decided, though the blocks go on."""
+    gate.seed = 8
+    results = gate.run(FakeDevice("phone", noise=0.1, weight_noise=0.08))
+    assert gate.looks == [1, 2, 3]
+    assert len(cell(results, "memory").blocks) == 16
+    results = gate.run(FakeDevice("phone", noise=0.1))
+    assert (gate.looks[-1], len(cell(results, "memory").blocks)) == (3, 4)
+
+
+def test_a_killed_weighing_goes_on_and_repeats_nothing(gate: Gate) -> None:
+    def kill(number: int) -> None:
+        if number == 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        gate.run(FakeDevice("phone", before_weighing=kill))
+    results = gate.run(FakeDevice("phone"))
+    assert gate.farm.devices["phone"].weighings == WEIGHED - 3
+    assert len(results.legs) == FIRST_LOOK
+
+
+def test_a_weighing_that_is_lost_is_told_and_another_pair_is_weighed(gate: Gate) -> None:
+    def lost(number: int) -> None:
+        if number in (1, 2):  # the first try and the second
+            raise InfrastructureError("a hiccup")
+
+    results = gate.run(FakeDevice("phone", before_weighing=lost))
+    assert (cell(results, "memory").verdict, cell(results, "memory").void) == ("PASS", 1)
+    assert results.infrastructure == ("phone: weighing 1 of p8+n4: a hiccup",)
 
 
 class Killed(BaseException):
@@ -272,7 +343,7 @@ def test_a_device_that_is_not_fit_is_flagged_and_decides_nothing(gate: Gate) -> 
     hot = Vitals(at=1.0, temperatures_c={"battery": 41.0})
     results = gate.run(FakeDevice("phone", vitals=lambda: hot))
     assert info(results).verdict == "INVALID"
-    legs = [leg for leg in results.legs if leg.place and leg.place.arm != "canary"]
+    legs = [x for x in results.legs if x.place and x.place.arm != "canary" and not x.memory_pass]
     assert {leg.validity for leg in legs} == {"NOISY"}
     assert all("the battery has 41.0 °C" in leg.reasons[-1] for leg in legs)
 
@@ -349,6 +420,55 @@ def test_a_cell_gets_its_rights_back_when_it_passes_again(gate: Gate) -> None:
 def test_a_device_nobody_calibrated_still_gates(gate: Gate) -> None:
     gate.calibrate(FakeDevice("phone", noise=0.08))
     assert cell(gate.run(FakeDevice("other")), "decode", "other").gating
+
+
+def test_a_a_of_several_nights_is_one_verdict(gate: Gate) -> None:
+    for number in range(4):
+        gate.seed = number
+        results = gate.night(FakeDevice("phone"))
+        decode = cell(results, "decode", comparison=AA)
+        assert len(decode.blocks) == 1
+        if number < 3:
+            told = f"{number + 1} of 4 A/A blocks so far, 1 of them in this run"
+            assert (decode.verdict, decode.reason) == ("INCONCLUSIVE", told)
+    assert decode.verdict == "PASS"
+    found = info(gate.run(FakeDevice("phone"))).calibration
+    assert found is not None
+    assert {c.metric: (c.trials, c.blocks) for c in found.cells} == {
+        "ttft": (1, 4),
+        "decode": (1, 4),
+        "memory": (1, 4),
+    }
+
+
+def test_noise_of_several_nights_takes_the_right_to_gate(gate: Gate) -> None:
+    for number in range(4):
+        gate.seed = number
+        gate.night(FakeDevice("phone", noise=0.08))
+    gate.seed = 7
+    results = gate.run(FakeDevice("phone"))
+    assert cell(results, "decode").advisory.startswith("failed A/A: blocks of the same code scatter")
+    assert cell(results, "memory").gating
+
+
+def test_a_gate_of_equal_sides_counts_as_a_a(gate: Gate) -> None:
+    results = gate.run(FakeDevice("phone"), candidate=gate.baseline)
+    found = info(results).calibration
+    assert found is not None
+    assert (found.trials, found.runs) == (3, (results.run_id,))
+
+
+def test_a_drill_is_told_and_its_loss_is_found(gate: Gate) -> None:
+    slower = (Comparison(GATE, Injection(0.05)),)
+    results = gate.run(
+        FakeDevice("phone"), candidate=gate.baseline, comparisons=slower, drill="5 % slower on purpose"
+    )
+    assert (info(results).verdict, info(results).drill) == ("REGRESSED", "5 % slower on purpose")
+    assert results.provenance["DRILL"] == "5 % slower on purpose", "by which the store knows it"
+    found = info(results).calibration
+    assert found is not None
+    assert found.trials == 0
+    assert cell(results, "memory").verdict == "PASS"
 
 
 # -- many units of one model --------------------------------------------------------------------

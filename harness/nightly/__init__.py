@@ -1,0 +1,1 @@
+"""A whole night in one command: discover, calibrate, check, measure, gate, report, keep the history."""

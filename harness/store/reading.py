@@ -1,0 +1,198 @@
+"""What is asked of a store: statements that use its indexes, and rows as people and reports want them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from itertools import groupby, islice
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, case, func, select
+from sqlalchemy.orm import InstrumentedAttribute
+
+from harness.errors import StoreError
+from harness.store.protocol import UNITS, GateCellRow, GateSummary, HistoryRow, RunSummary
+from harness.store.tables import Check, Device, Gate, GateCell, Leg, Measured, Run, Tag
+
+Chosen = dict[Any, str | None]  # by column: what it must be
+NEWEST = (Run.started_at.desc(), Run.seq.desc())
+_VALIDITIES = ("VALID", "NOISY", "INVALID")
+_STREAM = {"yield_per": 1000}  # rows are taken from the server as they are needed
+
+
+def tags(connection: Connection) -> dict[str, tuple[str, ...]]:
+    """Of every run that has any, in the order in which it got them."""
+    found: dict[str, tuple[str, ...]] = {}
+    for run_id, name in connection.execute(select(Tag.run_id, Tag.name).order_by(Tag.seq)):
+        found[run_id] = (*found.get(run_id, ()), name)
+    return found
+
+
+def run_summaries(connection: Connection) -> tuple[RunSummary, ...]:
+    def counts(statement: Any) -> dict[str, tuple[int, ...]]:
+        return {row[0]: tuple(row[1:]) for row in connection.execute(statement)}
+
+    failed = func.sum(case((Check.outcome.in_(("passed", "not_supported")), 0), else_=1))
+    checks = counts(select(Check.run_id, func.count(), failed).group_by(Check.run_id))
+    devices = counts(select(Device.run_id, func.count()).group_by(Device.run_id))
+    legs = counts(select(Leg.run_id, func.count()).group_by(Leg.run_id))
+    tagged = tags(connection)
+    runs = (
+        select(Run.run_id, Run.started_at, Run.finished_at, Run.model, Run.command, Run.drill, Gate.verdict)
+        .outerjoin(Gate, Gate.run_id == Run.run_id)
+        .order_by(*NEWEST)
+    )
+    return tuple(
+        RunSummary(
+            run_id=run.run_id,
+            started_at=run.started_at,
+            finished_at=run.finished_at,
+            model=run.model,
+            command=run.command,
+            devices=devices.get(run.run_id, (0,))[0],
+            checks=checks.get(run.run_id, (0, 0))[0],
+            failed=checks.get(run.run_id, (0, 0))[1],
+            legs=legs.get(run.run_id, (0,))[0],
+            verdict=run.verdict,
+            drill=run.drill,
+            tags=tagged.get(run.run_id, ()),
+        )
+        for run in connection.execute(runs)
+    )
+
+
+def history(
+    connection: Connection,
+    chosen: Chosen,
+    metric: str | None,
+    since: str | None,
+    limit: int | None,
+) -> tuple[HistoryRow, ...]:
+    """chosen: columns of Measured."""
+    metrics = [name for name in UNITS if metric in (None, name)]
+    if not metrics:
+        raise StoreError(f"sought one of the metrics {', '.join(UNITS)}, found {metric!r}")
+    names = ("device", "recipe", "model", "workload", "arm", "artifact", "code", "validity", *metrics)
+    statement = (
+        select(Run.started_at, Run.run_id, *(getattr(Measured, name) for name in names))
+        .join(Measured, Measured.run_id == Run.run_id)
+        .where(Run.drill == "", *_matching(chosen), *_since(since))
+        .order_by(*NEWEST, Measured.seq)
+    )
+    if len(metrics) == 1:
+        statement = statement.where(getattr(Measured, metrics[0]).is_not(None))
+    tagged = tags(connection)
+    with connection.execution_options(**_STREAM).execute(statement) as rows:
+        return tuple(islice(_points(rows, metrics, tagged), limit))
+
+
+def _points(
+    rows: Iterable[Any], metrics: list[Any], tagged: dict[str, tuple[str, ...]]
+) -> Iterator[HistoryRow]:
+    """rows: one a leg, those of a run together."""
+    for (at, run_id), legs in groupby(rows, key=lambda row: (row[0], row[1])):
+        cells: dict[tuple[str, ...], list[Any]] = {}
+        for leg in legs:
+            cells.setdefault(tuple(leg[2:9]), []).append(leg)
+        for (device, recipe, model, workload, arm, artifact, code), found in cells.items():
+            for index, metric in enumerate(metrics, 10):
+                values: dict[str, list[float]] = {}
+                for leg in found:
+                    if leg[index] is not None:
+                        values.setdefault(leg[9], []).append(leg[index])
+                if values:
+                    best = min(values, key=_VALIDITIES.index)
+                    yield HistoryRow(
+                        at=at,
+                        run_id=run_id,
+                        device=device,
+                        recipe=recipe,
+                        model=model,
+                        workload=workload,
+                        metric=metric,
+                        value=statistics.median(values[best]),
+                        unit=UNITS[metric],
+                        validity=best,  # type: ignore[arg-type]
+                        legs=len(values[best]),
+                        arm=arm,
+                        artifact=artifact,
+                        commit=code,
+                        tags=tagged.get(run_id, ()),
+                    )
+
+
+def gates(
+    connection: Connection, kind: str | None, since: str | None, limit: int | None
+) -> tuple[GateSummary, ...]:
+    names = ("kind", "baseline", "candidate", "verdict", "exit_code", "planned_cells", "aa")
+    of_run = (Run.started_at, Run.run_id, Run.finished_at, Run.model, Run.drill)
+    statement = (
+        select(*of_run, *(getattr(Gate, n) for n in names))
+        .join(Gate, Gate.run_id == Run.run_id)
+        .where(*_since(since))
+    )
+    if kind is not None:
+        statement = statement.where(Gate.kind == kind)
+    tagged = tags(connection)
+    return tuple(
+        GateSummary(
+            at=row.started_at,
+            run_id=row.run_id,
+            finished_at=row.finished_at,
+            model=row.model,
+            drill=row.drill,
+            tags=tagged.get(row.run_id, ()),
+            **{name: getattr(row, name) for name in names},
+        )
+        for row in connection.execute(statement.order_by(*NEWEST).limit(limit))
+    )
+
+
+def gate_cells(
+    connection: Connection,
+    chosen: Chosen,
+    aa: bool | None,
+    since: str | None,
+    limit: int | None,
+) -> tuple[GateCellRow, ...]:
+    """chosen: columns of GateCell."""
+    names = [
+        name for name in GateCellRow.__dataclass_fields__ if hasattr(GateCell, name) and name != "run_id"
+    ]
+    statement = (
+        select(Run.started_at, Run.run_id, Gate.kind, *(getattr(GateCell, n) for n in names), Run.drill)
+        .join(Gate, Gate.run_id == Run.run_id)
+        .join(GateCell, GateCell.run_id == Run.run_id)
+        .where(*_matching(chosen), *_since(since))
+    )
+    if aa is not None:
+        statement = statement.where(GateCell.aa.is_(aa))
+    tagged = tags(connection)
+    rows: Any = connection.execute(statement.order_by(*NEWEST, GateCell.seq).limit(limit))
+    return tuple(GateCellRow(*(*row, tagged.get(row.run_id, ()))) for row in rows)
+
+
+def _matching(chosen: Chosen) -> list[ColumnElement[bool]]:
+    return [_matches(column, text) for column, text in chosen.items() if text is not None]
+
+
+def _matches(column: InstrumentedAttribute[str], text: str) -> ColumnElement[bool]:
+    """``column`` is ``text``, or like it where it has a ``*``."""
+    if "*" not in text:
+        return column == text
+    escaped = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return column.like(escaped.replace("*", "%"), escape="\\")
+
+
+def _since(text: str | None) -> list[ColumnElement[bool]]:
+    if text is None:
+        return []
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise StoreError(
+            f"sought a date like 2026-01-31 or a time like 2026-01-31T08:00, found {text!r}"
+        ) from None
+    at = (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
+    return [Run.started_at >= at.isoformat(timespec="seconds")]

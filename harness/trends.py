@@ -1,0 +1,99 @@
+"""Lines over stored runs for the report's trend: the store's history, cell by cell.
+
+Of a gate its candidate counts; what a calibration slowed down is in no history. Where the same run
+measured the frozen canary on the device, times are divided by it.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from functools import cache
+
+from harness.gate.canary import speed
+from harness.store.protocol import HistoryMetric, HistoryRow, Store
+from reports.results import RunResults
+from reports.trend import Night, Series
+
+NIGHTS = 90  # the newest of each cell
+TITLES: dict[HistoryMetric, str] = {
+    "ttft": "TTFT",
+    "decode": "ITL",
+    "memory": "Peak memory",
+    "energy": "Energy",
+}  # tokens_per_s is ITL once more
+TIMES: tuple[HistoryMetric, ...] = ("ttft", "decode")  # what a slow device makes slow
+
+Key = tuple[str, str, str, str, HistoryMetric]
+
+
+def series_of_run(store: Store, run: RunResults) -> tuple[Series, ...]:
+    """The cells that ``run`` measured, up to it."""
+    cells = {(leg.device, leg.recipe, leg.model, leg.workload) for leg in run.legs}
+    rows: list[HistoryRow] = []
+    for device in dict.fromkeys(leg.device for leg in run.legs):
+        rows += [row for row in store.history(device=device) if row.at <= run.started_at]
+    return _series(store, [row for row in rows if _key(row)[:4] in cells])
+
+
+def series_of_store(store: Store, device: str | None = None, model: str | None = None) -> tuple[Series, ...]:
+    """Every cell, or those of a device or model; ``*`` in their names stands for anything."""
+    return _series(store, store.history(device=device, model=model))
+
+
+def _series(store: Store, rows: Iterable[HistoryRow]) -> tuple[Series, ...]:
+    """rows: newest first."""
+    cells: dict[Key, list[HistoryRow]] = {}
+    for row in rows:
+        if row.metric in TITLES and row.arm != "baseline" and len(cells.get(_key(row), ())) < NIGHTS:
+            cells.setdefault(_key(row), []).append(row)
+
+    @cache
+    def results(run_id: str) -> RunResults:
+        return store.results(run_id)
+
+    @cache
+    def canaries(run_id: str) -> dict[str, float]:
+        return _canaries(results(run_id))
+
+    def simulated(device: str, run_id: str) -> str:
+        return next((info.simulated for info in results(run_id).devices if info.name == device), "")
+
+    return tuple(
+        Series(
+            device=device,
+            recipe=recipe,
+            model=model,
+            workload=workload,
+            metric=TITLES[metric],
+            unit=found[0].unit,
+            nights=tuple(
+                Night(
+                    run_id=row.run_id,
+                    at=row.at,
+                    value=row.value,
+                    valid=row.validity == "VALID",
+                    canary=canaries(row.run_id).get(device) if row.arm and metric in TIMES else None,
+                    tags=row.tags,
+                )
+                for row in reversed(found)
+            ),
+            simulated=simulated(device, found[0].run_id),
+        )
+        for (device, recipe, model, workload, metric), found in cells.items()
+    )
+
+
+def _key(row: HistoryRow) -> Key:
+    return (row.device, row.recipe, row.model, row.workload, row.metric)
+
+
+def _canaries(run: RunResults) -> dict[str, float]:
+    """ms a token of each device's canary, median over its legs."""
+    found: dict[str, list[float]] = {}
+    for leg in run.legs:
+        if leg.place is not None and leg.place.arm == "canary":
+            gaps = [gap for sample in leg.samples for gap in sample.itl_ms]
+            if gaps:
+                found.setdefault(leg.device, []).append(speed(gaps))
+    return {device: statistics.median(values) for device, values in found.items()}
