@@ -270,9 +270,10 @@ def _room(
 ) -> Float32Array:
     """How far two stored elements that should be equal to ``row`` may differ, all [kv_heads, head_dim]."""
     noise = tolerance.stored * np.sqrt(np.mean(row**2, axis=1, keepdims=True))
-    if codes.dtype.kind == "f":
-        return np.full(scale.shape, 10 * (tolerance.logits or 1e-2), np.float32) + noise
-    return 1.1 * scale + noise  # both rounded
+    # Codes: both were rounded.
+    own = 1.1 * scale if codes.dtype.kind != "f" else np.full(scale.shape, 10 * (tolerance.logits or 1e-2))
+    room: Float32Array = np.asarray(own + noise, np.float32)
+    return room
 
 
 def _clipped(stored: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
