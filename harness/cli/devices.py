@@ -55,6 +55,7 @@ def devices(
     if watch:
         with Farm(meant.inventory, meant.names, farm_address) as farm:
             leases.watch(farm)
+        return
     with progress() as report, Farm(meant.inventory, meant.names, farm_address) as farm:
         report(f"asking {len(meant.names)} devices who they are", 0, 1)
         statuses = farm.status()
