@@ -36,7 +36,7 @@ def open_descriptors() -> int:
 
 
 def children() -> set[int]:
-    """Our child processes, zombies too; not those that live as long as this process, started by some other test."""
+    """Our child processes, zombies too; not those that another test started and that live as long as we."""
     found = set()
     for task in Path("/proc/self/task").iterdir():
         # A thread that was joined may still be listed for a moment.
