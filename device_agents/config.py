@@ -33,3 +33,12 @@ class DeviceConfig:
     threads: int | None = None
     options: dict[str, str] = field(default_factory=dict)
     settings: DeviceSettings = field(default_factory=DeviceSettings)
+
+    def key(self, agent: str) -> str:
+        """What is leased: the same for all lab agents of a machine that mean the same device.
+
+        A phone is its serial number, whatever it is called. A virtual phone is its agent's, who started it.
+        """
+        if self.options.get("virtual") == "true":
+            return f"{self.name} of {agent}"
+        return self.options.get("serial") or self.name

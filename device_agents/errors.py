@@ -32,6 +32,14 @@ class LeaseError(InfrastructureError):
     """No lease, an expired one, or a fencing token older than the current one."""
 
 
+class LeaseNotGranted(LeaseError):
+    """The devices were not free in time; the message says of each why."""
+
+
+class RootTaken(LeaseError):
+    """The folder belongs to another lab agent that lives."""
+
+
 class NoSuchDevice(InfrastructureError):
     """No device of that name; the message lists those there are."""
 

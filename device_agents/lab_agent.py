@@ -1,9 +1,9 @@
 """The lab agent: owns every device attached to one lab host and lends them out.
 
 Plain Python and thread-safe; the harness wraps it in a Ray actor, so arguments and results
-are plain, picklable data. Exclusive use is a lease with a time limit and a fencing token
-(Kleppmann, "How to do distributed locking"): whoever comes with an older token is refused,
-so a client that slept through its lease cannot disturb the next one.
+are plain, picklable data. Exclusive use is a lease with a time limit, a heartbeat and a fencing token
+(Kleppmann, "How to do distributed locking"): whoever comes with an older token is refused, so a client
+that slept through its lease cannot disturb the next one. See device_agents.leases.
 """
 
 from __future__ import annotations
@@ -11,27 +11,30 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import logging
-import os
 import threading
 import time
 import uuid
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TypeVar
 
 from device_agents.api import Device, DeviceIdentity, Finding, Vitals
+from device_agents.arrivals import Arrivals
 from device_agents.blobs import BlobStore, MissingBlob, parse_manifest
 from device_agents.config import DeviceConfig
 from device_agents.deadline import Deadline
-from device_agents.errors import DeployFailed, InfrastructureError, LeaseError, NoSuchDevice
+from device_agents.errors import DeployFailed, InfrastructureError, LeaseError, NoSuchDevice, RootTaken
 from device_agents.host import HostDevice
-from device_agents.recording.record import Plan, Record, Recording, Records
+from device_agents.lab_types import AgentBudgets, DeviceStatus, Lease, Standing
+from device_agents.leases import protocol
+from device_agents.leases.ledger import Ledger
+from device_agents.leases.model import Held, Request
+from device_agents.leases.process import this_process
+from device_agents.recording.record import Plan, Record, Records
 from device_agents.remote_session import RunnerSession
-from kvengine.artifact import Manifest
+from device_agents.slots import Slot
 from kvengine.program import Measurement, Observation, Program, Workload
 from kvengine.recipe import SessionRecipe
 from kvengine.session import EngineSession, SessionInfo
@@ -39,71 +42,9 @@ from kvengine.session import EngineSession, SessionInfo
 T = TypeVar("T")
 MakeDevice = Callable[[DeviceConfig, BlobStore], Device]
 
-MAX_TTL_S = 24 * 3600.0
 _REAP_EVERY_S = 1.0
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class AgentBudgets:
-    """Seconds for what the agent asks of a device; programs and workloads have their own, see Budgets."""
-
-    # Long, for the first time an Android device is asked its bundle is made and brought; a device
-    # that does not answer has shorter deadlines of its own.
-    identity_s: float = 900.0
-    deploy_s: float = 1800.0
-    open_s: float = 300.0
-    vitals_s: float = 10.0
-    diagnose_s: float = 300.0  # a virtual phone is started for it, maybe its parts are fetched
-    # Both happen while a lease of 30 s is not yet, or no more, renewed.
-    claim_s: float = 20.0
-    release_s: float = 15.0
-    recording_s: float = 30.0
-
-
-@dataclass(frozen=True)
-class Lease:
-    """Exclusive use of ``device``.
-
-    token: to be shown with every use. expires_at: Unix time, s, for display only.
-    """
-
-    device: str
-    holder: str
-    token: int
-    ttl_s: float
-    expires_at: float
-
-
-@dataclass(frozen=True)
-class DeviceStatus:
-    """One device now: who it is, or why it does not answer; who has it."""
-
-    name: str
-    kind: str
-    identity: DeviceIdentity | None
-    error: str = ""
-    lease: Lease | None = None
-
-
-@dataclass
-class _Slot:
-    """One device and all that is known of it; ``lock`` guards the rest and is never held over device work."""
-
-    config: DeviceConfig
-    device: Device
-    lock: threading.RLock = field(default_factory=threading.RLock)
-    freeing: threading.Lock = field(default_factory=threading.Lock)  # held while sessions are closed
-    asking: threading.Lock = field(default_factory=threading.Lock)  # held while it says who it is
-    identity: DeviceIdentity | None = None
-    lease: Lease | None = None
-    expires: float = 0.0  # on the agent's clock
-    sessions: dict[str, EngineSession] = field(default_factory=dict)
-    deployed: dict[str, str] = field(default_factory=dict)  # artifact id to the folder on the device
-    settings: dict[str, str] = field(default_factory=dict)  # what the lease has changed on the device
-    recording: Recording | None = None
-    busy: int = 0  # deploys and opens under way, maybe of a lease that has expired meanwhile
 
 
 def make_device(config: DeviceConfig, store: BlobStore) -> Device:
@@ -121,13 +62,15 @@ def make_device(config: DeviceConfig, store: BlobStore) -> Device:
 
 
 class LabAgent:
-    """Owns ``devices``; keeps artifacts and its fencing counter in ``root``, which it locks.
+    """Owns ``devices``; keeps artifacts in ``root``, which it locks, and leases in the journal of ``leases``.
 
+    leases: the folder shared by all lab agents of this machine; None: one of its own, in ``root``.
     clock: monotonic seconds. store_limit_bytes: artifacts beyond it are evicted, longest unused first.
-    reap_every_s: how often expired leases are looked for between calls; None: only in calls.
+    reap_every_s: how often ended leases are looked for between calls; None: only in calls.
 
     Raises:
-        LeaseError: another agent has ``root``. NoSuchDevice: a config of unknown kind or a name used twice.
+        RootTaken: another agent has ``root``. LeaseError: the journal cannot be read.
+        NoSuchDevice: a config of unknown kind or a name used twice.
     """
 
     def __init__(
@@ -135,6 +78,7 @@ class LabAgent:
         root: Path,
         devices: Sequence[DeviceConfig],
         *,
+        leases: Path | None = None,
         make: MakeDevice = make_device,
         clock: Callable[[], float] = time.monotonic,
         budgets: AgentBudgets | None = None,
@@ -145,19 +89,23 @@ class LabAgent:
         if len(set(names)) != len(names):
             raise NoSuchDevice(f"each device needs a name of its own, found {names}")
         root.mkdir(parents=True, exist_ok=True)
-        self._store = BlobStore(root)
-        self._store_limit = store_limit_bytes
-        self._budgets = budgets or AgentBudgets()
-        self._clock = clock
-        self._slots = {c.name: _Slot(c, make(c, self._store)) for c in devices}
-        self._making_room = threading.Lock()  # held while artifacts are evicted
-        self._announcing = threading.Lock()  # guards what follows
-        self._announced: dict[str, tuple[float, frozenset[str]]] = {}  # by artifact: when, what it is made of
-        self._under_way: Counter[str] = Counter()  # deploys of an artifact
         self._root_lock = _lock_root(root)
         try:
-            self._fencing = _FencingCounter(root / "fencing-token")
-        except InfrastructureError:
+            self._id = str(root.absolute())
+            self._store = BlobStore(root)
+            self._budgets = budgets or AgentBudgets()
+            self._clock = clock
+            self._ledger = Ledger(leases or root / "leases", clock=clock)
+            self._slots = {
+                c.name: Slot(c, c.key(self._id), self._id, make(c, self._store), self._ledger, self._budgets)
+                for c in devices
+            }
+            self._arrivals = Arrivals(
+                self._store, store_limit_bytes, self._in_use, clock, self._budgets.deploy_s
+            )
+            # What an agent that was killed here had lent stays lent; what ran for it died with it.
+            self._ledger.act(protocol.start(self._id, this_process()))
+        except BaseException:
             self._root_lock.close()
             raise
         self._stopped = threading.Event()
@@ -187,11 +135,16 @@ class LabAgent:
         return self._identity(self._slot(device))
 
     def leases(self) -> tuple[Lease, ...]:
-        """Who has what now; asks no device."""
+        """Who has what now, through whichever agent; asks no device."""
         self._check_running()
-        for slot in self._slots.values():
-            self._expire(slot)
-        return tuple(slot.lease for slot in self._slots.values() if slot.lease is not None)
+        return tuple(lease for slot in self._slots.values() if (lease := self._lease(slot)) is not None)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether somebody has a device through this agent, or waits for one."""
+        state = self._ledger.act()
+        requests = [each.request for table in (state.held, state.waiting) for each in table.values()]
+        return any(request.agent == self._id for request in requests)
 
     def vitals(self, device: str) -> Vitals:
         return self._slot(device).device.vitals(Deadline(self._budgets.vitals_s))
@@ -200,31 +153,56 @@ class LabAgent:
         """What is wrong with the device, and who has it."""
         slot = self._slot(device)
         found = slot.device.diagnose(Deadline(self._budgets.diagnose_s))
-        self._expire(slot)
-        with slot.lock:
-            lease, left = slot.lease, slot.expires - self._clock()
-        held = Finding("lease", "ok", "free")
-        if lease is not None:
-            text = f"leased to {lease.holder}, for {left:.0f} s more unless renewed"
-            held = Finding("lease", "note", text, "wait for it, or take another device")
-        return (*found, held)
+        slot.follow()
+        state, now = self._ledger.state()
+        held, bad = state.held.get(slot.key), state.quarantined.get(slot.key)
+        lease = Finding("lease", "ok", "free")
+        if bad is not None:
+            lease = Finding(
+                "lease", "fix", f"quarantined by {bad.by}: {bad.evidence}", "see to it and lift it"
+            )
+        elif held is not None:
+            text = protocol.describe(held, now)
+            lease = Finding("lease", "note", text, "wait for it, or take another device")
+        return (*found, lease)
 
     # -- leases ---------------------------------------------------------------------------
 
+    def ask(self, request: Request, wait: bool = True) -> Standing:
+        """Get in line, and a sign of life of who is; the same request again asks how it stands.
+
+        request: with the names of devices; ``agent`` is filled in.
+
+        Raises:
+            LeaseNotGranted: it cannot be granted at once, and is not to ``wait``.
+            LeaseError: it can never be granted. NoSuchDevice.
+        """
+        slots = [self._slot(device) for device in request.devices]
+        for slot in slots:
+            slot.follow()
+        keyed = dataclasses.replace(request, devices=tuple(slot.key for slot in slots), agent=self._id)
+        rules = self._ledger.rules
+        state = self._ledger.act(protocol.ask(keyed, rules, wait=wait))
+        now = self._clock()
+        names = {slot.key: slot.config.name for slot in slots}
+        leases = tuple(self._as_lease(held, names[held.device]) for held in state.of(request.id))
+        ahead = tuple(each.request.holder for each in protocol.ahead(state, request.id, now, rules))
+        return Standing(leases, ahead, protocol.why_not(state, request.id, now, rules))
+
+    def withdraw(self, id_: str) -> None:
+        """Wait no more, or give back all that was granted."""
+        state = self._ledger.act(protocol.withdraw(id_, "given back"))
+        self._follow_all(held.device for held in state.held.values() if held.request.id == id_)
+
     def acquire(self, device: str, holder: str, ttl_s: float) -> Lease:
-        """Raises LeaseError when somebody has the device, NoSuchDevice."""
-        slot = self._slot(device)
-        _check_ttl(ttl_s)
-        self._expire(slot)
-        with slot.lock:
-            if slot.lease is not None:
-                left = slot.expires - self._clock()
-                raise LeaseError(
-                    f"{device} is leased to {slot.lease.holder!r} for {left:.0f} s more; wait or take another"
-                )
-            if slot.busy:
-                raise LeaseError(f"{device} still finishes work of an expired lease; try again")
-            return self._grant(slot, holder, self._fencing.next(), ttl_s)
+        """One device, at once, for as long as it is renewed every ``ttl_s``.
+
+        Raises:
+            LeaseNotGranted: somebody has it. LeaseError: a time limit that cannot be. NoSuchDevice.
+        """
+        request = Request(uuid.uuid4().hex, holder, holder, (device,), beat_s=ttl_s)
+        (lease,) = self.ask(request, wait=False).granted
+        return lease
 
     def claim(self, device: str, token: int) -> dict[str, str]:
         """First thing with a new lease: undo what the last user left, apply the device's settings.
@@ -238,34 +216,45 @@ class LabAgent:
         return found
 
     def renew(self, device: str, token: int, ttl_s: float) -> Lease:
-        """The same lease for ``ttl_s`` from now. Raises LeaseError when it has expired."""
-        _check_ttl(ttl_s)
-        slot, lease = self._leased(device, token)
-        with slot.lock:
-            self._check_current(slot, token)
-            return self._grant(slot, lease.holder, token, ttl_s)
+        """A heartbeat; the next is due within ``ttl_s``. Raises LeaseError when the lease has ended."""
+        slot = self._leased(device, token)
+        state, now = self._ledger.state()
+        held = protocol.current(state, slot.key, token, now)
+        # One beat is for all devices of a request, whose client renews each.
+        if ttl_s != held.request.beat_s or now - held.beat >= ttl_s / 10:
+            state = self._ledger.act(protocol.beat(held.request.id, self._ledger.rules, ttl_s))
+        return self._as_lease(protocol.current(state, slot.key, token, now), device)
 
     def release(self, device: str, token: int) -> None:
         """Close what is open on the device and free it."""
-        slot, lease = self._leased(device, token)
-        self._free(slot, lease)
+        slot = self._leased(device, token)
+        self._ledger.act(protocol.end(slot.key, token, "given back"))
+        slot.follow()
+
+    def revoke(self, device: str, by: str, reason: str) -> None:
+        """Take the device from whoever has it."""
+        slot = self._slot(device)
+        held = self._ledger.state()[0].held.get(slot.key)
+        if held is not None:
+            self._ledger.act(protocol.end(slot.key, held.token, f"revoked by {by}: {reason}"))
+            slot.follow()
+
+    def quarantine(self, device: str, evidence: str, by: str, seconds: float | None) -> None:
+        """Lend the device to nobody for so long, or until ``lift``; whoever has it loses it."""
+        slot = self._slot(device)
+        self._ledger.act(protocol.quarantine(slot.key, evidence, by, seconds))
+        slot.follow()
+
+    def lift(self, device: str, by: str) -> None:
+        """End a quarantine."""
+        self._ledger.act(protocol.lift(self._slot(device).key, by))
 
     # -- artifacts ------------------------------------------------------------------------
 
     def missing_blobs(self, manifest_json: str) -> tuple[MissingBlob, ...]:
         """What to send with put_chunk and commit_blob before ``deploy``; makes room for it first."""
         self._check_running()
-        manifest = parse_manifest(manifest_json)
-        # One at a time: what is announced between our look and our eviction would be evicted.
-        with self._making_room:
-            keep = self._announce(manifest)
-            missing = self._store.missing(manifest)
-            needed = sum(blob.size - blob.present for blob in missing)
-            for slot in self._slots.values():
-                keep |= slot.deployed.keys() if slot.lease is not None else set()
-            self._store.gc(max(0, self._store_limit - needed), keep)
-        self._store.check_space(needed)
-        return missing
+        return self._arrivals.missing(parse_manifest(manifest_json))
 
     def put_chunk(self, sha256: str, offset: int, data: bytes) -> int:
         """Returns how many bytes of the blob are here now. Raises DeployFailed."""
@@ -280,37 +269,11 @@ class LabAgent:
     def deploy(self, device: str, token: int, manifest_json: str) -> str:
         """Bring an artifact, whose blobs are all here, to the device. Returns the artifact's id."""
         manifest = parse_manifest(manifest_json)
-        with self._working(device, token) as slot, self._deploying(manifest):
-            folder = self._store.link(manifest)
+        with self._working(device, token) as slot, self._arrivals.deploying(manifest) as folder:
             remote = slot.device.deploy(folder, Deadline(self._budgets.deploy_s))
             with slot.lock:
                 slot.deployed[manifest.id] = remote
         return manifest.id
-
-    def _announce(self, manifest: Manifest) -> set[str]:
-        """What may not be evicted: this artifact, and all others that are on their way to a device."""
-        parts = frozenset({manifest.id, *(blob.sha256 for blob in manifest.blobs)})
-        with self._announcing:
-            self._announced[manifest.id] = (self._clock(), parts)
-            # One that was announced and never came to be deployed has lost its client.
-            oldest = self._clock() - self._budgets.deploy_s
-            self._announced = {id_: entry for id_, entry in self._announced.items() if entry[0] >= oldest}
-            return {part for _, parts in self._announced.values() for part in parts}
-
-    @contextmanager
-    def _deploying(self, manifest: Manifest) -> Iterator[None]:
-        """Another device may need room in the store meanwhile; afterwards the lease keeps the artifact."""
-        self._announce(manifest)
-        with self._announcing:
-            self._under_way[manifest.id] += 1
-        try:
-            yield
-        finally:
-            with self._announcing:
-                self._under_way[manifest.id] -= 1
-                if not self._under_way[manifest.id]:
-                    del self._under_way[manifest.id]
-                    self._announced.pop(manifest.id, None)
 
     # -- sessions -------------------------------------------------------------------------
 
@@ -332,7 +295,7 @@ class LabAgent:
                 recipe = dataclasses.replace(recipe, threads=slot.config.threads)
             engine = slot.device.open_session(folder, recipe, Deadline(self._budgets.open_s))
             with slot.lock:
-                if self._is_current(slot, token):
+                if slot.is_current(token):
                     session_id = f"{device}/{uuid.uuid4().hex}"
                     slot.sessions[session_id] = engine
                     return session_id, engine.info
@@ -347,7 +310,7 @@ class LabAgent:
 
     def close_session(self, session_id: str, token: int) -> None:
         """Closing one that is closed does nothing."""
-        slot, _ = self._leased(_device_of(session_id), token)
+        slot = self._leased(_device_of(session_id), token)
         with slot.lock:
             engine = slot.sessions.pop(session_id, None)
         if engine is not None:
@@ -366,7 +329,7 @@ class LabAgent:
                 raise InfrastructureError(f"{device} cannot record what it does")
             recording = slot.device.start_recording(plan, runner, Deadline(self._budgets.recording_s))
             with slot.lock:
-                if self._is_current(slot, token):
+                if slot.is_current(token):
                     slot.recording = recording
                     return
             recording.stop(Deadline(self._budgets.recording_s))
@@ -389,11 +352,12 @@ class LabAgent:
         self._stopped.set()
         if self._reaper is not None:
             self._reaper.join()
+        try:
+            self._ledger.act(protocol.stop(self._id))
+        except InfrastructureError as error:
+            _log.warning("leases are left to end by themselves: %s", error)
         for slot in self._slots.values():
-            with slot.lock:
-                lease = slot.lease
-            if lease is not None:
-                self._free(slot, lease)
+            slot.close()
         for slot in self._slots.values():
             try:
                 slot.device.close()
@@ -403,23 +367,45 @@ class LabAgent:
 
     # -- inside ---------------------------------------------------------------------------
 
-    def _status(self, slot: _Slot) -> DeviceStatus:
+    def _status(self, slot: Slot) -> DeviceStatus:
         error = ""
         try:
             self._identity(slot)
         except InfrastructureError as problem:
             error = str(problem)
-        self._expire(slot)
-        return DeviceStatus(slot.config.name, slot.config.kind, slot.identity, error, slot.lease)
+        lease = self._lease(slot)
+        state, _ = self._ledger.state()
+        bad = state.quarantined.get(slot.key)
+        waiting = sum(slot.key in each.request.devices for each in state.waiting.values())
+        return DeviceStatus(
+            slot.config.name,
+            slot.config.kind,
+            slot.identity,
+            error,
+            lease,
+            f"by {bad.by}: {bad.evidence}" if bad else "",
+            waiting,
+        )
 
-    def _identity(self, slot: _Slot) -> DeviceIdentity:
+    def _lease(self, slot: Slot) -> Lease | None:
+        slot.follow()
+        held = self._ledger.state()[0].held.get(slot.key)
+        return None if held is None else self._as_lease(held, slot.config.name)
+
+    def _as_lease(self, held: Held, name: str) -> Lease:
+        past = time.time() - self._clock()  # from our clock to that of people
+        request = held.request
+        since, until, beat = (past + each for each in (held.since, held.until, held.beat))
+        return Lease(name, request.holder, held.token, request.id, request.user, since, until, beat)
+
+    def _identity(self, slot: Slot) -> DeviceIdentity:
         """Asked once; two that ask at the same time share the answer."""
         with slot.asking:
             if slot.identity is None:
                 slot.identity = slot.device.identity(Deadline(self._budgets.identity_s))
             return slot.identity
 
-    def _slot(self, device: str) -> _Slot:
+    def _slot(self, device: str) -> Slot:
         self._check_running()
         try:
             return self._slots[device]
@@ -428,33 +414,23 @@ class LabAgent:
                 f"no device {device!r} at this lab host; it has {sorted(self._slots)}"
             ) from None
 
-    def _leased(self, device: str, token: int) -> tuple[_Slot, Lease]:
+    def _in_use(self) -> set[str]:
+        """Artifacts that a lease has deployed."""
+        return {id_ for slot in self._slots.values() for id_ in tuple(slot.deployed)}
+
+    def _leased(self, device: str, token: int) -> Slot:
         slot = self._slot(device)
-        self._expire(slot)
-        with slot.lock:
-            if slot.lease is None:
-                raise LeaseError(f"{device}: token {token} has no lease any more; acquire the device again")
-            if slot.lease.token != token:
-                raise LeaseError(
-                    f"{device}: token {token} is not the current one; it is leased to {slot.lease.holder!r}"
-                )
-            return slot, slot.lease
+        slot.check(token)
+        return slot
 
     @contextmanager
-    def _working(self, device: str, token: int) -> Iterator[_Slot]:
-        """While the body runs the device is not lent anew, even if the lease expires meanwhile."""
-        slot, _ = self._leased(device, token)
-        with slot.lock:
-            self._check_current(slot, token)
-            slot.busy += 1
-        try:
+    def _working(self, device: str, token: int) -> Iterator[Slot]:
+        slot = self._slot(device)
+        with slot.working(token):
             yield slot
-        finally:
-            with slot.lock:
-                slot.busy -= 1
 
     def _in_session(self, session_id: str, token: int, work: Callable[[EngineSession], T]) -> T:
-        slot, _ = self._leased(_device_of(session_id), token)
+        slot = self._leased(_device_of(session_id), token)
         with slot.lock:
             engine = slot.sessions.get(session_id)
         if engine is None:
@@ -462,98 +438,31 @@ class LabAgent:
         try:
             return work(engine)
         except InfrastructureError as error:
-            with slot.lock:
-                if not self._is_current(slot, token):
-                    raise LeaseError(f"{session_id}: the lease ended during the call: {error}") from error
+            if not slot.is_current(token):
+                raise LeaseError(f"{session_id}: the lease ended during the call: {error}") from error
             raise
 
-    def _check_current(self, slot: _Slot, token: int) -> None:
-        if not self._is_current(slot, token):
-            raise LeaseError(f"{slot.config.name}: the lease of token {token} has just ended")
-
-    def _is_current(self, slot: _Slot, token: int) -> bool:
-        return slot.lease is not None and slot.lease.token == token and self._clock() < slot.expires
-
-    def _grant(self, slot: _Slot, holder: str, token: int, ttl_s: float) -> Lease:
-        slot.lease = Lease(slot.config.name, holder, token, ttl_s, time.time() + ttl_s)
-        slot.expires = self._clock() + ttl_s
-        return slot.lease
-
-    def _expire(self, slot: _Slot) -> None:
-        with slot.lock:
-            lease = slot.lease
-            if lease is None or self._clock() < slot.expires:
-                return
-        _log.warning("lease %d of %s on %s expired", lease.token, lease.holder, lease.device)
-        self._free(slot, lease)
-
-    def _free(self, slot: _Slot, lease: Lease) -> None:
-        """Sessions first, then the lease: the device is free only when nothing runs on it any more."""
-        with slot.freeing:
-            with slot.lock:
-                if slot.lease is None or slot.lease.token != lease.token:
-                    return
-                slot.expires = self._clock()  # from now on the token is refused
-                sessions, slot.sessions = slot.sessions, {}
-                recording, slot.recording = slot.recording, None
-                slot.deployed.clear()  # another lease may make room for its own
-            for engine in sessions.values():
-                engine.close()
-            if recording is not None:
-                # One that cannot be stopped ends by itself, and the next one ends it.
-                with suppress(InfrastructureError):
-                    recording.stop(Deadline(self._budgets.recording_s))
-            self._put_back(slot)
-            with slot.lock:
-                slot.lease = None
-
-    def _put_back(self, slot: _Slot) -> None:
-        """Only where something was changed: a device that does not answer should delay nobody else."""
-        changed, slot.settings = slot.settings, {}
-        if changed:
-            try:
-                slot.device.release(Deadline(self._budgets.release_s))
-            except InfrastructureError as error:
-                _log.warning("%s stays changed until its next claim: %s", slot.config.name, error)
+    def _follow_all(self, keys: Iterable[str]) -> None:
+        wanted = set(keys)
+        for slot in self._slots.values():
+            if slot.key in wanted:
+                slot.follow()
 
     def _reap(self, every_s: float) -> None:
         while not self._stopped.wait(every_s):
+            try:
+                self._ledger.act()
+            except Exception:
+                _log.exception("looking after leases failed")
             for slot in self._slots.values():
                 try:
-                    self._expire(slot)
+                    slot.follow()
                 except Exception:
                     _log.exception("freeing %s failed", slot.config.name)
 
     def _check_running(self) -> None:
         if self._stopped.is_set():
             raise InfrastructureError("this lab agent has been shut down; start another")
-
-
-class _FencingCounter:
-    """Strictly increasing, also over restarts: a number is on the disk before it is given out."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lock = threading.Lock()
-        try:
-            self._last = int(path.read_text())
-        except FileNotFoundError:
-            self._last = 0
-        except ValueError as error:
-            raise LeaseError(
-                f"{path} holds no fencing token: {error}; put a larger one than ever given"
-            ) from error
-
-    def next(self) -> int:
-        with self._lock:
-            self._last += 1
-            part = self._path.with_suffix(".part")
-            with part.open("w") as file:
-                file.write(str(self._last))
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(self._path)
-            return self._last
 
 
 def _lock_root(root: Path) -> IO[str]:
@@ -563,15 +472,10 @@ def _lock_root(root: Path) -> IO[str]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise LeaseError(
+        raise RootTaken(
             f"another lab agent runs on {root}; join it, stop it, or give this one another folder"
         ) from None
     return file
-
-
-def _check_ttl(ttl_s: float) -> None:
-    if not 0 < ttl_s <= MAX_TTL_S:
-        raise LeaseError(f"sought a time limit in (0, {MAX_TTL_S:g}] s, found {ttl_s:g}")
 
 
 def _device_of(session_id: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from device_agents.api import DeviceIdentity
-from device_agents.lab_agent import DeviceStatus
+from device_agents.lab_types import DeviceStatus
 from harness import discovery, inventory
 from harness.discovery import Found, PassedOver
 from harness.errors import InventoryError
@@ -33,12 +33,16 @@ class Selection:
     passed_over: tuple[PassedOver, ...] = ()
 
     def choose(self, statuses: Sequence[DeviceStatus]) -> Choice:
-        """Those of the devices that were asked that satisfy the condition and are free; never none.
+        """Those of the devices that were asked that satisfy the condition and are free; where none is, those
+        that others have, to wait for them; never none.
 
         Raises:
             InventoryError: none; says of each device why.
         """
         choice = self.judge(statuses)
+        if not choice.names:
+            free = [dataclasses.replace(status, lease=None) for status in statuses]
+            choice = self.judge(free)
         if not choice.names:
             raise none_matches(self.text, choice.passed_over)
         return choice
@@ -57,6 +61,8 @@ class Selection:
     def _against(self, status: DeviceStatus) -> str:
         if status.identity is None:
             return f"does not answer: {status.error}"
+        if status.quarantined:
+            return f"quarantined {status.quarantined}"
         if status.lease is not None:
             return f"leased to {status.lease.holder}"
         if self.condition is None:

@@ -20,13 +20,17 @@ import ray
 from ray._private import ray_constants
 
 from device_agents import scratch
-from device_agents.errors import InfrastructureError
+from device_agents.errors import DeadlineExceeded, InfrastructureError
 from harness.this_machine import OBJECT_STORE_BYTES
 
 # Ray puts Unix sockets some 60 characters below its temporary folder; the kernel allows 107 in all.
 _LONGEST_FOLDER = 40
 CONNECT_S = 5.0
 NAMESPACE = "kvfarm"  # of named actors
+# RFC 9113: the client's preface and its empty SETTINGS frame; a frame's header is length (3 bytes), type, ...
+_SETTINGS = 4
+_HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0])
+_FRAME_HEADER_BYTES = 9
 
 
 class RayConnection:
@@ -73,7 +77,7 @@ def ensure_ray(address: str | None = None) -> RayConnection:
 
     Raises:
         InfrastructureError: no cluster at ``address``, one of another Ray or Python version, or
-            Ray does not start.
+            Ray does not start. DeadlineExceeded: something at ``address`` does not answer.
     """
     if ray.is_initialized():
         return RayConnection(joined=address is not None, ours=False)
@@ -90,11 +94,8 @@ def _join(address: str) -> RayConnection:
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit() or "/" in host:
         raise InfrastructureError(f"{what}: sought HOST:PORT of its head node")
-    try:
-        # Ray itself would try for minutes.
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
-    except OSError as error:
-        raise InfrastructureError(f"{what}: nothing answers there ({error})") from error
+    # Ray itself would try for minutes.
+    _check_answers(what, host.strip("[]"), int(port))
     try:
         with _quietly(), _sigterm_kept(), _loopback() if _is_loopback(host) else nullcontext():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -103,6 +104,34 @@ def _join(address: str) -> RayConnection:
             f"{what}: {_first_line(error)} (here: Ray {ray.__version__}, Python {sys.version.split()[0]})"
         ) from error
     return RayConnection(joined=True, ours=True)
+
+
+def _check_answers(what: str, host: str, port: int) -> None:
+    """That something there speaks gRPC, as Ray's head node does: a server of HTTP/2 begins with SETTINGS.
+
+    Raises:
+        DeadlineExceeded: it takes the connection and says nothing. InfrastructureError: nobody is there, or
+            another kind of server.
+    """
+    try:
+        with socket.create_connection((host, port), CONNECT_S) as connection:
+            if os.environ.get("RAY_USE_TLS") == "1":
+                return  # it begins otherwise, and by itself
+            connection.settimeout(CONNECT_S)
+            connection.sendall(_HTTP2_HELLO)
+            answer = connection.recv(_FRAME_HEADER_BYTES, socket.MSG_WAITALL)
+    except TimeoutError as error:
+        raise DeadlineExceeded(
+            f"{what}: something takes connections there and says nothing for {CONNECT_S:g} s; sought the "
+            "head node of a Ray cluster, see `ray status` there"
+        ) from error
+    except OSError as error:
+        raise InfrastructureError(f"{what}: nothing answers there ({error})") from error
+    if len(answer) < _FRAME_HEADER_BYTES or answer[3] != _SETTINGS:
+        raise InfrastructureError(
+            f"{what}: what answers there is no Ray: sought a gRPC server, found {answer!r}; "
+            "correct the address"
+        )
 
 
 def _is_loopback(host: str) -> bool:

@@ -67,7 +67,10 @@ def agree_with_reference(
             off, row_kl = row_error(sought, got), kl_divergence(sought, got)
             outside = tolerance.logits is not None and off > tolerance.logits
             if outside or not row_kl <= tolerance.row_kl:  # "not <=" also catches NaN
-                _diverged(program, index, row, expected.places[row], sought, got)
+                limit = (
+                    f"{tolerance.logits:g} at most" if outside else f"a KL of {tolerance.row_kl:g} at most"
+                )
+                _diverged(program, index, row, expected.places[row], sought, got, limit)
             error, kl, rows = max(error, off), kl + row_kl, rows + 1
             # What ties within the band may come either way round, as for greedy tokens.
             hits += bool(sought.max() - sought[np.argmax(got)] <= 2 * (tolerance.logits or 0))
@@ -94,7 +97,8 @@ def agree_with_each_other(
             error = row_error(a, b)
             worst = max(worst, error)
             if not error <= limit:
-                _diverged(program, index, row, one.position - len(one.logits) + row, a, b, what)
+                place = one.position - len(one.logits) + row
+                _diverged(program, index, row, place, a, b, f"{limit:g} at most", what)
     return worst
 
 
@@ -204,6 +208,7 @@ def _diverged(
     position: int,
     sought: Float32Array,
     found: Float32Array,
+    limit: str,
     what: str = "reference",
 ) -> None:
     error = row_error(sought, found)
@@ -217,7 +222,8 @@ def _diverged(
     )
     raise CheckFailed(
         f"first differing step: operation {index} ({program.operations[index].kind}), row {row}, token "
-        f"position {position}: logits differ from the {what} by {error:.3g}",
+        f"position {position}: logits differ from the {what} by {error:.3g}, "
+        f"KL {kl_divergence(sought, found):.3g} nats; sought {limit}",
         program,
         divergence,
     )

@@ -21,7 +21,8 @@ from device_agents.bundle.lock import ABIS, Abi, parse_abi
 from device_agents.bundle.ready import ready
 from device_agents.deadline import Deadline
 from device_agents.errors import InfrastructureError
-from device_agents.lab_agent import AgentBudgets, make_device
+from device_agents.lab_agent import make_device
+from device_agents.lab_types import AgentBudgets
 from device_agents.virtual import possible
 from device_agents.virtual.rootfs import native_abi
 from harness import choosing, discovery, inventory, this_machine

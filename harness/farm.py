@@ -10,10 +10,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import os
-import socket
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -23,20 +22,21 @@ import numpy as np
 
 from device_agents.api import DeviceIdentity, Finding, Vitals
 from device_agents.config import DeviceConfig
+from device_agents.deadline import Deadline
 from device_agents.errors import InfrastructureError, LeaseError, NoSuchDevice
-from device_agents.lab_agent import AgentBudgets, DeviceStatus, Lease
+from device_agents.lab_types import AgentBudgets, DeviceStatus, Lease
 from device_agents.recording.record import Plan, Record
 from device_agents.remote_session import Budgets
+from harness import leasing
 from harness.cluster import RayConnection, ensure_ray
 from harness.inventory import LOCAL_LAB, Inventory
 from harness.lab import Lab, find_node, here
+from harness.leasing import CALL_S, Terms, holder
 from kvengine.artifact import Artifact
 from kvengine.program import Measurement, Observation, Program, Workload
 from kvengine.recipe import SessionRecipe
 from kvengine.session import SessionInfo
 
-LEASE_TTL_S = 30.0  # a device is free again this long after its client died
-RENEW_EVERY_S = LEASE_TTL_S / 3
 CHUNK_BYTES = 8 << 20
 # The agent's own deadlines are inside: they know the reason. Ours only catches a dead agent.
 GRACE_S = 30.0
@@ -119,6 +119,8 @@ class _Device:
     config: DeviceConfig
     lab: Lab
     lease: Lease | None = None
+    claimed: bool = False  # as its farm file wants it, since the lease or the agent began
+    patience: Deadline | None = None  # for the lease that is wanted now
     identity: DeviceIdentity | None = None
     settings: dict[str, str] = field(default_factory=dict)
 
@@ -126,14 +128,16 @@ class _Device:
 class Farm:
     """The selected devices; use it as a context manager.
 
-    ``open`` leases a device on first use and keeps it until the farm is closed. A device that
-    fails does so alone: the others, and the farm, go on. All methods raise InfrastructureError
-    (a dead, hanging or missing lab host, agent, device or runner; a device somebody else has).
+    The first ``open`` leases all devices, those of a lab host at once, and waits in line for them; a guest
+    leases each on first use. What cannot be had together in time is had one by one. Leases are kept until the
+    farm is closed. A device that fails does so alone: the others, and the farm, go on. All methods raise
+    InfrastructureError (a dead, hanging or missing lab host, agent, device or runner), LeaseNotGranted where
+    somebody else has a device for longer than we wait.
 
     names: of devices in ``inventory`` (see inventory.select). address: of the Ray cluster to
     join, HOST:PORT; None uses this process's Ray or starts one on this machine for as long as
     the farm is open. root: folder of the agent on this machine. guest: another process opened the same
-    farm and called ``invite``; it ends the lab agents.
+    farm and called ``invite``; it ends the lab agents. terms: of leases. on_wait: told why we wait for one.
     """
 
     def __init__(
@@ -144,8 +148,13 @@ class Farm:
         *,
         root: Path | None = None,
         guest: bool = False,
+        terms: Terms | None = None,
+        on_wait: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self._guest = guest
+        self._terms = terms or Terms()
+        self._on_wait = on_wait
+        self.waited_s = 0.0  # in line for leases, in all
         self._inventory = inventory
         self._names = names
         self._address = address
@@ -154,6 +163,8 @@ class Farm:
         self._devices: dict[str, _Device] = {}
         self._labs: dict[str, Lab] = {}
         self._lock = threading.Lock()  # guards leases
+        self._taking = threading.Lock()  # held while we are in line for one
+        self._starting = threading.Lock()  # held while a lab agent is started
         self._stopped = threading.Event()
         self._heartbeat = threading.Thread(target=self._renew, name="leases", daemon=True)
 
@@ -242,21 +253,88 @@ class Farm:
             KvEngineError: the engine refused the artifact or the recipe.
             InfrastructureError: see the class.
         """
+        self.lease(name)
         device = self._device(name)
-        lab = device.lab
-        try:
-            token = self._lease(device)
-        except InfrastructureError:
-            if lab.running:
-                raise
-            token = self._lease(device)  # the agent had died, or its last other user had stopped it
+        lab, token = device.lab, self._lease(device)
         budgets = AgentBudgets()
         self._ship(lab, artifact, progress)
         text = artifact.manifest.to_json()
-        artifact_id = lab.call("deploy", budgets.deploy_s + GRACE_S, name, token, text)
-        opened = lab.call("open_session", budgets.open_s + GRACE_S, name, token, artifact_id, recipe)
+        try:
+            artifact_id = lab.call("deploy", budgets.deploy_s + GRACE_S, name, token, text)
+            opened = lab.call("open_session", budgets.open_s + GRACE_S, name, token, artifact_id, recipe)
+        except LeaseError:
+            self._forget(device, token)
+            raise
         session_id, info = opened
         return DeviceSession(lab, name, token, session_id, info)
+
+    def hold(self, count: int, names: Sequence[str]) -> tuple[Lease, ...]:
+        """Lease ``count`` of the devices, all at once, without opening anything.
+
+        Devices of several lab hosts: as many of each host as are free there, the rest from the first ones;
+        then host by host in the order of their names.
+
+        Raises:
+            LeaseNotGranted, InfrastructureError: see the class.
+        """
+        patience, taken = Deadline(self._terms.wait_s), list[Lease]()
+        try:
+            for lab, share in self._shares(count, [self._device(name) for name in names]):
+                there = [self._devices[name] for name in names if self._devices[name].lab is lab]
+                if share:
+                    taken += self._take_at(lab, there, patience, share)
+        except BaseException:
+            for lease in taken:
+                self._release(self._devices[lease.device])
+            raise
+        return tuple(taken)
+
+    def _shares(self, count: int, devices: Sequence[_Device]) -> list[tuple[Lab, int]]:
+        """How many of ``count`` of the devices to take at each lab host."""
+        if not 1 <= count <= len(devices):
+            names = ", ".join(each.config.name for each in devices)
+            raise LeaseError(f"sought {count} of {len(devices)} devices: {names}; ask for fewer")
+        labs = [lab for _, lab in sorted({each.lab.name: each.lab for each in devices}.items())]
+        have = {lab.name: sum(each.lab is lab for each in devices) for lab in labs}
+        wanted = {each.config.name for each in devices}
+        leased = {
+            lab.name: sum(lease.device in wanted for lease in self._ready(lab).call("leases", GRACE_S))
+            for lab in labs
+        }
+        shares = dict.fromkeys(have, 0)
+        for most in ({name: have[name] - leased[name] for name in have}, have):
+            for name in shares:
+                more = min(most[name] - shares[name], count - sum(shares.values()))
+                shares[name] += max(0, more)
+        return [(lab, shares[lab.name]) for lab in labs]
+
+    def lease(self, name: str) -> None:
+        """Have the device to ourselves from now on, as ``open`` does it; nothing where we have it.
+
+        Raises:
+            LeaseNotGranted, InfrastructureError: see the class.
+        """
+        device = self._device(name)
+        try:
+            self._lease(device)
+        except InfrastructureError:
+            if device.lab.running:
+                raise
+            self._lease(device)  # the agent had died, or its last other user had stopped it
+
+    def has(self, lease: Lease) -> bool:
+        """Whether the lease is still ours, as far as its last heartbeat told."""
+        ours = self._device(lease.device).lease
+        return ours is not None and ours.token == lease.token
+
+    def quarantine(self, name: str, evidence: str, by: str, seconds: float | None) -> None:
+        """Lend the device to nobody for so long, None: until ``lift``; whoever has it loses it."""
+        lab = self._ready(self._device(name).lab)
+        lab.call("quarantine", CALL_S, name, evidence, by, seconds)
+
+    def lift(self, name: str, by: str) -> None:
+        """End the device's quarantine."""
+        self._ready(self._device(name).lab).call("lift", CALL_S, name, by)
 
     def give_back(self, name: str) -> None:
         """Let others have the device; the next ``open`` leases it anew. Never raises."""
@@ -267,7 +345,7 @@ class Farm:
         for lab in self._labs.values():
             with contextlib.suppress(InfrastructureError):
                 for lease in lab.call("leases", GRACE_S) if lab.running or lab.find() else ():
-                    if lease.holder == holder(pid):
+                    if lease.holder == holder(pid, self._terms.user):
                         lab.call("release", GRACE_S, lease.device, lease.token)
 
     def invite(self) -> RayConnection:
@@ -307,57 +385,112 @@ class Farm:
         return self._labs[name]
 
     def _ready(self, lab: Lab) -> Lab:
-        """``lab`` with its agent running; one that died is started again, and its leases are gone."""
-        if not lab.running:
-            mine = [d for d in self._devices.values() if d.lab is lab]
-            with self._lock:
+        """``lab`` with its agent running; one that died is started again, and knows our leases."""
+        with self._starting:
+            if not lab.running:
+                mine = [d for d in self._devices.values() if d.lab is lab]
                 for device in mine:
-                    device.lease = None
-            lab.start([d.config for d in mine])
+                    device.claimed = False
+                lab.start([d.config for d in mine])
         return lab
 
     def _lease(self, device: _Device) -> int:
         """The fencing token of our lease, acquired if we have none."""
         self._ready(device.lab)
-        with self._lock:
+        with self._taking:
             if device.lease is None:
-                device.lease = self._claimed(device, holder(os.getpid()))
-            return device.lease.token
+                self._take(device)
+            lease = device.lease
+            if lease is None:
+                raise LeaseError(
+                    f"{device.config.name}: the lease was lost as soon as it was granted; try again"
+                )
+            if not device.claimed:
+                self._claim(device, lease)
+            return lease.token
 
-    def _claimed(self, device: _Device, holder: str) -> Lease:
-        """A lease of a device that is as its farm file wants it."""
-        name, lab = device.config.name, device.lab
-        lease: Lease = lab.call("acquire", GRACE_S, name, holder, LEASE_TTL_S)
+    def _take(self, device: _Device) -> None:
+        """A lease of the device; the first time of all."""
+        patience = device.patience
+        if patience is None:
+            first = not self._guest and all(each.patience is None for each in self._devices.values())
+            patience = Deadline(self._terms.wait_s)
+            wanted = list(self._devices.values()) if first else [device]
+            for each in wanted:
+                each.patience = patience
+            # Always in this order: of two that want the same hosts none waits for the other's.
+            for _, lab in sorted({each.lab.name: each.lab for each in wanted}.items()):
+                with contextlib.suppress(InfrastructureError):
+                    self._ready(lab)
+                    self._take_at(lab, [each for each in wanted if each.lab is lab], patience)
+        if device.lease is None:
+            self._take_at(device.lab, [device], patience)
+
+    def _take_at(
+        self, lab: Lab, devices: list[_Device], patience: Deadline, count: int | None = None
+    ) -> tuple[Lease, ...]:
+        """All of the devices of one lab host at once, or ``count`` of them."""
+        began = time.monotonic()
+        names = tuple(each.config.name for each in devices)
         try:
-            device.settings = lab.call("claim", AgentBudgets().claim_s + GRACE_S, name, lease.token)
+            leases = leasing.lease(
+                lab,
+                names,
+                count or len(names),
+                self._terms,
+                patience,
+                self._on_wait,
+                lambda: self._ready(lab),
+            )
+        finally:
+            self.waited_s += time.monotonic() - began
+        with self._lock:
+            for lease in leases:
+                device = self._devices[lease.device]
+                device.lease, device.claimed, device.patience = lease, False, None
+        return leases
+
+    def _claim(self, device: _Device, lease: Lease) -> None:
+        """A leased device is as its farm file wants it, or given back."""
+        try:
+            seconds = AgentBudgets().claim_s + GRACE_S
+            device.settings = device.lab.call("claim", seconds, lease.device, lease.token)
         except BaseException:
-            with contextlib.suppress(InfrastructureError):
-                lab.call("release", GRACE_S, name, lease.token)
+            self._release(device)
             raise
-        return lease
+        device.claimed = True
+
+    def _forget(self, device: _Device, token: int) -> None:
+        """The next ``open`` acquires the device anew."""
+        with self._lock:
+            if device.lease is not None and device.lease.token == token:
+                device.lease, device.claimed = None, False
 
     def _release(self, device: _Device) -> None:
         with self._lock:
-            lease, device.lease = device.lease, None
+            lease, device.lease, device.claimed = device.lease, None, False
         if lease is not None and device.lab.running:
             with contextlib.suppress(InfrastructureError):
                 device.lab.call("release", GRACE_S, lease.device, lease.token)
 
     def _renew(self) -> None:
-        while not self._stopped.wait(RENEW_EVERY_S):
+        """Heartbeats, whatever the test does meanwhile."""
+        every_s = self._terms.beat_s / 3
+        while not self._stopped.wait(every_s):
             for device in list(self._devices.values()):
                 lease = device.lease
                 if lease is None:
                     continue
                 try:
-                    device.lab.call("renew", RENEW_EVERY_S, lease.device, lease.token, LEASE_TTL_S)
+                    device.lab.call("renew", every_s, lease.device, lease.token, self._terms.beat_s)
                 except LeaseError as error:
                     _log.warning("the lease of %s is lost: %s", lease.device, error)
-                    with self._lock:
-                        if device.lease == lease:
-                            device.lease = None  # the next ``open`` acquires the device anew
+                    self._forget(device, lease.token)
                 except InfrastructureError as error:
                     _log.warning("the lease of %s was not renewed: %s", lease.device, error)
+                    if not device.lab.running:
+                        with contextlib.suppress(InfrastructureError):
+                            self._ready(device.lab)
 
     def _ship(self, lab: Lab, artifact: Artifact, progress: Progress | None) -> None:
         """Send the blobs that the lab host lacks, in pieces, going on where an earlier try stopped."""
@@ -377,11 +510,6 @@ class Farm:
                     if not piece:
                         break
             lab.call("commit_blob", GRACE_S + blob.size / 50e6, blob.sha256)
-
-
-def holder(pid: int) -> str:
-    """How a lease names a process of this machine."""
-    return f"{os.environ.get('USER', 'somebody')}@{socket.gethostname()} pid {pid}"
 
 
 def _own(observation: Observation) -> Observation:

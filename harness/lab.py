@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import kvengine
 from device_agents.config import DeviceConfig
-from device_agents.errors import DeadlineExceeded, InfrastructureError
+from device_agents.errors import DeadlineExceeded, InfrastructureError, RootTaken
 from device_agents.lab_agent import LabAgent
 from harness.cluster import NAMESPACE
 from kvengine.errors import KvEngineError
@@ -24,6 +24,7 @@ from kvengine.errors import KvEngineError
 # Importing kvengine and onnxruntime on a cold disk, and the cluster finding a free slot.
 START_S = 120.0
 STOP_S = 30.0
+_MOST_AGENTS = 33  # of one folder; each has one Ray
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class LabActor:
     def _start(self, root: Path | None, configs: Sequence[DeviceConfig]) -> None:
         other = [config.name for config in configs if self._configs.get(config.name) != config]
         if self._agent is not None and other:
-            if self._agent.leases():
+            if self._agent.in_use:
                 raise InfrastructureError(
                     f"the agent of this lab host is in use with a farm.toml that describes device "
                     f"{other[0]!r} otherwise, or not at all (it has {', '.join(self._configs)}); "
@@ -64,7 +65,7 @@ class LabActor:
             agent, self._agent = self._agent, None
             agent.shutdown()
         if self._agent is None:
-            self._agent = LabAgent(root or _default_root(), configs)
+            self._agent = _agent_in(root or _default_root(), configs)
             self._configs = {config.name: config for config in configs}
 
     def call(self, method: str, arguments: tuple[Any, ...]) -> Answer:
@@ -82,7 +83,7 @@ class LabActor:
         with self._lock:
             if self._agent is None:
                 return Answer(value=True)
-            if not even_if_leased and self._agent.leases():
+            if not even_if_leased and self._agent.in_use:
                 return Answer(value=False)
             agent, self._agent = self._agent, None
         agent.shutdown()
@@ -252,7 +253,34 @@ class Lab:
         return answer.value
 
 
+def _agent_in(root: Path, configs: Sequence[DeviceConfig]) -> LabAgent:
+    """An agent in ``root``, or beside it where another run has that: what they share is the leases alone."""
+    for number in range(2, _MOST_AGENTS):
+        with contextlib.suppress(RootTaken):
+            return LabAgent(root, configs, leases=leases_folder())
+        root = root.with_name(f"{root.name.partition('-')[0]}-{number}")
+    raise InfrastructureError(
+        f"more than {_MOST_AGENTS} lab agents run beside {root}; end some of their runs"
+    )
+
+
+def leases_folder() -> Path:
+    """Where all lab agents of this machine and user keep their leases; KVFARM_LEASES names another.
+
+    On each lab host there is one such journal, for its own devices, and no service for the whole cluster: a
+    service would be one more thing that can die, has to tell agents of every lease that ends, and would
+    not exist for the private Ray of a plain pytest. So the journal is where the devices are, and its order
+    is that of the machine's file lock. A set over several hosts is taken host by host in the order of their
+    names, all at once inside each (Farm): a total order, so nobody waits in a circle or has to back off.
+    """
+    named = os.environ.get("KVFARM_LEASES")
+    return Path(named) if named else _cache() / "leases"
+
+
 def _default_root() -> Path:
     """Of an agent that serves a lab: in the cache folder of the user it runs as."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "kvfarm" / "lab"
+    return _cache() / "lab"
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvfarm"

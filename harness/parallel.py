@@ -21,7 +21,8 @@ from harness.handover import KEY, Board, Handover, Plan, Planned, RunFolder, Tel
 from harness.inventory import LOCAL_LAB
 from harness.outcomes import lost_check, plan_of, retries_of
 from harness.progress import Progress
-from harness.run import DeviceRun, RunOptions
+from harness.run import DeviceRun
+from harness.run_options import RunOptions
 from harness.run_plugin import DeviceTests, Reporting
 
 
@@ -76,7 +77,9 @@ def worker(config: pytest.Config, options: RunOptions) -> WorkerPlugin:
     _end_with(handover.controller)
     folder = RunFolder(Path(handover.folder))
     progress = Progress(config, Teller(folder.path))
-    run = DeviceRun(options, progress.step, progress.program, progress.retried, handover)
+    run = DeviceRun(
+        options, progress.step, progress.program, progress.retried, handover, on_wait=progress.waits
+    )
     return WorkerPlugin(run, progress, folder)
 
 

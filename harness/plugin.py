@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from harness.leasing import Terms
     from harness.measuring import Shape
-    from harness.run import DeviceRun, RunOptions
+    from harness.run import DeviceRun
+    from harness.run_options import RunOptions
     from harness.run_plugin import DeviceTests, Reporting
 
 PLUGIN = "kvfarm-run"
@@ -104,6 +106,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="SECONDS",
         help="a device that answers no more for so long is quarantined (default: %(default)g)",
     )
+    add("--user", metavar="NAME", help="in whose name devices are leased (default: who runs this)")
+    add(
+        "--priority",
+        type=int,
+        default=0,
+        metavar="N",
+        help="in line for devices; higher is first (default: %(default)s)",
+    )
+    add(
+        "--wait",
+        default="1h",
+        metavar="TIME",
+        help="how long to stand in line for devices that others have: 90s, 10m, 1h (default: %(default)s)",
+    )
+    add(
+        "--lease-timeout",
+        default="30s",
+        metavar="TIME",
+        help="devices are free again so long after this run fell silent (default: %(default)s)",
+    )
     add(
         "--measure",
         action="append",
@@ -151,7 +173,7 @@ def _plugin(config: pytest.Config, options: RunOptions) -> DeviceTests | Reporti
     if parallel.is_worker(config):
         return parallel.worker(config, options)
     progress = Progress(config)
-    run = DeviceRun(options, progress.step, progress.program, progress.retried)
+    run = DeviceRun(options, progress.step, progress.program, progress.retried, on_wait=progress.waits)
     processes = parallel.processes(config, run)
     if processes > 1:
         return parallel.controller(config, run, progress, processes)
@@ -161,7 +183,7 @@ def _plugin(config: pytest.Config, options: RunOptions) -> DeviceTests | Reporti
 
 def _options(config: pytest.Config) -> RunOptions:
     from harness.recovery import RecoveryPolicy
-    from harness.run import RunOptions
+    from harness.run_options import RunOptions
     from harness.store import DEFAULT_STORE
     from harness.tags import tags_of
 
@@ -186,6 +208,7 @@ def _options(config: pytest.Config) -> RunOptions:
         recovery=RecoveryPolicy(get("retries"), get("recover_within")),
         measure=tuple(_measure(text) for text in get("measure")),
         energy=get("energy"),
+        terms=_terms(config),
         command=(Path(sys.argv[0]).name, *config.invocation_params.args),
         tags=tags_of(get("tag")),
     )
@@ -199,6 +222,18 @@ def _recipes(named: str | None, models: list[str]) -> str:
     if named is None:
         named = "" if models else DEFAULT_RECIPES
     return ";".join([named, *(f"onnx,model={path}" for path in models)])
+
+
+def _terms(config: pytest.Config) -> Terms:
+    from harness.errors import HarnessError
+    from harness.leasing import Terms, duration, user_name
+
+    get = config.getoption
+    try:
+        wait_s, beat_s = duration(get("wait")), duration(get("lease_timeout"))
+    except HarnessError as error:
+        raise pytest.UsageError(f"--wait, --lease-timeout: {error}") from error
+    return Terms(get("user") or user_name(), get("priority"), wait_s, beat_s)
 
 
 def _shapes(config: pytest.Config) -> tuple[Shape, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import sys
 import threading
@@ -56,6 +57,7 @@ class Progress:
         self._current = "devices"
         self._reporter: Any = None
         self._lines: list[str] = []
+        self._waited_for = ""  # reason, without its numbers
         self._retried: list[str] = []  # of the test that runs
         self._screen = threading.Lock()
 
@@ -89,6 +91,16 @@ class Progress:
         self._draw(f"{device}: tried again after {reason}", force=True)
         # pytest captures what is written while a test runs.
         self._retried.append(reason)
+
+    def waits(self, reason: str) -> None:
+        """Called again and again while others have the device; a log is told once of each reason."""
+        self._draw(f"{self._current}: {reason}")
+        shape = re.sub(r"\d+", "", reason)  # the seconds in it change all the time
+        capture = self._config.pluginmanager.get_plugin("capturemanager")
+        if self._teller is None and not self.live and shape != self._waited_for and capture is not None:
+            with capture.global_and_fixture_disabled():
+                self._write(f"          {reason}", yellow=True)
+        self._waited_for = shape
 
     def idle(self) -> None:
         """In a worker: its device does nothing now."""

@@ -18,6 +18,7 @@ from device_agents.deadline import Deadline
 from device_agents.errors import (
     BundleError,
     InfrastructureError,
+    LeaseNotGranted,
     NoSuchDevice,
     Unauthorized,
     UnsupportedDevice,
@@ -30,7 +31,14 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 # Trying again cannot help before a person has done something.
-_LASTING = (UnsupportedDevice, Unauthorized, BundleError, NoSuchDevice, VirtualPhoneUnavailable)
+_LASTING = (
+    UnsupportedDevice,
+    Unauthorized,
+    BundleError,
+    NoSuchDevice,
+    VirtualPhoneUnavailable,
+    LeaseNotGranted,  # we have waited for as long as we may
+)
 _LINE = 300  # characters of an error that a row keeps of each retry
 
 

@@ -8,39 +8,31 @@ import os
 import secrets
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from device_agents.api import DeviceIdentity
-from device_agents.deadline import Deadline
 from device_agents.errors import InfrastructureError
 from harness import choosing, inventory
-from harness.artifacts import artifact_of, resolved
+from harness.artifacts import resolved
 from harness.checking import Cell, Tally
 from harness.errors import InventoryError
-from harness.farm import LOCAL_ROOT, DeviceSession, Farm
 from harness.handover import Handover, RunFolder
 from harness.inventory import effort_of, share
 from harness.legs import LegPlan, Subject, measure_leg
 from harness.measuring import Shape
 from harness.mutants import score
+from harness.opened import Opened
 from harness.provenance import command_line, now, provenance
-from harness.quiet import WAIT_S, Quiet, locked
-from harness.recipes import ForeignModel, Recipe, parse_recipes, settings, with_plan
-from harness.recovery import Recovery, RecoveryPolicy
-from harness.reference import Reference, offer_reference, share_reference, start_reference
-from harness.reference.rounded import is_exact, rounded_checkpoint
+from harness.quiet import WAIT_S
+from harness.recipes import Recipe, parse_recipes, settings
+from harness.recovery import Recovery
+from harness.run_options import RunOptions
 from harness.store import open_store
 from harness.store.protocol import Store
-from kvengine.artifact import Artifact
 from kvengine.codec import decode, encode
-from kvengine.plan import PlanKind
-from kvengine.recipe import ExportRecipe
-from kvengine.session import EngineSession
 from reports.ablation_results import AblationInfo
 from reports.results import (
     CheckResult,
@@ -56,31 +48,7 @@ if TYPE_CHECKING:
     from reports.trend import Series
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """What the command line asked for. Paths are as given; see ``harness.plugin`` for the defaults."""
-
-    devices: str
-    model: Path
-    recipes: str
-    store: str
-    report: Path | None = None
-    farm: Path | None = None
-    farm_address: str | None = None
-    cache: Path = Path(".kvfarm")
-    examples: int = 25
-    seed: int | None = None
-    shapes: tuple[Shape, ...] = (Shape(),)  # the workloads that each recipe is measured with
-    repeats: int = 3
-    # Further (checkpoint, recipes, devices) to measure, not to check; no device is all of them.
-    measure: tuple[tuple[Path, str, tuple[str, ...]], ...] = ()
-    energy: bool = False  # also measure energy for each token: minutes a leg
-    recovery: RecoveryPolicy = field(default_factory=RecoveryPolicy)
-    command: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()
-
-
-class DeviceRun:
+class DeviceRun(Opened):
     """The state of one run. Nothing is started before it is first needed.
 
     handover: of the controller, where this process is one of several workers of its run.
@@ -97,10 +65,9 @@ class DeviceRun:
         on_program: Callable[[Tally], None],
         on_retry: Callable[[str, str], None] = lambda device, reason: None,
         handover: Handover | None = None,
+        on_wait: Callable[[str], None] = lambda reason: None,
     ) -> None:
-        self.options = options
-        self._handover = handover
-        self._on_step = on_step
+        super().__init__(options, on_step, on_wait, handover)
         self._on_program = on_program
         self.begun = False
         self.recipes = {r.name: resolved(r, options.model) for r in parse_recipes(options.recipes)}
@@ -113,14 +80,8 @@ class DeviceRun:
         self.not_run: tuple[NotRun, ...] = ()
         self.trend: tuple[Series, ...] = ()  # of its cells over stored runs, once it has finished
         self.ablation: AblationInfo | None = None  # what the legs are for, where they are an ablation's
-        self._sessions: dict[tuple[str, str, str], DeviceSession] = {}
-        self._references: dict[Path, Reference] = {}
-        self._artifacts: dict[tuple[Path, ExportRecipe, ForeignModel | None], Artifact] = {}
         self._identities: dict[str, DeviceIdentity] = {}
         self._stored: set[str] = set()  # devices
-        self._offered: list[object] = []  # references that end when they are forgotten
-        self._quiet: dict[str, Quiet] = {}  # by lab host
-        self._farm: Farm | None = None
         self.recovery = Recovery(self._answers, options.recovery, self._set_aside, on_retry)
         self._provenance = provenance()
         if handover is not None:
@@ -130,7 +91,9 @@ class DeviceRun:
             return
         self.seed = options.seed if options.seed is not None else secrets.randbits(32)
         self.started_at = now()
-        self.run_id = f"{self.started_at.replace(':', '').replace('+0000', 'Z')}-{self.seed:08x}"
+        # Not the seed: two runs with one seed may begin in the same second.
+        moment = self.started_at.replace(":", "").replace("+0000", "Z")
+        self.run_id = f"{moment}-{secrets.token_hex(4)}"
         selection = choosing.read(options.devices, inventory.load(options.farm))
         self.inventory, self.devices = selection.inventory, selection.names
         self.passed_over = selection.passed_over
@@ -171,8 +134,7 @@ class DeviceRun:
         """
         self.devices = tuple(sorted(self.devices, key=self.effort))
         connection = self.farm.invite()
-        names = {self._reference_name(recipe) for recipe in self.recipes.values()}
-        self._offered = [offer_reference(name) for name in sorted(names)]
+        self._offer_references(self.recipes.values())
         return Handover(
             run_id=self.run_id,
             started_at=self.started_at,
@@ -210,7 +172,7 @@ class DeviceRun:
     def cell(self, device: str, recipe_name: str) -> Cell:
         """The cell of one device and recipe; its sessions are opened by the first program."""
         recipe = self.recipes[recipe_name]
-        with self.working(device):
+        with self._sharing(device):
             spec = self.artifact(self.options.model, recipe).manifest.spec
             reference = self.reference(recipe)
         return Cell(
@@ -224,27 +186,6 @@ class DeviceRun:
             database=str(self.options.cache / "examples"),
             on_program=self._on_program,
         )
-
-    def session(self, device: str, recipe: Recipe, plan: PlanKind) -> EngineSession:
-        """The open session for ``recipe`` with cache plan kind ``plan``; a dead one is opened again."""
-        key = (device, recipe.name, plan)
-        session = self._sessions.get(key)
-        if session is None or session.closed:
-            artifact = self.artifact(self.options.model, with_plan(recipe, plan))
-            session = self._sessions[key] = self.farm.open(device, artifact, recipe.session, self._on_step)
-        return session
-
-    def leave(self, device: str, recipe_name: str) -> None:
-        """Close the sessions of one cell; the next cell should find the device idle."""
-        for key in [k for k in self._sessions if k[:2] == (device, recipe_name)]:
-            self._sessions.pop(key).close()
-
-    def give_back(self, device: str) -> None:
-        """Nothing more is to be done on the device: others may have it."""
-        for key in [key for key in self._sessions if key[0] == device]:
-            self._sessions.pop(key).close()
-        if self._farm is not None:
-            self._farm.give_back(device)
 
     def measure(
         self,
@@ -308,95 +249,9 @@ class DeviceRun:
         """Share in (0, 1] of the programs and repeats asked for that the device gets."""
         return effort_of(self.inventory.device(device))
 
-    @contextmanager
-    def working(self, device: str) -> Iterator[None]:
-        """While the body runs no device is measured that this one's work would disturb."""
-        quiet = self._quiet_of(device)
-        with quiet.shared() if quiet else nullcontext():
-            yield
-
-    @contextmanager
-    def _alone(self, device: str) -> Iterator[None]:
-        """While the body runs no device works that would disturb this one's measurement."""
-        quiet = self._quiet_of(device)
-        with quiet.alone() if quiet else nullcontext():
-            yield
-
-    def take_waited(self) -> float:
-        """Seconds waited for other devices since the last call."""
-        waited = sum(quiet.waited_s for quiet in self._quiet.values())
-        for quiet in self._quiet.values():
-            quiet.waited_s = 0.0
-        return waited
-
-    def _quiet_of(self, device: str) -> Quiet | None:
-        """None where nothing else works meanwhile, or the device computes by itself."""
-        entry = self.inventory.device(device)
-        if self._handover is None or not entry.shares_cpu:
-            return None
-        if entry.lab not in self._quiet:
-            self._quiet[entry.lab] = Quiet(
-                LOCAL_ROOT / "quiet" / entry.lab,
-                lambda: self._on_step("waits for the other devices of this machine", 0, 0),
-            )
-        return self._quiet[entry.lab]
-
-    def artifact(self, model: Path, recipe: Recipe) -> Artifact:
-        """Exported, or found and verified; once a run for each model and recipe."""
-        key = (model, recipe.export, recipe.foreign)
-        if key not in self._artifacts:
-            with self._making():
-                root = self.options.cache / "artifacts"
-                self._artifacts[key] = artifact_of(model, recipe, root, self._on_step)
-        return self._artifacts[key]
-
-    @contextmanager
-    def _making(self) -> Iterator[None]:
-        """What several processes want, one makes and the others find."""
-        self.options.cache.mkdir(parents=True, exist_ok=True)
-        with locked(self.options.cache / "making.lock", Deadline(WAIT_S)):
-            yield
-
     @cached_property
     def store(self) -> Store:
         return open_store(self.options.store)
-
-    @property
-    def farm(self) -> Farm:
-        """The farm, started at first use, with every selected device's identity stored."""
-        if self._farm is None:
-            self._on_step("starting the farm", 0, 0)
-            if (shared := self._handover) is not None:
-                root = LOCAL_ROOT if shared.private else None
-                farm = Farm(self.inventory, self.devices, shared.address, root=root, guest=True)
-            else:
-                farm = Farm(self.inventory, self.devices, self.options.farm_address)
-            farm.__enter__()
-            self._farm = farm
-        return self._farm
-
-    def reference(self, recipe: Recipe) -> Reference:
-        """The oracle on the weights that ``recipe`` keeps; one actor for each set of weights."""
-        checkpoint = self.options.model
-        # How a foreign exporter rounds its weights is not ours to know: it is judged by the checkpoint's.
-        if not _judged_exactly(recipe):
-            with self._making():
-                checkpoint = rounded_checkpoint(checkpoint, recipe.export, self.options.cache / "rounded")
-        if checkpoint not in self._references:
-            _ = self.farm  # Ray runs from here on
-            self._on_step("loading the reference", 0, 0)
-            self._references[checkpoint] = (
-                share_reference(self._reference_name(recipe), checkpoint)
-                if self._handover
-                else start_reference(checkpoint)
-            )
-        return self._references[checkpoint]
-
-    def _reference_name(self, recipe: Recipe) -> str:
-        """Of the actor that all workers of this run share; one for each set of weights."""
-        export = recipe.export
-        weights = "exact" if _judged_exactly(recipe) else f"{export.weights}-{export.block_size}"
-        return f"reference-{self.run_id}-{weights}"
 
     def identity(self, device: str) -> DeviceIdentity:
         """Who the device is; asked and stored once a run."""
@@ -458,8 +313,7 @@ class DeviceRun:
             info = dataclasses.replace(self._info(device), quarantined=evidence)
             self.store.add_device(self.run_id, info)
             self._stored.add(device)
-        for key in [key for key in self._sessions if key[0] == device]:
-            self._sessions.pop(key)  # to close it would mean to wait for the device
+        self._abandon(device)
 
     def header(self) -> RunResults:
         """The run without its results."""
@@ -520,17 +374,3 @@ class DeviceRun:
             self.trend = series_of_run(self.store, results)
         self.store.close()
         return results
-
-    def close(self) -> None:
-        """Close sessions, give devices back, stop Ray if this run started it."""
-        self._sessions.clear()
-        self._references.clear()
-        self._offered.clear()
-        if self._farm is not None:
-            self._farm.__exit__(None, None, None)
-            self._farm = None
-
-
-def _judged_exactly(recipe: Recipe) -> bool:
-    """Whether the reference is the checkpoint itself, unrounded."""
-    return recipe.foreign is not None or is_exact(recipe.export)

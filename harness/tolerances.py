@@ -38,10 +38,12 @@ class Tolerance:
 _FALSE_ALARM = 0.01
 # A row whose logits have nothing to do with the reference's is about 1 nat away or more
 # (two independent standard normal logit rows: KL = 1). Measured on tiny-gemma3: float32 2e-12 nats,
-# float16 cache 2e-7, int8 or int4 weights 0.002, int8 cache 0.001, int4 cache 0.24.
+# float16 cache 2e-7, int8 or int4 weights 0.002, int8 cache 0.001, int4 cache 0.24. Those are means; single
+# rows of the int8 cache (23,054 of random prompts): 1 in 1,000 above 0.046, 1 in 10,000 above 0.078, one at
+# 0.112, where rounding decides between two keys. So a row may be at 0.3, and the mean holds the rest.
 FLOAT32 = Tolerance(logits=1e-4, row_kl=1e-6, mean_kl=1e-7, top1=0.99, same=1e-4)
 FLOAT16 = Tolerance(logits=5e-2, row_kl=1e-3, mean_kl=1e-4, top1=0.95, same=5e-2)
-INT8 = Tolerance(logits=None, row_kl=0.1, mean_kl=0.02, top1=0.8, same=0.5)
+INT8 = Tolerance(logits=None, row_kl=0.3, mean_kl=0.02, top1=0.8, same=0.5)
 INT4 = Tolerance(logits=None, row_kl=3.0, mean_kl=0.6, top1=0.15, same=1.0)
 
 # Two ways through one engine write the same codes, but for one that float noise meets at a tie: 0.025 at

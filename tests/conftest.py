@@ -29,6 +29,20 @@ def _no_phones_of_the_users() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _leases_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """For farms that several tests share. Other runs on this machine are no concern of ours."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KVFARM_LEASES", str(tmp_path_factory.mktemp("leases")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _leases_of_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what the test starts."""
+    monkeypatch.setenv("KVFARM_LEASES", str(tmp_path / "leases"))
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The ``tiny-gemma3`` preset on disk."""

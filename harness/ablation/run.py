@@ -11,7 +11,8 @@ from device_agents.errors import InfrastructureError
 from harness.ablation.steps import Ladder, ladder, order
 from harness.measuring import Shape
 from harness.recipes import parse_recipe
-from harness.run import DeviceRun, RunOptions
+from harness.run import DeviceRun
+from harness.run_options import RunOptions
 from kvengine.recipe import Weights
 from kvengine.spec import ModelSpec
 from reports.ablation_results import AblationInfo

@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from harness.cli.devices import AddressOption, FarmOption, StoreOption
+from harness.cli.options import AddressOption, FarmOption, StoreOption
 from harness.cli.output import JsonOption, show
 from kvengine.recipe import Weights
 

@@ -8,26 +8,17 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from device_agents.lab_agent import DeviceStatus
+from device_agents.lab_types import DeviceStatus
 from harness import inventory
 from harness.choosing import Choice
+from harness.cli import leases
+from harness.cli.options import AddressOption, FarmOption
 from harness.cli.output import JsonOption, note, progress, show
 from harness.errors import HarnessError, InventoryError
 from harness.recipes import parse_recipe
 from kvengine.program import Observation, Program
 
 CACHE = Path(".kvfarm")
-
-FarmOption = Annotated[
-    Path | None, typer.Option("--farm", help="Inventory file.  [default: ./farm.toml, else this host]")
-]
-AddressOption = Annotated[
-    str | None,
-    typer.Option("--farm-address", help="Ray cluster to join, HOST:PORT.  [default: start one here]"),
-]
-StoreOption = Annotated[
-    str | None, typer.Option("--store", help="Results database: a URL or a SQLite file.  [default: .kvfarm]")
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -47,17 +38,24 @@ def devices(
     why: Annotated[
         bool, typer.Option("--why", help="Say of each device whether it is chosen, and why not.")
     ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on and show who has what, until Ctrl-C.")
+    ] = False,
     farm_file: FarmOption = None,
     farm_address: AddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the farm's devices and who they are.
+    """List the farm's devices, who they are and who has them.
 
     Exit code 1 when one of them does not answer, or none is chosen."""
     from harness import choosing
     from harness.farm import Farm
 
     meant = choosing.read(selection, inventory.load(farm_file))
+    if watch:
+        with Farm(meant.inventory, meant.names, farm_address) as farm:
+            leases.watch(farm)
+        return
     with progress() as report, Farm(meant.inventory, meant.names, farm_address) as farm:
         report(f"asking {len(meant.names)} devices who they are", 0, 1)
         statuses = farm.status()
@@ -155,6 +153,9 @@ def _row(status: DeviceStatus, known: inventory.Inventory) -> dict[str, Any]:
         "identity": status.identity,
         "error": status.error,
         "leased_to": status.lease.holder if status.lease else None,
+        "lease": status.lease,
+        "waiting": status.waiting,
+        "quarantined": status.quarantined or None,
     }
 
 
@@ -186,4 +187,4 @@ def _identity_cells(status: DeviceStatus) -> list[str]:
 def _state(status: DeviceStatus) -> str:
     if status.error:
         return status.error
-    return f"leased to {status.lease.holder}" if status.lease else "free"
+    return leases.state(status)

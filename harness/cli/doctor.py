@@ -9,7 +9,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from harness.cli.devices import CACHE, AddressOption, FarmOption
+from harness.cli.devices import CACHE
+from harness.cli.options import AddressOption, FarmOption
 from harness.cli.output import JsonOption, progress, show
 from harness.doctor import Row
 

@@ -14,7 +14,8 @@ import typer
 from rich.markup import escape
 
 from harness import inventory
-from harness.cli.devices import CACHE, AddressOption, FarmOption, StoreOption
+from harness.cli.devices import CACHE
+from harness.cli.options import AddressOption, FarmOption, StoreOption
 from harness.cli.output import JsonOption, Report, progress, show
 from harness.errors import HarnessError
 from reports import gate_view

@@ -13,7 +13,14 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from harness.cli.devices import AddressOption, FarmOption, StoreOption
+from harness.cli.options import (
+    AddressOption,
+    FarmOption,
+    PriorityOption,
+    StoreOption,
+    UserOption,
+    WaitOption,
+)
 from harness.cli.output import JsonOption, note, show
 from harness.errors import StoreError
 from harness.suite_process import suite_command
@@ -46,6 +53,9 @@ def run(
     ] = None,
     farm_file: FarmOption = None,
     farm_address: AddressOption = None,
+    user: UserOption = None,
+    priority: PriorityOption = 0,
+    wait: WaitOption = "1h",
     as_json: JsonOption = False,
 ) -> None:
     """Run the suite on devices and write the report.
@@ -54,6 +64,7 @@ def run(
     options = {"--devices": devices, "--model": model, "--report": output}
     options |= {"--recipes": recipes, "--store": store}
     options |= {"--farm": farm_file, "--farm-address": farm_address}
+    options |= {"--user": user, "--priority": priority, "--wait": wait}
     arguments = [f"{name}={value}" for name, value in options.items() if value is not None]
     arguments += [f"--tag={name}" for name in tag or ()]
     older = _written(output)

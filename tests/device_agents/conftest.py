@@ -36,18 +36,20 @@ def open_descriptors() -> int:
 
 
 def children() -> set[int]:
-    """Our child processes, zombies too; not Python's own helper, which an earlier test may have started."""
+    """Our child processes, zombies too; not those that another test started and that live as long as we."""
     found = set()
     for task in Path("/proc/self/task").iterdir():
         # A thread that was joined may still be listed for a moment.
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             found |= {int(pid) for pid in (task / "children").read_text().split()}
-    return {pid for pid in found if not _is_resource_tracker(pid)}
+    return {pid for pid in found if not _lives_as_long_as_we(pid)}
 
 
-def _is_resource_tracker(pid: int) -> bool:
+def _lives_as_long_as_we(pid: int) -> bool:
+    """Python's own helper, and the database server of tests/postgres.py."""
     try:
-        return b"multiprocessing.resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"multiprocessing.resource_tracker" in command or b"tests.postgres" in command
     except (FileNotFoundError, ProcessLookupError):
         return False
 

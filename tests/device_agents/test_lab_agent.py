@@ -19,11 +19,16 @@ from device_agents.errors import (
     DeployFailed,
     InfrastructureError,
     LeaseError,
+    LeaseNotGranted,
     NoSuchDevice,
     RunnerDied,
 )
 from device_agents.host import HostDevice
-from device_agents.lab_agent import AgentBudgets, LabAgent, make_device
+from device_agents.lab_agent import LabAgent, make_device
+from device_agents.lab_types import AgentBudgets
+from device_agents.leases.check import violations
+from device_agents.leases.ledger import JOURNAL, read
+from device_agents.leases.model import Request
 from device_agents.local import LocalTransport
 from device_agents.remote_session import Budgets, RunnerSession
 from kvengine.artifact import Manifest
@@ -212,7 +217,7 @@ def test_a_host_device_shares_the_agents_disk(tmp_path: Path) -> None:
 
 def test_a_device_has_one_holder(agent: LabAgent) -> None:
     lease = agent.acquire("left", "first", 60)
-    with pytest.raises(LeaseError, match="left is leased to 'first' for 60 s more"):
+    with pytest.raises(LeaseError, match="left is leased to 'first' since 0 s"):
         agent.acquire("left", "second", 60)
     agent.acquire("right", "second", 60)
     agent.release("left", lease.token)
@@ -248,13 +253,18 @@ def test_tokens_grow_over_restarts(tmp_path: Path) -> None:
     assert tokens == sorted(set(tokens))
 
 
-def test_a_damaged_token_file_is_not_guessed_around(tmp_path: Path) -> None:
-    (tmp_path / "fencing-token").write_text("12x")
-    with pytest.raises(LeaseError, match="no fencing token"):
-        LabAgent(tmp_path, TWO, make=make_fake, reap_every_s=None)
-    (tmp_path / "fencing-token").write_text("12")
+def test_a_damaged_journal_is_not_guessed_around(tmp_path: Path) -> None:
     agent = LabAgent(tmp_path, TWO, make=make_fake, reap_every_s=None)
-    assert agent.acquire("left", "me", 60).token == 13
+    before = agent.acquire("left", "me", 60).token
+    agent.shutdown()
+    journal = tmp_path / "leases" / JOURNAL
+    whole = journal.read_bytes()
+    journal.write_bytes(whole.replace(b"granted", b"graanted"))
+    with pytest.raises(LeaseError, match=r"line 4 is no fact about leases"):
+        LabAgent(tmp_path, TWO, make=make_fake, reap_every_s=None)
+    journal.unlink()  # as the message says; tokens do not begin again for all that
+    agent = LabAgent(tmp_path, TWO, make=make_fake, reap_every_s=None)
+    assert agent.acquire("left", "me", 60).token >= before
     agent.shutdown()
 
 
@@ -354,11 +364,96 @@ def test_a_token_is_good_for_its_own_device_only(agent: LabAgent) -> None:
 
 def test_the_holder_is_shown_until_the_lease_ends(agent: LabAgent, clock: Clock) -> None:
     lease = agent.acquire("left", "me", 60)
-    assert [s.lease for s in agent.status()] == [lease, None]
-    assert agent.leases() == (lease,)
+    left, right = agent.status()
+    assert left.lease is not None
+    assert (left.lease.token, left.lease.holder) == (lease.token, "me")
+    assert right.lease is None
+    assert [each.token for each in agent.leases()] == [lease.token]
     clock.now += 60
     assert agent.leases() == ()
     assert [s.lease for s in agent.status()] == [None, None]
+
+
+def test_two_agents_of_one_machine_share_one_line(tmp_path: Path, clock: Clock) -> None:
+    ours, theirs = (
+        LabAgent(
+            tmp_path / name, TWO, leases=tmp_path / "leases", make=make_fake, clock=clock, reap_every_s=None
+        )
+        for name in ("ours", "theirs")
+    )
+    lease = ours.acquire("left", "me", 60)
+    session = open_session(ours, "left", lease.token)
+    next_ = Request("next", "you", "you", ("left", "right"), 2)
+    assert theirs.ask(next_).why == (
+        "left is leased to 'me' since 0 s, for 86400 s more at most, last heartbeat 0 s ago",
+        "right is free, but 2 are wanted at once",
+    )
+    with pytest.raises(LeaseNotGranted, match="right is kept for 'you', who is before you in line"):
+        ours.acquire("right", "me", 60)
+    ours.release("left", lease.token)
+    left, right = theirs.ask(next_).granted
+    assert left.token == right.token > lease.token
+    with pytest.raises(LeaseError, match="leased to 'you'"):
+        ours.run_program(session, lease.token, GOOD)
+    with pytest.raises(LeaseError, match="given by another lab agent"):
+        ours.claim("left", left.token)
+    assert not ours.in_use
+    theirs.withdraw("next")
+    assert ours.leases() == ()
+    assert violations(read(tmp_path / "leases" / JOURNAL)) == []
+    ours.shutdown()
+    theirs.shutdown()
+
+
+def test_an_agent_that_was_killed_goes_on_with_its_leases(tmp_path: Path, clock: Clock) -> None:
+    def start() -> LabAgent:
+        return LabAgent(tmp_path / "lab", TWO, make=make_fake, clock=clock, reap_every_s=None)
+
+    killed = start()
+    lease, ended = killed.acquire("left", "me", 60), killed.acquire("right", "dead", 60)
+    session = open_session(killed, "left", lease.token)
+    clock.now += 50
+    killed.renew("left", lease.token, 60)
+    killed.ask(waiting := Request("next", "you", "you", ("left",)))
+    killed._root_lock.close()  # as the kernel does it
+    clock.now += 25
+    again = start()
+    assert [each.token for each in again.leases()] == [lease.token]
+    with pytest.raises(LeaseError, match="no session"):
+        again.run_program(session, lease.token, GOOD)
+    with pytest.raises(LeaseError, match="no lease any more"):
+        again.claim("right", ended.token)
+    assert again.run_program(open_session(again, "left", lease.token), lease.token, GOOD)
+    again.release("left", lease.token)
+    assert again.ask(waiting).granted
+    again.shutdown()
+    for engine in killed._slots["left"].sessions.values():
+        engine.close()  # which the kernel would have ended
+
+
+def test_a_device_in_quarantine_is_nobodys(agent: LabAgent, clock: Clock) -> None:
+    lease = agent.acquire("left", "me", 60)
+    session = open_session(agent, "left", lease.token)
+    agent.quarantine("left", "no answer for 180 s", "the nightly", 100)
+    assert children() == set()
+    with pytest.raises(LeaseError, match="quarantined by the nightly: no answer"):
+        agent.run_program(session, lease.token, GOOD)
+    with pytest.raises(LeaseNotGranted, match="left is quarantined by the nightly for 100 s more: no answer"):
+        agent.acquire("left", "you", 60)
+    assert agent.status()[0].quarantined == "by the nightly: no answer for 180 s"
+    agent.lift("left", "ann")
+    agent.release("left", agent.acquire("left", "you", 60).token)
+    agent.quarantine("left", "no answer for 180 s", "the nightly", 100)
+    clock.now += 100
+    agent.acquire("left", "you", 60)
+
+
+def test_a_lease_can_be_revoked(agent: LabAgent) -> None:
+    lease = agent.acquire("left", "me", 60)
+    agent.revoke("left", "ann", "the device is going to the repair shop")
+    with pytest.raises(LeaseError, match="revoked by ann: the device is going"):
+        agent.renew("left", lease.token, 60)
+    agent.acquire("left", "you", 60)
 
 
 # -- artifacts -------------------------------------------------------------------------------
@@ -470,7 +565,7 @@ def test_a_lease_that_ends_while_a_session_opens_leaves_no_runner(tmp_path: Path
         ) -> RunnerSession:
             session = super().open_session(remote_folder, recipe, deadline)
             clock.now += 61
-            with pytest.raises(LeaseError, match="still finishes work of an expired lease"):
+            with pytest.raises(LeaseError, match="still finishes work of an ended lease"):
                 agents[0].acquire("left", "next", 60)
             return session
 

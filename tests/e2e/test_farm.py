@@ -19,9 +19,9 @@ import ray
 
 from device_agents.deadline import Deadline
 from device_agents.errors import InfrastructureError, LeaseError, NoSuchDevice, RunnerDied
-from harness import farm as farm_module
 from harness.farm import DeviceSession, Farm
 from harness.inventory import DEFAULT, DeviceEntry, Inventory, LabEntry
+from harness.leasing import Terms
 from harness.recipes import parse_recipe
 from harness.synth import synth
 from kvengine.artifact import Artifact
@@ -216,10 +216,11 @@ CLIENT = """
 import sys
 from harness.farm import Farm
 from harness.inventory import DeviceEntry, Inventory
+from harness.leasing import Terms
 from kvengine.artifact import Artifact
 from kvengine.recipe import SessionRecipe
 two = Inventory({"host": DeviceEntry(), "other": DeviceEntry(threads=2)})
-with Farm(two, ("host", "other"), sys.argv[1]) as farm:
+with Farm(two, ("host", "other"), sys.argv[1], terms=Terms(wait_s=0.5)) as farm:
     for device in ("host", "other"):
         try:
             farm.open(device, Artifact.open(sys.argv[2]), SessionRecipe(threads=1)).close()
@@ -241,33 +242,31 @@ def test_another_client_of_the_cluster_cannot_take_a_leased_device(
         timeout=120,
         check=False,
     )
-    assert client.stdout.splitlines() == ["host: LeaseError", "other: opened"], client.stderr
+    assert client.stdout.splitlines() == ["host: LeaseNotGranted", "other: opened"], client.stderr
     assert session.run_program(PROGRAM)  # and we were not disturbed
 
 
-def test_a_lease_lives_as_long_as_its_heartbeat(
-    artifact: Artifact, tmp_path: Path, farm: Farm, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lease_lives_as_long_as_its_heartbeat(artifact: Artifact, farm: Farm) -> None:
     session = farm.open("host", artifact, RECIPE)
     device = farm._devices["host"]
     # A renewal for a moment only, as if the heartbeat had stopped and the time had passed.
     device.lab.call("renew", 10.0, "host", farm._lease(device), 0.01)
-    wait_until(lambda: device.lab.call("leases", 10.0) == (), "the lease expires")
+    wait_until(
+        lambda: "host" not in {lease.device for lease in device.lab.call("leases", 10.0)}, "the lease expires"
+    )
     with pytest.raises(LeaseError):
         session.run_program(PROGRAM)
-    monkeypatch.setattr(farm_module, "LEASE_TTL_S", 1.5)
-    monkeypatch.setattr(farm_module, "RENEW_EVERY_S", 0.2)
-    device.lease = None
-    farm._stopped.set()
-    farm._heartbeat.join(60)
-    farm._stopped.clear()
-    farm._heartbeat = threading.Thread(target=farm._renew, daemon=True)
-    with farm.open("host", artifact, RECIPE) as kept:
-        token = farm._lease(device)
-        farm._heartbeat.start()
-        threading.Event().wait(3)  # twice the time limit
+    with pytest.raises(LeaseError):
+        farm.open("host", artifact, RECIPE)  # which tells the farm; what is tried again finds the device
+    terms = Terms(beat_s=1.0)
+    with (
+        Farm(farm._inventory, ("host",), root=farm._root, terms=terms) as patient,
+        patient.open("host", artifact, RECIPE) as kept,
+    ):
+        (lease,) = patient._devices["host"].lab.call("leases", 10.0)
+        threading.Event().wait(3)  # three times its time limit
         assert kept.run_program(PROGRAM)
-        assert farm._lease(device) == token
+        assert patient.has(lease)
 
 
 def test_ray_listens_on_the_loopback_interface_only(farm: Farm) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from device_agents.api import DeviceIdentity, Vitals
 from device_agents.errors import InfrastructureError, LeaseError
-from harness import run as harness_run
+from harness import opened
 from harness.inventory import Inventory
 from kvengine.artifact import Artifact
 from kvengine.engine import LocalEngine
@@ -83,6 +83,7 @@ class FakeFarm:
     def __init__(self, inventory: Inventory, names: tuple[str, ...], *_: Any, **__: Any) -> None:
         self.names = names
         self.held: set[str] = set()
+        self.waited_s = 0.0
 
     def __enter__(self) -> FakeFarm:
         FOLDER.mkdir(exist_ok=True)
@@ -104,7 +105,7 @@ class FakeFarm:
     def settings(self, name: str) -> dict[str, str]:
         return {}
 
-    def open(self, name: str, artifact: Artifact, recipe: SessionRecipe, _: Any) -> FakeSession:
+    def lease(self, name: str) -> None:
         lease = FOLDER / f"{name}.lease"
         if name not in self.held:
             try:
@@ -113,6 +114,9 @@ class FakeFarm:
             except FileExistsError:
                 raise LeaseError(f"{name} is leased to {lease.read_text()}") from None
             self.held.add(name)
+
+    def open(self, name: str, artifact: Artifact, recipe: SessionRecipe, _: Any) -> FakeSession:
+        self.lease(name)
         return FakeSession(name, artifact, recipe)
 
     def give_back(self, name: str) -> None:
@@ -143,4 +147,4 @@ def pytest_addoption() -> None:
         ("share_reference", lambda name, checkpoint: FakeReference()),
         ("start_reference", lambda checkpoint: FakeReference()),
     ):
-        setattr(harness_run, name, fake)
+        setattr(opened, name, fake)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from device_agents.api import DeviceIdentity
-from device_agents.lab_agent import DeviceStatus, Lease
+from device_agents.lab_types import DeviceStatus, Lease
 from harness import discovery
 from harness.choosing import read, what_is_known
 from harness.discovery import Found, PassedOver, find, parse_devices
@@ -47,9 +47,12 @@ def identity(name: str, ram_gib: float = 8, abi: str = "arm64-v8a") -> DeviceIde
     )
 
 
-def status(name: str, ram_gib: float = 8, error: str = "", holder: str = "") -> DeviceStatus:
-    lease = Lease(name, holder, 1, 30, 0) if holder else None
-    return DeviceStatus(name, "android", None if error else identity(name, ram_gib), error, lease)
+def status(
+    name: str, ram_gib: float = 8, error: str = "", holder: str = "", quarantined: str = ""
+) -> DeviceStatus:
+    lease = Lease(name, holder, 1) if holder else None
+    who = None if error else identity(name, ram_gib)
+    return DeviceStatus(name, "android", who, error, lease, quarantined)
 
 
 def test_names_ask_neither_devices_nor_adb() -> None:
@@ -76,16 +79,25 @@ def test_those_that_satisfy_the_condition_are_chosen_and_the_others_say_why() ->
     assert choice.passed_over[1].reason == "ram>=8GiB is false: 5.6 GiB"
 
 
-def test_a_silent_and_a_leased_device_are_not_chosen_and_named() -> None:
+def test_silent_and_quarantined_devices_are_not_chosen_and_named() -> None:
     meant = read("kind==android and ram>=1GiB", FARM, nobody)
     with pytest.raises(InventoryError) as found:
-        meant.choose([status("pixel8", error="unplugged"), status("mi6", holder="ann@lab")])
+        meant.choose([status("pixel8", error="unplugged"), status("mi6", quarantined="by ann: swollen")])
     assert str(found.value).splitlines() == [
         "no device for 'kind==android and ram>=1GiB':",
         "  host: kind==android is false: host",
         "  pixel8: does not answer: unplugged",
-        "  mi6: leased to ann@lab",
+        "  mi6: quarantined by ann: swollen",
     ]
+
+
+def test_a_leased_device_is_chosen_only_where_none_is_free() -> None:
+    meant = read("kind==android and ram>=1GiB", FARM, nobody)
+    leased = status("mi6", holder="ann@lab")
+    choice = meant.choose([status("pixel8"), leased])
+    assert choice.names == ("pixel8",)
+    assert choice.passed_over[-1] == PassedOver("mi6", "leased to ann@lab")
+    assert meant.choose([status("pixel8", error="unplugged"), leased]).names == ("mi6",)
 
 
 def test_what_no_device_can_be_is_an_error_before_any_is_asked() -> None:

@@ -7,21 +7,42 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from device_agents.errors import InfrastructureError
+from device_agents.errors import DeadlineExceeded, InfrastructureError
 from device_agents.scratch import RAY
 from harness import cluster
+
+SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # how a gRPC server begins
+
+
+@contextmanager
+def listener(says: bytes) -> Iterator[str]:
+    """The address of something that takes one connection, says this and waits for the other side to end."""
+
+    def serve() -> None:
+        connection, _ = server.accept()
+        with connection, suppress(ConnectionError):
+            connection.sendall(says)
+            while connection.recv(1024):
+                pass
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        thread.join(30)
 
 
 @pytest.fixture
 def listening() -> Iterator[str]:
-    """The address of something that accepts connections."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield f"127.0.0.1:{server.getsockname()[1]}"
+    with listener(SETTINGS) as address:
+        yield address
 
 
 @pytest.mark.parametrize("address", ["lab1", "ray://lab1:10001", "lab1:", ""])
@@ -43,6 +64,18 @@ def test_a_cluster_that_refuses_us_is_an_infrastructure_error_with_both_versions
     monkeypatch.setattr("ray.init", refuse)
     with pytest.raises(InfrastructureError, match=r"could not join .*here: Ray 2\..*Python 3\."):
         cluster.ensure_ray(listening)
+
+
+def test_what_takes_connections_and_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "CONNECT_S", 0.2)
+    with listener(b"") as address, pytest.raises(DeadlineExceeded, match=r"says nothing for 0\.2 s"):
+        cluster.ensure_ray(address)
+
+
+def test_another_kind_of_server_is_no_ray() -> None:
+    says = b"HTTP/1.1 400 Bad Request\r\n\r\n"
+    with listener(says) as address, pytest.raises(InfrastructureError, match=r"no Ray: .*HTTP/1\.1"):
+        cluster.ensure_ray(address)
 
 
 def test_a_ray_that_does_not_start_leaves_nothing_behind(

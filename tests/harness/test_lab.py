@@ -60,3 +60,16 @@ def test_it_stops_with_its_last_user(actor: LabActor) -> None:
 def test_what_cannot_start_says_why(tmp_path: Path) -> None:
     answer = LabActor().start(tmp_path, (DeviceConfig("one", kind="toaster"),))
     assert "unknown kind 'toaster'" in str(answer.error)
+
+
+def test_a_second_run_in_one_folder_has_an_agent_of_its_own_and_stands_in_line(
+    actor: LabActor, tmp_path: Path
+) -> None:
+    lease = actor.call("acquire", ("one", "me", 30.0)).value
+    second = LabActor()
+    assert second.start(tmp_path, (ONE,)).error is None
+    assert "one is leased to 'me'" in str(second.call("acquire", ("one", "you", 30.0)).error)
+    actor.call("release", ("one", lease.token))
+    assert second.call("acquire", ("one", "you", 30.0)).error is None
+    assert actor.stop(even_if_leased=False).value is True  # what the other lends is not its concern
+    second.stop(even_if_leased=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.run import DeviceRun, RunOptions
+from harness.run import DeviceRun
+from harness.run_options import RunOptions
 
 
 def test_recipes_that_are_not_for_a_device_are_not_planned(tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ from sqlalchemy.pool import NullPool
 from harness.errors import StoreError
 from harness.store import open_store
 from harness.store.tables import SCHEMA_VERSION, VERSION_TABLE, Base
-from kvengine.codec import encode
+from kvengine.codec import decode, encode
+from reports.results import RunResults
 
 ROOT = Path(__file__).parents[2]
 # A store as the kvfarm of version 1 made it, and what that kvfarm read from it.
@@ -66,14 +67,14 @@ def on_postgresql(script: str) -> list[str]:
 def test_nothing_of_an_older_store_is_lost(old: str) -> None:
     expected: dict[str, Any] = json.loads(V1_RESULTS.read_text())
     with open_store(old) as store:
-        found = {run.run_id: encode(store.results(run.run_id)) for run in store.runs()}
+        found = {run.run_id: store.results(run.run_id) for run in store.runs()}
     assert list(found) == ["calibrated", "gated", "killed", "plain"]
     for run_id, run in expected.items():
         # The one thing that moved: a gate's tag is the run's.
         tag = run["gate"].pop("tag") if run["gate"] else ""
-        assert json.dumps(found[run_id], sort_keys=True) == json.dumps(
-            run | {"tags": [tag] if tag else []}, sort_keys=True
-        )
+        # As text, for NaN is not equal to itself. What version 1 did not know has its default.
+        sought = decode(RunResults, run | {"tags": [tag] if tag else []})
+        assert json.dumps(encode(found[run_id])) == json.dumps(encode(sought))
 
 
 def test_what_an_older_store_measured_and_judged_can_be_asked_for(old: str) -> None:

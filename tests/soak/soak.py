@@ -20,7 +20,8 @@ from device_agents.adb.android import AndroidDevice
 from device_agents.adb.devices import AttachedPhone
 from device_agents.bundle import Bundle
 from device_agents.config import DeviceConfig
-from device_agents.lab_agent import AgentBudgets, LabAgent
+from device_agents.lab_agent import LabAgent
+from device_agents.lab_types import AgentBudgets
 from device_agents.remote_session import Budgets
 from harness.provenance import now
 from harness.recovery import Recovery, RecoveryPolicy
