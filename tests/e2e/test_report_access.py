@@ -114,9 +114,15 @@ def judged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     file = folder / "frames.html"
     file.write_text(f"<!doctype html><html><body>{frames}</body></html>", encoding="utf-8")
     scheme = {"dark": "0", "light": "1"}[request.param]
-    opened = browse(file, folder / "profile", options=(f"--blink-settings=preferredColorScheme={scheme}",))
-    told = opened.dom.one("html").attributes
-    return {name: json.loads(told[f"data-{name}"]) for name in sources}
+    look = (f"--blink-settings=preferredColorScheme={scheme}",)
+
+    def told(dom: Page) -> dict[str, str]:
+        return {name[5:]: said for name, said in dom.one("html").attributes.items() if name[5:] in sources}
+
+    opened = browse(
+        file, folder / "profile", options=look, done=lambda dom: told(dom).keys() == sources.keys()
+    )
+    return {name: json.loads(said) for name, said in told(opened.dom).items()}
 
 
 @pytest.mark.parametrize("name", ["run", "trend", "comparison"])
