@@ -241,7 +241,10 @@ class DeviceRun(Opened):
 
     def replay_command(self, device: str, recipe_name: str, program_json: str) -> str:
         words = ["kvfarm", "replay", program_json, "--devices", device, "--model", str(self.options.model)]
-        return shlex.join([*words, "--recipe", recipe_name])
+        words += ["--recipe", recipe_name]
+        for name, value in (("--farm", self.options.farm), ("--farm-address", self.options.farm_address)):
+            words += [name, str(value)] if value else []
+        return shlex.join(words)
 
     # -- what they stand on -----------------------------------------------------------------------
 
