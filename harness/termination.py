@@ -39,8 +39,10 @@ def is_behind(error: BaseException | None) -> bool:
 
     Hypothesis, interrupted at the wrong moment, fails an assertion of its own while it tidies up.
     """
-    while error is not None:
+    seen = list[BaseException]()  # an error that was carried past Hypothesis may stand behind itself
+    while error is not None and not any(error is each for each in seen):
         if isinstance(error, KeyboardInterrupt | SystemExit):
             return True
+        seen.append(error)
         error = error.__cause__ or error.__context__
     return False
