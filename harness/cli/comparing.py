@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.history import StoreOption
+from harness.cli.options import StoreOption
 from harness.cli.output import JsonOption, show
 from harness.cli.runs import must_exist
 

@@ -14,6 +14,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from harness.cli.options import StoreOption
 from harness.cli.output import JsonOption, progress, show
 from harness.cli.runs import must_exist
 from harness.errors import StoreError
@@ -24,9 +25,6 @@ from reports.stats import SMALLEST_CUE
 if TYPE_CHECKING:
     from harness.store import GateCellRow, HistoryRow, Store
 
-StoreOption = Annotated[
-    str | None, typer.Option(help="Results database: a URL or a SQLite file.  [default: .kvfarm]")
-]
 _BARS = "▁▂▃▄▅▆▇█"
 _POINTS = 12  # of a sparkline
 _WHOLE = ("when (UTC)", "value", "trend", "change", "interval")  # columns that are never broken into lines

@@ -40,15 +40,10 @@ def known_calibration(store: Store) -> CalibrationInfo | None:
 def aa_runs(store: Store) -> tuple[RunResults, ...]:
     """Headers of finished runs that compared something with itself, newest first."""
     kinds: tuple[GateKind, ...] = ("calibration", "gate")
-    found = [run for kind in kinds for run in store.headers(kind=kind, finished=True, limit=MOST_RUNS)]
-    mine = [run for run in found if run.gate is not None and same(run.gate)]
-    return tuple(sorted(mine, key=lambda run: run.started_at, reverse=True)[:MOST_RUNS])
-
-
-def same(gate: GateInfo) -> bool:
-    """Whether its two sides are the same code, but for what was injected."""
-    a, b = gate.baseline, gate.candidate
-    return (a.artifact, a.session) == (b.artifact, b.session)
+    found = [
+        run for kind in kinds for run in store.headers(kind=kind, aa=True, finished=True, limit=MOST_RUNS)
+    ]
+    return tuple(sorted(found, key=lambda run: run.started_at, reverse=True)[:MOST_RUNS])
 
 
 def calibration_info(runs: Sequence[RunResults]) -> CalibrationInfo | None:

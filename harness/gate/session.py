@@ -21,7 +21,7 @@ from harness.errors import Quarantined
 from harness.farm import Farm
 from harness.gate import blocks, weighing
 from harness.gate.blocks import CANARY_AFTER, CANARY_BEFORE, POSITIONS, Track
-from harness.gate.calibration import known_calibration, same
+from harness.gate.calibration import known_calibration
 from harness.gate.canary import Canary, canary_artifact
 from harness.gate.entry import Entry
 from harness.gate.legs import Legs
@@ -33,7 +33,7 @@ from harness.measuring import Shape
 from harness.provenance import now, provenance
 from harness.recovery import Recovery, RecoveryPolicy
 from harness.store.protocol import Store
-from harness.store.rows import DRILL
+from harness.store.rows import DRILL, same
 from kvengine.artifact import Artifact
 from kvengine.codec import decode, encode
 from kvengine.errors import KvEngineError

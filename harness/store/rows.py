@@ -42,7 +42,7 @@ def run_columns(run: RunResults) -> dict[str, Any]:
 
 def _drill(run: RunResults) -> str:
     """What was made wrong on purpose: as the run says, or its gate (a night's says it in words)."""
-    said: str = run.provenance.get(DRILL, "") or getattr(run.gate, "drill", "")
+    said: str = run.provenance.get(DRILL, "") or (run.gate.drill if run.gate else "")
     injected = run.gate is not None and run.gate.kind == "gate" and _injected(run.gate)
     return said or ("a loss was injected into the candidate" if injected else "")
 
@@ -77,7 +77,7 @@ def measured(leg: LegResult) -> dict[str, Any] | None:
 def gate_columns(gate: GateInfo) -> dict[str, Any]:
     return {
         "kind": gate.kind,
-        "aa": _same(gate),
+        "aa": same(gate),
         "plan_key": gate.plan_key,
         "baseline": gate.baseline.recipe,
         "candidate": gate.candidate.recipe,
@@ -90,12 +90,12 @@ def gate_columns(gate: GateInfo) -> dict[str, Any]:
 def cell_columns(gate: GateInfo) -> list[dict[str, Any]]:
     """One dict for each cell, in order."""
     unaltered = {each.name for each in gate.comparisons if each.injection == Injection()}
-    same = unaltered if _same(gate) else set()
-    return [_cell(cell, gate.candidate.recipe, cell.comparison in same) for cell in gate.cells]
+    untouched = unaltered if same(gate) else set()
+    return [_cell(cell, gate.candidate.recipe, cell.comparison in untouched) for cell in gate.cells]
 
 
-def _same(gate: GateInfo) -> bool:
-    """Whether both sides are the same code."""
+def same(gate: GateInfo) -> bool:
+    """Whether its two sides are the same code, but for what was injected."""
     old, new = gate.baseline, gate.candidate
     return (old.artifact, old.session) == (new.artifact, new.session)
 

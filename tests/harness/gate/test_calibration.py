@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from harness.gate.calibration import blocks_taken, calibration_info, same, waiting
+from harness.gate.calibration import blocks_taken, calibration_info, waiting
 from harness.gate.statistics import proportion
+from harness.store.rows import same
 from reports.gate_results import (
     AA,
     BlockInfo,
