@@ -34,6 +34,7 @@ from device_agents.leases.model import Held, Request
 from device_agents.leases.process import this_process
 from device_agents.recording.record import Plan, Record, Records
 from device_agents.remote_session import RunnerSession
+from device_agents.simulated import make_simulated
 from device_agents.slots import Slot
 from kvengine.program import Measurement, Observation, Program, Workload
 from kvengine.recipe import SessionRecipe
@@ -56,8 +57,10 @@ def make_device(config: DeviceConfig, store: BlobStore) -> Device:
         from device_agents.adb.devices import make_android
 
         return make_android(config, store.root)
+    if config.kind == "simulated":
+        return make_simulated(config)
     raise NoSuchDevice(
-        f"device {config.name!r}: unknown kind {config.kind!r}; this agent knows: host, android"
+        f"device {config.name!r}: unknown kind {config.kind!r}; this agent knows: host, android, simulated"
     )
 
 
