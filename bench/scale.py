@@ -164,7 +164,7 @@ def main() -> None:
 def _in_a_process(settings: Settings) -> str:
     """Each number of devices has its own memory and its own Ray."""
     argv = [sys.executable, "-m", "bench.scale", "--one", "--devices", str(settings.devices)]
-    argv += ["--jobs", str(settings.jobs), "--mean", str(settings.mean), "--seed", str(settings.seed)]
+    argv += ["--jobs", str(settings.jobs), "--mean", str(settings.mean_s), "--seed", str(settings.seed)]
     argv += ["--failure-rate", str(settings.failure_rate), "--scheduler", settings.scheduler]
     done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True, timeout=LIMIT_S)
     return done.stdout.splitlines()[-1]

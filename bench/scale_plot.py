@@ -42,7 +42,12 @@ def _row(point: dict[str, Any]) -> dict[str, Any]:
 
 
 def _over_devices(
-    rows: list[dict[str, Any]], field: str, title: str, heading: str, rule: float | None = None, log: bool = False
+    rows: list[dict[str, Any]],
+    field: str,
+    title: str,
+    heading: str,
+    rule: float | None = None,
+    log: bool = False,
 ) -> Any:
     scale = alt.Scale(type="log") if log else alt.Scale(zero=True)
     base = alt.Chart(alt.Data(values=rows))

@@ -37,8 +37,8 @@ class DeviceConfig:
     def key(self, agent: str) -> str:
         """What is leased: the same for all lab agents of a machine that mean the same device.
 
-        A phone is its serial number, whatever it is called. A virtual phone is its agent's, who started it, and
-        so is a simulated device.
+        A phone is its serial number, whatever it is called. A virtual phone is its agent's, who started it,
+        and so is a simulated device.
         """
         if self.options.get("virtual") == "true" or self.kind == "simulated":
             return f"{self.name} of {agent}"

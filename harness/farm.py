@@ -268,8 +268,14 @@ class Farm:
         session_id, info = opened
         return DeviceSession(lab, name, token, session_id, info)
 
-    def hold(self, count: int, names: Sequence[str]) -> tuple[Lease, ...]:
+    def holding(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Those of the devices that we have on lease."""
+        return tuple(name for name in names if self._device(name).lease is not None)
+
+    def hold(self, count: int, names: Sequence[str], wait_s: float | None = None) -> tuple[Lease, ...]:
         """Lease ``count`` of the devices, all at once, without opening anything.
+
+        wait_s: in line at most; None: as the terms say.
 
         Devices of several lab hosts: as many of each host as are free there, the rest from the first ones;
         then host by host in the order of their names.
@@ -277,7 +283,7 @@ class Farm:
         Raises:
             LeaseNotGranted, InfrastructureError: see the class.
         """
-        patience, taken = Deadline(self._terms.wait_s), list[Lease]()
+        patience, taken = Deadline(self._terms.wait_s if wait_s is None else wait_s), list[Lease]()
         try:
             for lab, share in self._shares(count, [self._device(name) for name in names]):
                 there = [self._devices[name] for name in names if self._devices[name].lab is lab]

@@ -26,7 +26,7 @@ class Quantiles:
     count: int
 
     def draw(self, random: random.Random) -> float:
-        """By the inverse of the distribution function, linear between quantiles, without what is beyond them."""
+        """By the inverse of the distribution function, linear between quantiles; nothing beyond them."""
         at = random.random() * (len(self.values) - 1)
         low = min(int(at), len(self.values) - 2)
         below, above = self.values[low], self.values[low + 1]

@@ -36,10 +36,10 @@ class History:
         self._usual = statistics.median(known) if known else 1.0
 
     @classmethod
-    def of(cls, store: Store) -> History:
-        """Raises StoreError."""
-        newest = store.headers(finished=True, limit=RUNS)
-        return cls(store.results(run.run_id) for run in newest)
+    def of(cls, store: Store, model: str) -> History:
+        """Of the newest runs of a model. Raises StoreError."""
+        newest = [run for run in store.headers(finished=True, limit=10 * RUNS) if run.model == model]
+        return cls(store.results(run.run_id) for run in newest[:RUNS])
 
     def seconds(self, test: Planned) -> float:
         """Expected of one test: of its device, else of any that ran it."""
