@@ -21,6 +21,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +52,7 @@ class MissingBlob:
     present: int
 
 
+@lru_cache(maxsize=32)  # the same few come again with every session that is opened
 def parse_manifest(text: str) -> Manifest:
     """A manifest from an untrusted client.
 

@@ -228,6 +228,16 @@ class LabAgent:
             state = self._ledger.act(protocol.beat(held.request.id, self._ledger.rules, ttl_s))
         return self._as_lease(protocol.current(state, slot.key, token, now), device)
 
+    def renew_all(self, leases: Sequence[tuple[str, int]], ttl_s: float) -> dict[str, str]:
+        """A heartbeat for each (device, token); says of those leases that have ended why."""
+        ended = {}
+        for device, token in leases:
+            try:
+                self.renew(device, token, ttl_s)
+            except (LeaseError, NoSuchDevice) as error:
+                ended[device] = str(error)
+        return ended
+
     def release(self, device: str, token: int) -> None:
         """Close what is open on the device and free it."""
         slot = self._leased(device, token)

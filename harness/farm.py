@@ -483,20 +483,28 @@ class Farm:
         """Heartbeats, whatever the test does meanwhile."""
         every_s = self._terms.beat_s / 3
         while not self._stopped.wait(every_s):
-            for device in list(self._devices.values()):
-                lease = device.lease
-                if lease is None:
-                    continue
-                try:
-                    device.lab.call("renew", every_s, lease.device, lease.token, self._terms.beat_s)
-                except LeaseError as error:
-                    _log.warning("the lease of %s is lost: %s", lease.device, error)
-                    self._forget(device, lease.token)
-                except InfrastructureError as error:
-                    _log.warning("the lease of %s was not renewed: %s", lease.device, error)
-                    if not device.lab.running:
-                        with contextlib.suppress(InfrastructureError):
-                            self._ready(device.lab)
+            for lab in list(self._labs.values()):
+                self._renew_at(lab, every_s)
+
+    def _renew_at(self, lab: Lab, seconds: float) -> None:
+        """In one call for all devices there: a farm of a thousand has no time for one each."""
+        devices = [each for each in self._devices.values() if each.lab is lab]
+        ours = [(each, lease) for each in devices if (lease := each.lease) is not None]
+        if not ours:
+            return
+        pairs = [(lease.device, lease.token) for _, lease in ours]
+        try:
+            ended = lab.call("renew_all", seconds, pairs, self._terms.beat_s)
+        except InfrastructureError as error:
+            _log.warning("leases at lab host %s were not renewed: %s", lab.name, error)
+            if not lab.running:
+                with contextlib.suppress(InfrastructureError):
+                    self._ready(lab)
+            return
+        for device, lease in ours:
+            if lease.device in ended:
+                _log.warning("the lease of %s is lost: %s", lease.device, ended[lease.device])
+                self._forget(device, lease.token)
 
     def _ship(self, lab: Lab, artifact: Artifact, progress: Progress | None) -> None:
         """Send the blobs that the lab host lacks, in pieces, going on where an earlier try stopped."""

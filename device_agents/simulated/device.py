@@ -11,20 +11,19 @@ Options of a device of kind "simulated" in farm.toml:
 from __future__ import annotations
 
 import itertools
-import json
 import random
 import threading
 import time
 from pathlib import Path
 
 from device_agents.api import DeviceIdentity, Finding, Vitals
+from device_agents.blobs import parse_manifest
 from device_agents.config import DeviceConfig
 from device_agents.deadline import Deadline
 from device_agents.errors import DeployFailed, NoSuchDevice, RunnerDied
 from device_agents.simulated.recorded import recording
 from device_agents.simulated.session import Behaviour, SimulatedSession
 from kvengine.artifact import MANIFEST, Manifest
-from kvengine.codec import DecodeError, decode
 from kvengine.recipe import SessionRecipe
 from kvengine.session import SessionInfo
 
@@ -138,6 +137,6 @@ class SimulatedDevice:
 
 def _manifest(folder: Path) -> Manifest:
     try:
-        return decode(Manifest, json.loads((folder / MANIFEST).read_text()))
-    except (OSError, ValueError, DecodeError) as error:
+        return parse_manifest((folder / MANIFEST).read_text())
+    except OSError as error:
         raise DeployFailed(f"sought {MANIFEST} in {folder}: {error}") from error
