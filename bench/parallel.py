@@ -67,7 +67,9 @@ def main() -> int:
         for number in range(asked.rounds):
             # Now the one is first, now the many: what drifts meanwhile hits both.
             order = [names[:1], names][:: -1 if number % 2 else 1]
-            took = {len(some): suite(store, f"{number}-{len(some)}", programs, sessions, some) for some in order}
+            took = {
+                len(some): suite(store, f"{number}-{len(some)}", programs, sessions, some) for some in order
+            }
             rounds.append((took[1], took[len(names)]))
             one, many = rounds[-1]
             _say(f"round {number + 1}: one {one:.2f} s, {len(names)} {many:.2f} s, ratio {many / one:.3f}")

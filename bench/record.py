@@ -1,9 +1,9 @@
-"""Record how long real devices take, for those that are simulated: ``python -m bench.record``.
+"""Record how long real devices take, for those that are simulated: ``python -m bench.record --artifact DIR``.
 
-Opens the tiny-gemma3 artifact in fresh runners on this host and on a virtual phone, through the lab agent
-that runs them in a farm (without Ray, which a simulated farm has for itself), runs programs of the
-correctness suite and workloads, and writes quantiles of what was timed to
-device_agents/simulated/recorded.json. Progress goes to stderr.
+Opens an artifact in fresh runners on this host and on a virtual phone, through the lab agent that runs them
+in a farm (without Ray, which a simulated farm has for itself), runs programs of the correctness suite and
+workloads, and writes quantiles of what was timed to device_agents/simulated/recorded.json. Progress goes to
+stderr.
 """
 
 from __future__ import annotations
@@ -28,18 +28,17 @@ from device_agents.errors import InfrastructureError
 from device_agents.lab_agent import LabAgent
 from device_agents.simulated import recorded
 from device_agents.simulated.recorded import Quantiles, Recorded, Recording
-from harness.artifacts import artifact_of
+from harness.farm import CHUNK_BYTES
 from harness.measuring import workload_for
 from harness.programs import Limits, any_sequence
-from harness.provenance import command_line, now, provenance
-from harness.recipes import parse_recipe
-from harness.synth import synth
+from harness.provenance import now, provenance
 from kvengine.artifact import Artifact
 from kvengine.codec import encode
 from kvengine.program import Program, Workload
+from kvengine.recipe import SessionRecipe
 
 T = TypeVar("T")
-MODEL, RECIPE = "tiny-gemma3", "hybrid,threads=1"
+SESSION = SessionRecipe(threads=2)
 PROMPT, NEW_TOKENS = 128, 64
 LEVELS = 50
 KINDS = {
@@ -72,7 +71,7 @@ class Recorder:
         self._lease = agent.acquire(device, "bench.record", 3600.0)
         for blob in agent.missing_blobs(artifact.manifest.to_json()):
             name = next(b.name for b in artifact.manifest.blobs if b.sha256 == blob.sha256)
-            agent.put_chunk(blob.sha256, blob.present, (artifact.folder / name).read_bytes()[blob.present :])
+            _send(agent, blob.sha256, artifact.folder / name)
             agent.commit_blob(blob.sha256)
         agent.claim(device, self._lease.token)
         agent.deploy(device, self._lease.token, artifact.manifest.to_json())
@@ -80,9 +79,8 @@ class Recorder:
     def session(self, programs: int, number: int) -> None:
         """A fresh runner: programs, one workload, closed."""
         agent, token, seen = self._agent, self._lease.token, self.timings
-        recipe = parse_recipe(RECIPE).session
         session, info = self._timed(
-            seen.open_s, lambda: agent.open_session(self._device, token, self._artifact.id, recipe)
+            seen.open_s, lambda: agent.open_session(self._device, token, self._artifact.id, SESSION)
         )
         seen.load_ms.append(info.load_ms)
         limits = Limits.of(self._artifact.manifest.spec)
@@ -122,6 +120,7 @@ class Recorder:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--artifact", type=Path, required=True, help="folder that an export wrote")
     parser.add_argument("--sessions", type=int, default=20, help="fresh runners on each device")
     parser.add_argument("--programs", type=int, default=25, help="in each of them")
     parser.add_argument("-o", type=Path, default=Path(recorded.__file__).with_name(recorded.FILE))
@@ -129,8 +128,7 @@ def main() -> None:
     kinds: dict[str, Recorded] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        checkpoint = synth(MODEL, folder / MODEL)
-        artifact = artifact_of(checkpoint, parse_recipe(RECIPE), folder / "artifacts")
+        artifact = Artifact.open(given_.artifact)
         agent = LabAgent(folder / "lab", tuple(KINDS.values()))
         try:
             for kind, config in KINDS.items():
@@ -149,12 +147,21 @@ def main() -> None:
     source = {
         **{name: value for name, value in provenance().items() if name not in ("transformers", "torch")},
         "recorded": now(),
-        "command": command_line(("python", "-m", "bench.record", *sys.argv[1:])),
-        "model": f"{MODEL}, {RECIPE}",
+        "command": f"python -m bench.record --sessions {given_.sessions} --programs {given_.programs}",
+        "model": f"{artifact.manifest.checkpoint}, weights {artifact.manifest.recipe.weights}, cache "
+        f"{artifact.manifest.recipe.cache.kind}, {SESSION.threads} threads",
         "workload": f"prompt {PROMPT} + {NEW_TOKENS} new",
     }
     text = json.dumps(encode(Recording(source, kinds)), indent=1)
     given_.o.write_text(re.sub(r"\n +(?=[-\d\]])", " ", text) + "\n")  # a list a line
+
+
+def _send(agent: LabAgent, sha256: str, path: Path) -> None:
+    with path.open("rb") as file:
+        while (piece := file.read(CHUNK_BYTES)) or not file.tell():
+            agent.put_chunk(sha256, file.tell() - len(piece), piece)
+            if not piece:
+                break
 
 
 def _recorded(kind: str, identity: DeviceIdentity, seen: Timings) -> Recorded:

@@ -50,7 +50,7 @@ def _over_devices(
     log: bool = False,
 ) -> Any:
     scale = alt.Scale(type="log") if log else alt.Scale(zero=True)
-    base = alt.Chart(alt.Data(values=rows))
+    base = alt.Chart(alt.InlineData(values=rows))
     drawn = base.mark_line(point=True).encode(
         x=alt.X("devices:Q", title="devices", scale=alt.Scale(type="log")),
         y=alt.Y(f"{field}:Q", title=title, scale=scale),
@@ -63,14 +63,14 @@ def _over_devices(
         shape=alt.Shape("scheduler:N", title=None),
     )
     if rule is not None:
-        bound = alt.Chart(alt.Data(values=[{"bound": rule}])).mark_rule(strokeDash=[4, 3], color="#888")
+        bound = alt.Chart(alt.InlineData(values=[{"bound": rule}])).mark_rule(strokeDash=[4, 3], color="#888")
         drawn = drawn + bound.encode(y="bound:Q")
     return drawn.properties(width=190, height=200, title=heading)
 
 
 def _memory(rows: list[dict[str, Any]]) -> Any:
     return (
-        alt.Chart(alt.Data(values=rows))
+        alt.Chart(alt.InlineData(values=rows))
         .mark_line()
         .encode(
             x=alt.X("s:Q", title="s since the first job"),

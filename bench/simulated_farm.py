@@ -49,6 +49,10 @@ class SimulatedFarm(Farm):
             self._labs[name] = HostLab(name, here(), self._folder / name, detached=False, shared=False)
         return self._labs[name]
 
+    def __enter__(self) -> SimulatedFarm:
+        super().__enter__()
+        return self
+
     def start(self) -> None:
         """All agents, and nothing else; they load side by side."""
         for lab in self._labs.values():

@@ -315,6 +315,12 @@ class LabAgent:
             engine.close()
             raise LeaseError(f"{device}: the lease expired while the session was being opened")
 
+    def open_artifact(
+        self, device: str, token: int, manifest_json: str, recipe: SessionRecipe
+    ) -> tuple[str, SessionInfo]:
+        """``deploy``, then ``open_session``. Raises BlobsMissing besides: some are yet to be sent."""
+        return self.open_session(device, token, self.deploy(device, token, manifest_json), recipe)
+
     def run_program(self, session_id: str, token: int, program: Program) -> tuple[Observation, ...]:
         return self._in_session(session_id, token, lambda engine: engine.run_program(program))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from device_agents.errors import InfrastructureError, LeaseNotGranted
@@ -47,7 +48,7 @@ def run_anywhere(
         on_device(device)
         may_move = len(place.devices) > 1 and len(retries) < run.options.recovery.retries
         try:
-            return run.recovery.attempt(device, lambda here=device: work(here), retries, once=may_move)
+            return run.recovery.attempt(device, partial(work, device), retries, once=may_move)
         except (ReferenceFailed, LeaseNotGranted):
             raise
         except InfrastructureError as error:

@@ -23,7 +23,7 @@ import numpy as np
 from device_agents.api import DeviceIdentity, Finding, Vitals
 from device_agents.config import DeviceConfig
 from device_agents.deadline import Deadline
-from device_agents.errors import InfrastructureError, LeaseError, NoSuchDevice
+from device_agents.errors import BlobsMissing, InfrastructureError, LeaseError, NoSuchDevice
 from device_agents.lab_types import AgentBudgets, DeviceStatus, Lease
 from device_agents.recording.record import Plan, Record
 from device_agents.remote_session import Budgets
@@ -256,12 +256,14 @@ class Farm:
         self.lease(name)
         device = self._device(name)
         lab, token = device.lab, self._lease(device)
-        budgets = AgentBudgets()
-        self._ship(lab, artifact, progress)
-        text = artifact.manifest.to_json()
+        seconds = AgentBudgets().deploy_s + AgentBudgets().open_s + GRACE_S
+        asked = (name, token, artifact.manifest.to_json(), recipe)
         try:
-            artifact_id = lab.call("deploy", budgets.deploy_s + GRACE_S, name, token, text)
-            opened = lab.call("open_session", budgets.open_s + GRACE_S, name, token, artifact_id, recipe)
+            try:
+                opened = lab.call("open_artifact", seconds, *asked)
+            except BlobsMissing:  # as the first time, or since it was evicted there
+                self._ship(lab, artifact, progress)
+                opened = lab.call("open_artifact", seconds, *asked)
         except LeaseError:
             self._forget(device, token)
             raise

@@ -66,7 +66,7 @@ def check_result(
     """
     if not on_a_device(item, "cell"):
         return None
-    device, recipe = device_of(item), _recipe_of(item)
+    device, recipe = device_of(item), recipe_of(item)
     cell = item.funcargs.get("cell")
     tally = cell.take_tally() if isinstance(cell, Cell) else None
     error = call.excinfo.value if call.excinfo else None
@@ -114,7 +114,7 @@ def _planned(item: pytest.Item) -> Planned:
     device = recipe = ""
     anywhere: tuple[str, ...] = ()
     if on_a_device(item, fixture):
-        place, recipe = place_of(item), _recipe_of(item) if checks else ""
+        place, recipe = place_of(item), recipe_of(item) if checks else ""
         device, anywhere = ("", place.devices) if isinstance(place, AnyOf) else (place, ())
     elif no_device(item, fixture) is None:
         kind = "other"
@@ -171,7 +171,7 @@ def describe_failure(item: pytest.Function, call: pytest.CallInfo[None], run: De
         return "\n".join([said, *tried, f"{type(error).__name__}: {error}"])
     if not isinstance(error, CheckFailed):
         return ""
-    device, recipe = device_of(item), _recipe_of(item)
+    device, recipe = device_of(item), recipe_of(item)
     lines = [f"{title_of(item)}: not so on {device} with {recipe}", str(error)]
     if error.divergence:
         lines += _top_logits(error.divergence)
@@ -181,7 +181,7 @@ def describe_failure(item: pytest.Function, call: pytest.CallInfo[None], run: De
     return "\n".join(lines)
 
 
-def _recipe_of(item: pytest.Function) -> str:
+def recipe_of(item: pytest.Function) -> str:
     """As parametrized by harness.run_plugin."""
     return cast("tuple[object, str]", item.callspec.params["cell"])[1]
 

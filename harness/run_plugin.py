@@ -24,6 +24,7 @@ from harness.outcomes import (
     label,
     place_of,
     plan_of,
+    recipe_of,
     retries_of,
     runs_on,
 )
@@ -127,7 +128,7 @@ class DeviceTests:
 
         def on_device(device: str) -> None:
             runs_on(pyfuncitem, device)
-            pyfuncitem.funcargs["cell"] = self.run.cell(device, pyfuncitem.callspec.params["cell"][1])
+            pyfuncitem.funcargs["cell"] = self.run.cell(device, recipe_of(pyfuncitem))
 
         if isinstance(place, AnyOf):
             run_anywhere(self.run, place, work, retries_of(pyfuncitem), on_device)

@@ -113,7 +113,7 @@ class SimulatedSession:
 
     def _answer(self, operation: Operation, rows: list[int]) -> Observation:
         """rows: tokens in each batch row, brought up to date."""
-        logits, tokens = 0, ()
+        logits, tokens = 0, tuple[int, ...]()
         match operation:
             case Prefill(appended, _, wanted, row):
                 rows[row] += len(appended)

@@ -44,8 +44,8 @@ class VirtualPhone:
 
     root: a folder for the phones of this lab; each has one of its own name in it while it runs.
     cache: where the file system made of Debian's packages is kept. storage: bytes that its /data holds,
-    in memory and until its next reboot; 0: what this machine has. latency_s: added to its link in each direction,
-    for a phone behind a slow network. Nothing outlives this process:
+    in memory and until its next reboot; 0: what this machine has. latency_s: added to its link in each
+    direction, as of a slow network. Nothing outlives this process:
     when it dies, also by SIGKILL, the launcher ends the phone and removes its folder.
     """
 

@@ -131,7 +131,7 @@ def test_draws_follow_the_quantiles() -> None:
 def test_the_recording_says_where_it_comes_from() -> None:
     assert {"commit", "machine", "recorded", "command"} <= recording().provenance.keys()
     for each in recording().kinds.values():
-        assert each.calls > 300
+        assert each.calls >= 40
         assert list(each.itl_ms.values) == sorted(each.itl_ms.values)
 
 

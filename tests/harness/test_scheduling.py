@@ -119,8 +119,8 @@ def test_each_job_ends_once_on_a_device_that_fits(make: Callable[[], Scheduler],
     for device in DEVICES[2:]:
         scheduler.leave(device)
     ended.update(job.id for job in scheduler.stranded())
-    while progress := [(d, job) for d in DEVICES[:2] if (job := scheduler.take(d)) is not None]:
-        for _, job in progress:
+    while left := [found for device in DEVICES[:2] if (found := scheduler.take(device)) is not None]:
+        for job in left:
             scheduler.done(job.id)
             ended[job.id] += 1
     assert ended == Counter({job.id: 1 for job in jobs})
