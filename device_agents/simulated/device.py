@@ -89,7 +89,7 @@ class SimulatedDevice:
             ram_bytes=recorded.ram_bytes,
             providers=(),
             runtime={},
-            simulated=f"all: latencies drawn from those of {recorded.what}, no engine",
+            simulated=f"all of it, no engine; latencies are drawn from those of {recorded.what}",
         )
 
     def claim(self, deadline: Deadline) -> dict[str, str]:
