@@ -30,8 +30,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add(
         "--devices",
         help="run on these: host, farm (all of farm.toml), adb (phones that adb knows), virtual:N (phones "
-        "started here), NAME,NAME, or a condition: 'abi==arm64-v8a and ram>=8GiB'; several work at the same "
-        "time, -n says how many at most",
+        "started here), simulated:N (no engine, recorded latencies), NAME,NAME, or a condition: "
+        "'abi==arm64-v8a and ram>=8GiB'; several work at the same time, -n says how many at most",
     )
     add("--model", type=Path, help="Hugging Face checkpoint folder to check and measure")
     add("--recipes", help=f"recipes to check and measure (default: {DEFAULT_RECIPES}; with --onnx: none)")
@@ -140,7 +140,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for marker in (
         "hybrid_only: a check that means something only for hybrid cache plans",
         "quantized_cache_only: a check that means something only for int8 and int4 caches",
-        "device(condition): run this test only on devices that satisfy it: 'abi==arm64-v8a and ram>=8GiB'",
+        "device(condition, any=False): run this test only on devices that satisfy the condition, such as "
+        "'abi==arm64-v8a and ram>=8GiB'; any=True: once, on whichever of them is free",
     ):
         config.addinivalue_line("markers", marker)
     if config.getoption("devices") is None:
