@@ -423,7 +423,8 @@ class Farm:
         if patience is None:
             first = not self._guest and all(each.patience is None for each in self._devices.values())
             patience = Deadline(self._terms.wait_s)
-            wanted = list(self._devices.values()) if first else [device]
+            free = [each for each in self._devices.values() if each.lease is None]  # the rest is ours
+            wanted = free if first else [device]
             for each in wanted:
                 each.patience = patience
             # Always in this order: of two that want the same hosts none waits for the other's.
