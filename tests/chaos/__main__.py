@@ -1,0 +1,38 @@
+"""``python -m tests.chaos``: kills, cuts and full disks at random; a table, and the same as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import sys
+from pathlib import Path
+
+import kvengine
+from tests.chaos.chaos import run_cheap
+
+
+def main() -> int:
+    assert kvengine.__version__  # sets up onnxruntime before anything imports it
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=270, help="of cheap devices (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=None, help="of all random choices (default: a new one)")
+    parser.add_argument("--only", default="", help="faults with this in their name")
+    parser.add_argument("--json", type=Path, default=Path("out") / "chaos.json", help="default: %(default)s")
+    options = parser.parse_args()
+    seed = secrets.randbits(32) if options.seed is None else options.seed
+
+    def say(line: str) -> None:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+    report = run_cheap(options.rounds, seed, say, options.only)
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(report.to_json())
+    say(f"{report.table()}\nalso in {options.json}")
+    for line in report.wrong:
+        say(f"wrong: {line}")
+    return 1 if report.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,204 @@
+"""A run that was killed goes on: what is done stays, and the report is that of a run unharmed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import CannotResume
+from harness.resuming import _WHOLE_BYTES, RunLock, check_subjects, find, request, subjects
+from harness.store import open_store
+from harness.store.protocol import Store
+from kvengine.codec import encode
+from reports.results import RunResults
+from tests.harness.test_parallel import EVERYTHING, MEASURED, ROOT, SECONDS, Spread, await_, outcomes
+from tests.harness.test_store import a_run
+
+KVFARM = str(Path(sys.executable).with_name("kvfarm"))
+# Once: what goes on with the run finds the file.
+KILL_ONCE = """
+    if not os.path.exists("killed"):
+        open("killed", "w").close()
+        os.kill({whom}, signal.SIGKILL)
+"""
+MEASURED_TWICE = """
+def test_measured_twice(leg):
+    leg()
+    {between}
+    leg()
+"""
+MEASURED_NUMBERS = ("ttft_ms", "itl_ms", "load_ms", "at", "peak_rss_bytes", "load_1m", "mem_available_bytes")
+
+
+@pytest.fixture
+def spread(tmp_path: Path, tiny_checkpoint: Path) -> Spread:
+    return Spread(tmp_path, tiny_checkpoint)
+
+
+def resume(spread: Spread, *arguments: str) -> tuple[int, str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
+    done = subprocess.run(
+        [KVFARM, "resume", *arguments],
+        cwd=spread.folder,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+        env=environment | {"PYTHONPATH": str(ROOT), "FAKE_FARM": str(spread.folder / "fake")},
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def report(spread: Spread) -> Any:
+    """results.json without times, measured numbers and the run's own name; one device's rows in order."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            own = {"run_id", "started_at", "finished_at", "seconds", *MEASURED_NUMBERS}
+            return {key: plain(item) for key, item in value.items() if key not in own}
+        return [plain(item) for item in value] if isinstance(value, list) else value
+
+    found = plain(json.loads((spread.folder / "report" / "results.json").read_text()))
+    for rows in ("checks", "legs"):
+        found[rows].sort(key=lambda row: row["device"])
+    found["devices"].sort(key=lambda row: row["name"])
+    return found
+
+
+def programs(spread: Spread) -> Counter[tuple[str, str]]:
+    begun = [each for each in spread.log if each["began"] and each["what"] == "program"]
+    return Counter((each["device"], each["program"]) for each in begun)
+
+
+def workloads(spread: Spread) -> int:
+    return sum(each["began"] and each["what"] == "workload" for each in spread.log)
+
+
+def forget(spread: Spread) -> None:
+    """As before the run, but for what it is about."""
+    for name in ("fake", "report", ".kvfarm/results.db"):
+        path = spread.folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_run_goes_on_and_its_report_is_that_of_a_run_unharmed(
+    spread: Spread, processes: int
+) -> None:
+    controller = "os.getpid()" if processes == 1 else "os.getppid()"
+    between = KILL_ONCE.format(whom=controller)
+    spread.suite(more="import os, signal\n" + MEASURED_TWICE.format(between=between.strip("\n").lstrip()))
+    arguments = ("--devices=a,b", f"-n{processes}")
+    code, output = spread.pytest(*arguments)
+    assert code == -signal.SIGKILL, output
+    killed = spread.stored
+    assert killed.finished_at is None
+    assert len(killed.legs) >= 1
+    for lease in spread.leases():  # which a real lab host sees by itself
+        await_(lambda lease=lease: not Path(f"/proc/{lease.read_text()}").exists(), "the workers' end")
+        lease.unlink()
+
+    code, output = resume(spread, "--last")
+    assert code == 0, output
+    assert f"{len(killed.checks)} checks are done" in output
+    resumed, whole = report(spread), spread.stored
+    assert (whole.run_id, whole.seed, whole.started_at) == (killed.run_id, 7, killed.started_at)
+    assert whole.finished_at is not None
+    work = programs(spread), workloads(spread)
+    legs = {leg.key: leg for leg in whole.legs}
+    assert all(legs[leg.key] == leg for leg in killed.legs), "measured once"
+    assert len(legs) == len(whole.legs) == 4
+    assert outcomes(whole) == EVERYTHING
+    if processes == 1:  # two that are killed are killed in the middle of other work as well
+        forget(spread)
+        code, output = spread.pytest(*arguments)
+        assert code == 0, output
+        assert report(spread) == resumed
+        assert (programs(spread), workloads(spread)) == work, "finished work was not repeated"
+
+
+def test_a_run_killed_after_its_last_result_is_only_finished(spread: Spread) -> None:
+    """And then refused."""
+    spread.suite(more=MEASURED)
+    code, output = spread.pytest("--devices=a", "-n0", "--store=sqlite:///other.db")
+    assert code == 0, output
+    store = "sqlite:///other.db"
+    with open_store(store.replace("///", f"///{spread.folder}/")) as opened:
+        run = opened.results(opened.latest())
+        opened.begin_run(run)  # as it was before it was finished
+    assert run.request is not None
+    assert not [word for word in run.request.arguments if "store" in word]
+
+    code, output = resume(spread, run.run_id, f"--store={store}")
+    assert code == 0, output
+    assert workloads(spread) == 2, "nothing was measured again"
+    code, output = resume(spread, run.run_id, f"--store={store}", "--json")
+    assert code == 2
+    assert '"type": "CannotResume"' in output
+    assert "was finished at" in output
+
+
+def a_stored_run(store: Store, **changes: Any) -> RunResults:
+    run = dataclasses.replace(a_run(), request=request(("--devices=a",), Path(), ("a",), {}), **changes)
+    store.begin_run(run)
+    return run
+
+
+def test_what_cannot_go_on_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    with open_store(tmp_path / "r.db") as store:
+        with pytest.raises(CannotResume, match="found none; `kvfarm report --list`"):
+            find(store, None)
+        with pytest.raises(CannotResume, match="sought run 'r9', found none such; `kvfarm report --list`"):
+            find(store, "r9")
+        run = a_stored_run(store, tags=("v1",))
+        assert find(store, "v1").run_id == find(store, None).run_id == run.run_id
+        store.begin_run(dataclasses.replace(a_run("r2"), command="kvfarm gate x"))
+        with pytest.raises(CannotResume, match=r"gates and nights go on .*: kvfarm gate x"):
+            find(store, "r2")
+        assert find(store, None).run_id == run.run_id, "the newest that can go on"
+        store.finish_run(run.run_id, "2026-01-02T03:05:00+00:00")
+        with pytest.raises(CannotResume, match="was finished at 2026"):
+            find(store, run.run_id)
+
+
+def test_results_of_two_models_are_never_one_run(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "big.safetensors").write_bytes(bytes(_WHOLE_BYTES + 1))
+    asked = request((), tmp_path, ("a",), subjects([model], []))
+    run = dataclasses.replace(a_run(), request=asked)
+    check_subjects(run)
+    (model / "config.json").write_text("{ }")
+    with pytest.raises(CannotResume, match=rf"run r1 cannot go on, .*changed: {model};"):
+        check_subjects(run)
+    (model / "config.json").write_text("{}")
+    os.utime(model / "big.safetensors", (1, 1))
+    with pytest.raises(CannotResume):
+        check_subjects(run)
+
+
+def test_one_process_at_a_time_works_for_a_run(tmp_path: Path) -> None:
+    lock = RunLock(tmp_path, "r1")
+    with pytest.raises(CannotResume, match=f"process {os.getpid()} works for it"):
+        RunLock(tmp_path, "r1")
+    lock.close()
+    RunLock(tmp_path, "r1").close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_password_is_kept_with_what_was_asked() -> None:
+    words = ["--devices=a", "--store", "postgresql://u:hunter2@h/d", "-k", "p01", "--store=x://u:hunter2@h/d"]
+    kept = request([*words, "--kvfarm-resume=r1", "x://u:hunter2@h"], Path("/f"), ("a",), {})
+    assert kept.arguments == ("--devices=a", "-k", "p01", "x://u:***@h")
+    assert "hunter2" not in json.dumps(encode(kept))
