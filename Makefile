@@ -7,12 +7,13 @@ TINY := .kvfarm/checkpoints/tiny-gemma3
 BIG := .kvfarm/checkpoints/gemma-3-1b
 REPORT := out/report
 
-.PHONY: help venv farm test lint docs apt soak soak-faults soak-programs soak-fuzz mutants bench clean
+.PHONY: help venv farm test lint docs apt soak soak-faults soak-programs soak-fuzz chaos mutants bench clean
 help:
 	@echo "make farm   check and measure the demo model on this host and three virtual phones, write $(REPORT)/index.html"
 	@echo "make test   the project's own tests"
 	@echo "make lint   ruff and strict mypy"
 	@echo "make soak   every fault 20 times (15 minutes), then the same properties with many more programs"
+	@echo "make chaos  kills and full disks at random, 300 rounds (15 minutes): every result once, no device stuck"
 	@echo "make mutants  the correctness suite against every known cache bug, and 10,000 programs without"
 	@echo "make bench  speed against onnxruntime-genai"
 
@@ -69,6 +70,9 @@ soak-fuzz: $(STAMP)
 	KVFARM_FUZZ=soak $(BIN)/pytest tests/device_agents/test_fuzz_frames.py tests/device_agents/test_hostile_graph.py \
 	  tests/kvengine/test_hostile_models.py
 	KVFARM_FUZZ=10000 $(BIN)/pytest tests/kvengine/test_fuzz.py
+
+chaos: $(STAMP) apt
+	$(BIN)/python -m tests.chaos
 
 mutants: $(STAMP)
 	$(BIN)/kvfarm mutants --programs 10000

@@ -23,6 +23,10 @@ class CannotResume(HarnessError):
     """The run cannot be gone on with: it is finished, unknown, or at work, or tests another model now."""
 
 
+class ClusterLost(InfrastructureError):
+    """The Ray beneath the run has died: nothing more can be done in this process."""
+
+
 class ReferenceFailed(InfrastructureError):
     """The process that computes the reference failed; no device had a part in it."""
 

@@ -324,6 +324,7 @@ class Farm:
         """``lab`` with its agent running; one that died is started again, and knows our leases."""
         with self._starting:
             if not lab.running:
+                self.connection.check_alive()
                 mine = [d for d in self._devices.values() if d.lab is lab]
                 for device in mine:
                     device.claimed = False

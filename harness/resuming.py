@@ -13,6 +13,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 import kvengine
+from device_agents.errors import InfrastructureError
 from harness.errors import CannotResume
 from harness.handover import Planned
 from harness.provenance import without_password
@@ -115,11 +116,16 @@ class RunLock:
     """One process at a time works for a run, on this machine; an flock, which dies with its holder.
 
     Raises:
-        CannotResume: another one does.
+        CannotResume: another one does. InfrastructureError: ``folder`` cannot be made.
     """
 
     def __init__(self, folder: Path, run_id: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InfrastructureError(
+                f"sought a folder for locks, {folder}: {error.strerror}; let KVFARM_LEASES name another"
+            ) from error
         self._path = folder / f"{quote(run_id, safe='')}.lock"
         while True:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -90,6 +90,7 @@ class DeviceRun(Opened):
         self.done: frozenset[Done] = frozenset()  # of an earlier process of this run
         self._before: RunResults | None = None  # the run as that left it
         self._test, self._legs_of_test = "", 0
+        self._to_acknowledge: list[tuple[str, str]] = []  # (device, key) of stored legs
         if handover is not None:
             self.seed, self.run_id, self.started_at = handover.seed, handover.run_id, handover.started_at
             self.inventory, self.devices = handover.inventory, handover.devices
@@ -256,9 +257,15 @@ class DeviceRun(Opened):
         provenance = leg.provenance | {"effort": f"{self.effort(device):g}"}
         leg = dataclasses.replace(leg, retries=tuple(retries), provenance=provenance, key=key)
         self.store.add_leg(self.run_id, leg)
-        if not self.store.waiting:
-            self.farm.acknowledge(device, plan.key)
+        self._to_acknowledge.append((device, plan.key))
+        self._acknowledge()
         return leg
+
+    def _acknowledge(self) -> None:
+        """What the store has, its lab host may forget."""
+        if not self.store.waiting:
+            while self._to_acknowledge:
+                self.farm.acknowledge(*self._to_acknowledge.pop())
 
     @cached_property
     def _stored_legs(self) -> dict[str, LegResult]:
@@ -436,6 +443,9 @@ class DeviceRun(Opened):
         Raises:
             StoreError: not all results are in the store. The run is not finished then, and may be resumed.
         """
+        self._acknowledge()
+        if not complete:
+            self.store.hurry()
         try:
             super().close()
         except InfrastructureError as error:

@@ -12,7 +12,7 @@ import pytest
 from device_agents.errors import InfrastructureError
 from harness import resuming, termination
 from harness.checking import Cell, Unsupported, applies
-from harness.errors import InventoryError, StoreError
+from harness.errors import ClusterLost, InventoryError, StoreError
 from harness.handover import Plan
 from harness.marks import MARKER, DeviceMarks, NoDevice
 from harness.outcomes import (
@@ -139,9 +139,12 @@ class DeviceTests:
                 report.when = "setup"
         waited_s = self.run.take_waited() if call.when == "call" else 0.0
         result = check_result(item, call, self.run, waited_s)
+        error = call.excinfo.value if call.excinfo else None
+        if isinstance(error, ClusterLost):  # no result: whoever goes on with the run begins with this test
+            item.session.shouldstop = str(error)
+            return report
         if result is not None:
             self.run.keep(result)
-        error = call.excinfo.value if call.excinfo else None
         if isinstance(error, Unsupported):
             report.outcome = "skipped"
             report.longrepr = str(item.path), (item.location[1] or 0) + 1, f"{NOT_SUPPORTED}: {error}"

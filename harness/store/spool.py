@@ -29,7 +29,7 @@ from reports.results import CheckResult, DeviceInfo, LegResult, RunResults
 
 SPOOL = Path(".kvfarm") / "spool"
 PATIENCE_S = 600.0  # a server that is moved takes minutes
-_RETRY_S = 0.5
+_RETRY_S, _HURRY_S = 0.5, 5.0
 _SUFFIX = ".jsonl"
 _log = logging.getLogger(__name__)
 
@@ -144,6 +144,10 @@ class SpoolingStore(SqlStore):
                     f"the store is back and refuses what waits in {self._path}: {self._refused}"
                 ) from self._refused
 
+    def hurry(self) -> None:
+        """Somebody wants us to end: what is not taken in a few seconds stays in its file."""
+        self._patience_s = min(self._patience_s, _HURRY_S)
+
     def adopt(self) -> int:
         """Deliver what processes that died have left for this run; returns how many writes.
 
@@ -164,6 +168,10 @@ class SpoolingStore(SqlStore):
 
     def close(self) -> None:
         """What waits stays in its file, for whoever goes on with the run; see ``drain``."""
+        if self.waiting:
+            _log.warning(
+                "%d results wait in %s; `kvfarm resume` of the run delivers them", self.waiting, self._path
+            )
         self._closing.set()
         if self._courier is not None:
             self._courier.join()

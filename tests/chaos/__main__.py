@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import kvengine
-from tests.chaos.chaos import run_cheap
+from tests.chaos.chaos import add_phones, add_real, run_cheap
 
 
 def main() -> int:
@@ -16,7 +16,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--rounds", type=int, default=270, help="of cheap devices (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=None, help="of all random choices (default: a new one)")
-    parser.add_argument("--only", default="", help="faults with this in their name")
+    parser.add_argument("--within", type=float, default=840.0, help="seconds (default: %(default)s)")
+    parser.add_argument("--cheap", action="store_true", help="no Ray and no virtual phones")
+    parser.add_argument("--only", default="", help="faults with one of these in their name: PART,PART")
     parser.add_argument("--json", type=Path, default=Path("out") / "chaos.json", help="default: %(default)s")
     options = parser.parse_args()
     seed = secrets.randbits(32) if options.seed is None else options.seed
@@ -25,7 +27,13 @@ def main() -> int:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
-    report = run_cheap(options.rounds, seed, say, options.only)
+    # The real ones take some five minutes.
+    within_s = options.within if options.cheap else max(60.0, options.within - 300)
+    report = run_cheap(options.rounds, seed, say, options.only, within_s)
+    if not options.cheap:
+        add_real(report, say, options.only)
+        if not options.only:
+            add_phones(report, say, times=3)
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(report.to_json())
     say(f"{report.table()}\nalso in {options.json}")

@@ -20,15 +20,24 @@ import psycopg
 from psycopg import sql
 from sqlalchemy import make_url
 
+from device_agents.bundle import build
+from device_agents.errors import InfrastructureError
+from device_agents.virtual.rootfs import native_abi
 from harness.provenance import now
+from harness.recipes import parse_recipe
 from harness.synth import synth
+from kvengine.export import export
 from reports.results import RunResults
 from tests import postgres
 from tests.chaos import client, lab
 from tests.chaos.faults import Fault, Round, faults
+from tests.chaos.real import REAL_FAULTS, RealRun, strike_for_real
 from tests.chaos.world import Jobs, World
 from tests.soak.phones import mark_processes
+from tests.soak.soak import run_soak
 from tests.soak.table import table
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -141,13 +150,23 @@ class Chaos:
             os.waitpid(child, 0)
 
     def run(
-        self, rounds: int, which: tuple[Fault, ...], server: Postgres | None, say: Callable[[str], None]
+        self,
+        rounds: int,
+        which: tuple[Fault, ...],
+        server: Postgres | None,
+        say: Say,
+        within_s: float = float("inf"),
     ) -> None:
+        """Rounds on cheap devices. within_s: none is begun later; the report then says how many were not."""
         began = time.monotonic()
         draw = random.Random(self._seed)
         turns = _spread(rounds, which)
         draw.shuffle(turns)
         for number, fault in enumerate(turns, 1):
+            if time.monotonic() - began > within_s:
+                late = len(turns) - number + 1
+                self.report.left_out.append(f"{late} rounds were not begun in {within_s:.0f} s")
+                break
             came = self._round(number, fault, random.Random(f"{self._seed} {number}"), server)
             self.report.rounds.append(came)
             left = (time.monotonic() - began) / number * (len(turns) - number)
@@ -188,7 +207,7 @@ class Chaos:
             began = time.monotonic()
             fault.tell(Round(world, draw, server))
             world.finish()
-            wrong = world.wrong(expected, fault.wasted, strict=not fault.retries)
+            wrong = world.wrong(expected, fault.wasted, strict=not fault.retries, kept=fault.kept)
             outcome, seconds = world.outcome(), world.seconds_to_next()
         except Exception as error:
             wrong.append(f"{type(error).__name__}: {error}")
@@ -201,8 +220,7 @@ class Chaos:
 def _spread(rounds: int, which: tuple[Fault, ...]) -> list[Fault]:
     """Each fault at least once, the more often the larger its share."""
     whole = sum(fault.share for fault in which)
-    turns = [fault for fault in which for _ in range(max(1, round(rounds * fault.share / whole)))]
-    return turns
+    return [fault for fault in which for _ in range(max(1, round(rounds * fault.share / whole)))]
 
 
 @contextmanager
@@ -214,21 +232,70 @@ def chaos(seed: int) -> Iterator[Chaos]:
 
 
 @contextmanager
-def server(report: Report) -> Iterator[Postgres | None]:
+def server(left_out: list[str]) -> Iterator[Postgres | None]:
     binaries = postgres.programs()
     if binaries is None:
-        report.left_out.append("left out: PostgreSQL away (no initdb here; make apt)")
+        left_out.append("left out: PostgreSQL away (no initdb here; make apt)")
         yield None
         return
     with postgres.server(binaries) as folder:
         yield Postgres(folder)
 
 
-def run_cheap(rounds: int, seed: int, say: Callable[[str], None], only: str = "") -> Report:
-    with chaos(seed) as made, contextlib.ExitStack() as stack:
-        which = tuple(fault for fault in faults() if only in fault.name)
-        found = stack.enter_context(server(made.report)) if any(f.postgres for f in which) else None
-        if found is None:
-            which = tuple(fault for fault in which if not fault.postgres)
-        made.run(rounds, which, found, say)
+def chosen(name: str, only: str) -> bool:
+    """only: comma-separated parts of names, "" for all."""
+    return any(part in name for part in only.split(","))
+
+
+def run_cheap(rounds: int, seed: int, say: Say, only: str = "", within_s: float = float("inf")) -> Report:
+    """Rounds on devices that follow a script; from a process that has no threads yet."""
+    which = tuple(fault for fault in faults() if chosen(fault.name, only))
+    left_out = list[str]()
+    with contextlib.ExitStack() as stack:
+        # Before what belongs to the rounds, which is to be gone with them.
+        found = stack.enter_context(server(left_out)) if any(f.postgres for f in which) else None
+        made = stack.enter_context(chaos(seed))
+        made.report.left_out += left_out
+        made.run(rounds, tuple(f for f in which if found or not f.postgres), found, say, within_s)
         return made.report
+
+
+def add_real(report: Report, say: Say, only: str = "") -> None:
+    """Rounds with Ray and a real engine, one of each fault."""
+    began, mark = time.monotonic(), uuid.uuid4().hex
+    draw = random.Random(f"{report.seed} real")
+    with tempfile.TemporaryDirectory(prefix="kvchaos-", ignore_cleanup_errors=True) as folder:
+        checkpoint = synth("tiny-gemma3", Path(folder) / "tiny-gemma3")
+        for number, fault in enumerate((f for f in REAL_FAULTS if chosen(f.name, only)), 1):
+            at = time.monotonic()
+            run = RealRun(Path(folder) / str(number), checkpoint, f"{mark}-{number}")
+            try:
+                came = strike_for_real(run, fault, draw)
+                outcome, seconds, wrong = came.outcome, came.seconds, came.wrong
+            except Exception as error:
+                outcome, seconds, wrong = "failed", None, (f"{type(error).__name__}: {error}",)
+            report.rounds.append(Came(fault.name, number, outcome, seconds, time.monotonic() - at, wrong))
+            say(f"{outcome:<9}{time.monotonic() - at:5.1f} s  {fault.name}")
+    report.seconds += time.monotonic() - began
+
+
+def add_phones(report: Report, say: Say, times: int) -> None:
+    """Rounds of the soak: adbd and the adb server of virtual phones at work."""
+    began = time.monotonic()
+    try:
+        bundle = build(native_abi(), Path(".kvfarm") / "bundles")
+        with tempfile.TemporaryDirectory(prefix="kvchaos-model-") as folder:
+            checkpoint = synth("tiny-gemma3", Path(folder) / "checkpoint")
+            artifact = export(checkpoint, Path(folder) / "artifact", parse_recipe("hybrid").export)
+            found = run_soak(bundle, artifact, times=times, seed=report.seed, within_s=180, only="adb")
+    except InfrastructureError as error:
+        report.left_out.append(f"left out: rounds on virtual phones ({error})")
+        return
+    for number, each in enumerate(found.rounds, 1):
+        wrong = (*each.wrong, *each.orphans)
+        report.rounds.append(
+            Came(f"{each.fault} (phone)", number, each.outcome, each.seconds, each.seconds, wrong)
+        )
+    report.left += [*found.lost, *found.doubled, *found.disturbed, *found.left, *found.crashed]
+    report.seconds += time.monotonic() - began
+    say(f"{len(found.rounds)} rounds on phones, {found.cells} cells")

@@ -1,4 +1,4 @@
-"""The client of a round: pytest with kvfarm's plugin, in a process forked from one that has imported it all."""
+"""The client of a round: pytest with kvfarm's plugin, forked from a process that has imported it all."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ GOOD = "good.jsonl"  # a line for each result that the store has taken
 FULL = "store-is-full"  # while this file is there, SQLite finds no room
 
 Point = Literal["before the store", "after the store", "before the end"]
-"""Where a client kills itself: with a result in its hands, before it says so to the agent, with all in the store."""
+"""Where a client kills itself: with a result in its hands; before the agent hears of it; with all stored."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens to this client by its own hand. after: results until then. jump_s: of its wall clock then."""
+    """What this client does to itself. after: so many results. jump_s: of its wall clock then."""
 
     die: Point | None = None
     after: int = 0
@@ -80,6 +80,9 @@ class _Ray:
 
     joined = shared = False
     address = "none"
+
+    def check_alive(self) -> None:
+        pass
 
     def close(self) -> None:
         pass

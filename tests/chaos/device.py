@@ -1,4 +1,4 @@
-"""A device that follows a script, in the agent's own process: right answers at once, and it tells on its users.
+"""A device that follows a script, in the agent's own process; it tells on its users.
 
 Every operation leaves a line in the file that CHAOS_LOG names: which device, which agent, from when to when.
 """

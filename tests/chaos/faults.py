@@ -20,6 +20,7 @@ from tests.chaos.client import FULL, Plan, Point
 from tests.chaos.world import Client, Jobs, World
 
 RUN_S = 1.5  # a run that nothing happens to takes about so long, and strikes fall within
+USUAL, FEW = Jobs(), Jobs(checks=2, legs=1)
 REAL_RUNNERS = Jobs(("runner-1",), checks=3, legs=1)
 A_DAY_S = 86400.0
 
@@ -36,10 +37,7 @@ class Postgres(Protocol):
 
 @dataclass(frozen=True)
 class Round:
-    """What a fault is told: where, with which chances, and what it was that it did, for the judge.
-
-    wasted: measurements that it may have cut short. harmed: something may have been tried again.
-    """
+    """What a fault is told: where it is to strike, with which chances."""
 
     world: World
     draw: random.Random
@@ -50,21 +48,23 @@ class Round:
 class Fault:
     """tell: the story, up to a point from which all runs are gone on with. wasted: measurements that may have
     been begun in vain. retries: whether a report may say that something was tried again. environment: of
-    the round's processes. share: of all rounds."""
+    the round's processes. share: of all rounds. kept: results that are stored may stay at the agent, for
+    the client had died, or the store took them when the run's devices were free."""
 
     name: str
     tell: Callable[[Round], None]
-    jobs: Jobs = Jobs()
+    jobs: Jobs = USUAL
     wasted: int = 0
     retries: bool = False
     environment: tuple[tuple[str, str], ...] = ()
     share: float = 1.0
     postgres: bool = False
+    kept: bool = False
 
 
 def _client_killed(it: Round) -> None:
     """Once to three times, whenever."""
-    who = it.world.client(Jobs())
+    who = it.world.client(USUAL)
     who.start()
     for _ in range(it.draw.choice((1, 1, 2, 3))):
         it.world.pass_time(who, it.draw.uniform(0.0, RUN_S))
@@ -77,7 +77,7 @@ def _client_killed(it: Round) -> None:
 
 def _dies_at(point: Point) -> Callable[[Round], None]:
     def tell(it: Round) -> None:
-        who = it.world.client(Jobs())
+        who = it.world.client(USUAL)
         who.start(Plan(die=point, after=it.draw.randrange(1, 12)))
         it.world.until(who.ended, "the client's end")
 
@@ -85,7 +85,7 @@ def _dies_at(point: Point) -> Callable[[Round], None]:
 
 
 def _agent_killed(it: Round) -> None:
-    who = it.world.client(Jobs())
+    who = it.world.client(USUAL)
     who.start()
     for _ in range(it.draw.choice((1, 2))):
         it.world.pass_time(who, it.draw.uniform(0.2, RUN_S / 2))
@@ -97,7 +97,7 @@ def _agent_killed(it: Round) -> None:
 def _agent_dies_before_it_answers(it: Round) -> None:
     """With the result on its disk: it is not measured again."""
     fuse = Path(it.world.environment[lab.KILL_AFTER].format(folder=it.world.folder))
-    who = it.world.client(Jobs())
+    who = it.world.client(USUAL)
     who.start()
     it.world.pass_time(who, it.draw.uniform(0.0, RUN_S / 2))
     fuse.touch()
@@ -106,7 +106,7 @@ def _agent_dies_before_it_answers(it: Round) -> None:
 
 def _both_killed(it: Round) -> None:
     """The machine, but for its disk."""
-    who = it.world.client(Jobs())
+    who = it.world.client(USUAL)
     who.start()
     it.world.pass_time(who, it.draw.uniform(0.2, RUN_S))
     agent = it.world.agent(who)
@@ -140,7 +140,7 @@ def _runners(world: World, who: Client) -> list[psutil.Process]:
 
 def _sqlite_locked(it: Round) -> None:
     """Another process writes and does not end, for longer than the store waits."""
-    who = it.world.client(Jobs())
+    who = it.world.client(USUAL)
     who.start()
     path = who.folder / "results.db"
     it.world.until(lambda: bool(who.good()) or who.ended(), "a first result")
@@ -152,7 +152,7 @@ def _sqlite_locked(it: Round) -> None:
 
 
 def _sqlite_full(it: Round) -> None:
-    who = it.world.client(Jobs())
+    who = it.world.client(USUAL)
     who.start()
     it.world.until(lambda: bool(who.good()) or who.ended(), "a first result")
     (who.folder / FULL).touch()
@@ -169,7 +169,7 @@ def _postgres_away(it: Round) -> None:
     """Its connections are ended and no new ones taken for a while: a server that is restarted."""
     assert it.postgres is not None
     url = it.postgres.new_database()
-    who = it.world.client(Jobs(), url)
+    who = it.world.client(USUAL, url)
     who.start()
     it.world.until(lambda: bool(who.good()) or who.ended(), "a first result")
     it.postgres.away(url)
@@ -183,7 +183,7 @@ def _postgres_away(it: Round) -> None:
 
 
 def _clock_jumps(it: Round) -> None:
-    who = it.world.client(Jobs())
+    who = it.world.client(USUAL)
     seconds = it.draw.choice((-1, 1)) * A_DAY_S * it.draw.choice((1 / 24, 1, 365, 3650))
     who.start(Plan(after=it.draw.randrange(1, 8), jump_s=seconds))
     it.world.until(lambda: bool(who.good()) or who.ended(), "a first result")
@@ -192,7 +192,7 @@ def _clock_jumps(it: Round) -> None:
 
 def _two_fight(it: Round) -> None:
     """Two runs of two users want the same devices at the same time; sometimes one of them is killed."""
-    clients = [it.world.client(Jobs(checks=2, legs=1)) for _ in range(2)]
+    clients = [it.world.client(FEW) for _ in range(2)]
     for who in clients:
         who.start()
         time.sleep(it.draw.uniform(0.0, 0.2))
@@ -208,8 +208,8 @@ def _two_fight(it: Round) -> None:
 
 def faults() -> tuple[Fault, ...]:
     outlives = (("CHAOS_AGENT_OUTLIVES", "1"),)
-    kill = Fault("client killed, its lab agent with it", _client_killed, wasted=3)
-    at = Fault("", _client_killed, wasted=0)
+    kill = Fault("client killed, its lab agent with it", _client_killed, wasted=3, kept=True)
+    at = Fault("", _client_killed, wasted=0, kept=True)
     fuse = ((lab.KILL_AFTER, "{folder}/fuse"),)
     return (
         kill,
@@ -221,11 +221,18 @@ def faults() -> tuple[Fault, ...]:
         Fault(
             "agent killed before it answered", _agent_dies_before_it_answers, retries=True, environment=fuse
         ),
-        Fault("client and agent killed", _both_killed, wasted=1, retries=True),
+        Fault("client and agent killed", _both_killed, wasted=1, retries=True, kept=True),
         Fault("runner killed", _runner_killed, REAL_RUNNERS, wasted=1, retries=True, share=0.7),
-        Fault("SQLite locked by another", _sqlite_locked),
-        Fault("SQLite's disk full", _sqlite_full, wasted=1),
-        Fault("PostgreSQL away", _postgres_away, wasted=1, postgres=True),
+        Fault("SQLite locked by another", _sqlite_locked, kept=True),
+        Fault("SQLite's disk full", _sqlite_full, wasted=1, kept=True),
+        Fault("PostgreSQL away", _postgres_away, wasted=1, postgres=True, kept=True),
         Fault("client's wall clock jumps", _clock_jumps),
-        Fault("two clients, one killed or none", _two_fight, Jobs(checks=2, legs=1), wasted=1, share=2),
+        Fault(
+            "two clients, one killed or none",
+            _two_fight,
+            FEW,
+            wasted=1,
+            share=2,
+            kept=True,
+        ),
     )

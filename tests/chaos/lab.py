@@ -1,7 +1,8 @@
 """harness.lab.Lab with the agent in a process of its own and a Unix socket in Ray's place.
 
-All else is what a release runs with: the harness's Farm, leasing and recovery on this side, LabActor, LabAgent,
-leases and the journal of results on the other. A NURSERY, forked early and without threads, starts agents.
+All else is what a release runs with: the harness's Farm, leasing and recovery on this side, LabActor,
+LabAgent, leases and the journal of results on the other. A nursery, forked early and without threads,
+starts agents.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def agent_of(root: Path) -> int | None:
 
 
 def run_nursery(path: str, enter: Callable[[Path], None]) -> None:
-    """Forks an agent for whoever asks, until its parent ends. enter: makes the child one of a round's world."""
+    """Forks an agent for whoever asks, until its parent ends. enter: makes the child part of a round."""
     die_with_parent()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries the agents
     with socket.socket(socket.AF_UNIX) as listener:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import statistics
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from tests.soak import leftovers
 
 ROUND_S = 60.0  # a round takes two
 _POLL_S = 0.005
+# By a real process, and what is judged by it.
+_MEASURED = ("validity", "reasons", "load_ms", "itl_ms", "during", "vitals_before", "vitals_after", "notes")
 CHECK = """
 def test_check_{number}(cell):
     "check {number}"
@@ -111,7 +114,10 @@ class Client:
             try:
                 found = resuming.find(store, None)
             except CannotResume:
-                self.start(plan)
+                if store.runs():  # it was killed when all was done
+                    self.codes.append(0)
+                else:
+                    self.start(plan)
                 return
         assert found.request is not None
         own = [f"--store={self.store}", f"{resuming.OPTION}={found.run_id}"]
@@ -213,9 +219,10 @@ class World:
 
     # -- what came of it --------------------------------------------------------------------------
 
-    def wrong(self, expected: RunResults, wasted: int, strict: bool) -> list[str]:
+    def wrong(self, expected: RunResults, wasted: int, strict: bool, kept: bool = False) -> list[str]:
         """All that should not be. expected: of a run that nothing happened to. wasted: measurements that may
-        have been cut short or lost. strict: nothing was even tried again."""
+        have been cut short or lost. strict: nothing was even tried again. kept: what is stored may still lie
+        at the agent."""
         found = [f"exit code {who.codes[-1]}: {who.log()}" for who in self.clients if who.codes[-1] != 0]
         for who in self.clients:
             results = who.results()
@@ -227,22 +234,14 @@ class World:
         found += violations(read(self.folder / "leases" / JOURNAL))
         found += self._devices(wasted)
         found += self._left()
+        if not kept:
+            found += [f"not acknowledged: {path.name}" for path in self.folder.glob("leases/results/*")]
         return found
 
     def _devices(self, wasted: int) -> list[str]:
         """By what the devices tell: one user at a time, and no result that was not measured, or not kept."""
-        found, told = [], lines(self.folder / "device.jsonl")
-        for device in {line["device"] for line in told}:
-            user, since = 0, 0.0
-            for line in sorted((line for line in told if line["device"] == device), key=lambda l: l["at"]):
-                if line["begins"]:
-                    if user and user != line["agent"] and alive(user):
-                        found.append(
-                            f"{device}: two users at {line['at']}: {user} since {since}, {line['agent']}"
-                        )
-                    user, since = line["agent"], line["at"]
-                elif line["agent"] == user:
-                    user = 0
+        told = lines(self.folder / "device.jsonl")
+        found = [line for device in {each["device"] for each in told} for line in _two_users(told, device)]
         measured = [line["value"] for line in told if line["what"] == "workload" and not line["begins"]]
         legs = [leg for who in self.clients for leg in who.results().legs]
         stored = Counter(sample.ttft_ms for leg in legs for sample in leg.samples[:1])
@@ -264,9 +263,8 @@ class World:
         state = Ledger(self.folder / "leases").act()
         found += [f"{device} is still held by {held.request.holder}" for device, held in state.held.items()]
         found += [f"{each.request.holder} still waits" for each in state.waiting.values()]
-        found += [f"not delivered: {path.name}" for path in self.folder.glob("client-*/.kvfarm/spool/*")]
-        found += [f"not acknowledged: {path.name}" for path in self.folder.glob("leases/results/*")]
-        return found
+        spools = self.folder.glob("client-*/.kvfarm/spool/*")
+        return found + [f"not delivered: {path.name}" for path in spools]
 
     def outcome(self) -> str:
         """The worst that happened to a run."""
@@ -293,6 +291,23 @@ class World:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def _two_users(told: Sequence[dict[str, Any]], device: str) -> list[str]:
+    """Operations of two agents on a device at the same time. One that has no end died with its agent."""
+    began: dict[int, float] = {}
+    spans = list[tuple[float, float, int]]()
+    for line in told:
+        if line["device"] == device and line["begins"]:
+            began[line["agent"]] = line["at"]
+        elif line["device"] == device:
+            spans.append((began.pop(line["agent"]), line["at"], line["agent"]))
+    spans.sort()
+    return [
+        f"{device}: {one} from {since} to {until}, {other} from {then}"
+        for (since, until, one), (then, _, other) in itertools.pairwise(spans)
+        if one != other and then < until
+    ]
+
+
 def report(results: RunResults, strict: bool) -> Any:
     """What the report is made of, without what no two runs share: names, moments, durations, measured values.
 
@@ -309,7 +324,7 @@ def report(results: RunResults, strict: bool) -> Any:
         "command",
         "provenance",
     }
-    own |= set() if strict else {"retries", "infrastructure"}
+    own |= set() if strict else {"retries", "infrastructure", *_MEASURED}
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
