@@ -68,7 +68,9 @@ class Report:
 
     def table(self) -> str:
         """A line a fault."""
-        rows = [("fault", "rounds", "survived", "retried", "resumed", "median s to next result", "wrong")]
+        rows: list[tuple[str, ...]] = [
+            ("fault", "rounds", "survived", "retried", "resumed", "median s to next result", "wrong")
+        ]
         for name in dict.fromkeys(r.fault for r in self.rounds):
             mine = [r for r in self.rounds if r.fault == name]
             count = [str(sum(r.outcome == each for r in mine)) for each in ("survived", "retried", "resumed")]
@@ -109,7 +111,7 @@ class Postgres:
 
     def _say(self, statement: str, name: str) -> None:
         with self._connected() as server:
-            server.execute(sql.SQL(statement).format(sql.Identifier(name)))  # type: ignore[arg-type]
+            server.execute(sql.SQL(statement).format(sql.Identifier(name)))
 
     def _connected(self) -> psycopg.Connection[tuple[object, ...]]:
         return psycopg.connect(host=self._folder, user=postgres.USER, dbname="postgres", autocommit=True)

@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from sqlalchemy.engine import Engine
 from device_agents.virtual.namespaces import die_with_parent
 from harness import farm, opened, run
 from harness.lab import Node
-from harness.recovery import RecoveryPolicy
+from harness.recovery import Recovery, RecoveryPolicy
 from harness.store import engine, spool, sql
 from tests.chaos.lab import ChaosLab
 from tests.harness.fake_farm import FakeReference
@@ -88,24 +88,28 @@ class _Ray:
         pass
 
 
+def replaced(module: object, name: str, value: object) -> Any:
+    """Put ``value`` in the place of what the module has by that name; returns that."""
+    before = getattr(module, name)
+    setattr(module, name, value)
+    return before
+
+
 def _prepare(plan: Plan) -> None:
-    farm.ensure_ray = lambda address=None: _Ray()  # type: ignore[assignment, return-value, misc]
-    farm.here = lambda: Node("chaos", "127.0.0.1")
-    farm.Lab = ChaosLab  # type: ignore[misc, assignment]
-    opened.start_reference = lambda checkpoint: FakeReference()  # type: ignore[assignment, return-value]
-    engine.BUSY_TIMEOUT_S, engine.RECONNECT_S = 0.2, 0.2  # type: ignore[assignment]
-    spool._RETRY_S = 0.05
-    _hasten_recovery()
+    replaced(farm, "ensure_ray", lambda address=None: _Ray())
+    replaced(farm, "here", lambda: Node("chaos", "127.0.0.1"))
+    replaced(farm, "Lab", ChaosLab)
+    replaced(opened, "start_reference", lambda checkpoint: FakeReference())
+    replaced(engine, "BUSY_TIMEOUT_S", 0.2)
+    replaced(engine, "RECONNECT_S", 0.2)
+    replaced(spool, "_RETRY_S", 0.05)
+    replaced(run, "Recovery", _hasty_recovery)
     event.listen(Engine, "begin", _refuse_to_grow_when_full)
     _note_results(plan)
 
 
-def _hasten_recovery() -> None:
-    def hasty(policy: RecoveryPolicy) -> RecoveryPolicy:
-        return RecoveryPolicy(policy.retries, policy.answer_s, policy.lost_in_a_row, pause_s=0.05)
-
-    before = run.Recovery
-    run.Recovery = lambda probe, policy, *rest: before(probe, hasty(policy), *rest)  # type: ignore[misc, assignment]
+def _hasty_recovery(probe: Callable[[str], object], policy: RecoveryPolicy, *rest: Any) -> Recovery:
+    return Recovery(probe, replace(policy, pause_s=0.05), *rest)
 
 
 def _refuse_to_grow_when_full(connection: Connection) -> None:
@@ -136,11 +140,10 @@ def _note_results(plan: Plan) -> None:
 
         return kept
 
-    store = sql.SqlStore
-    store.add_check = around(store.add_check)  # type: ignore[method-assign]
-    store.add_leg = around(store.add_leg)  # type: ignore[method-assign]
+    for name in ("add_check", "add_leg"):
+        replaced(sql.SqlStore, name, around(getattr(sql.SqlStore, name)))
     if plan.die == "before the end":
-        store.finish_run = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+        replaced(sql.SqlStore, "finish_run", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
 
 
 _true_time = time.time
@@ -148,5 +151,6 @@ _true_time = time.time
 
 def _jump(seconds: float) -> None:
     """The client's wall clock from now on, as Python tells it; monotonic clocks do not jump."""
-    time.time = lambda: _true_time() + seconds
-    run.now = lambda: (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat(timespec="seconds")
+    replaced(time, "time", lambda: _true_time() + seconds)
+    later = timedelta(seconds=seconds)
+    replaced(run, "now", lambda: (datetime.now(UTC) + later).isoformat(timespec="seconds"))

@@ -24,6 +24,7 @@ from device_agents.config import DeviceConfig
 from device_agents.deadline import Deadline
 from device_agents.errors import DeadlineExceeded, InfrastructureError
 from device_agents.lab_agent import LabAgent
+from device_agents.results import Kept, Key
 from device_agents.virtual.namespaces import die_with_parent
 from harness import lab
 from harness.lab import Answer, LabActor, Node
@@ -132,7 +133,7 @@ def _run_agent(root: Path, client: int, enter: Callable[[Path], None]) -> None:
     die_with_parent()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     enter(root)
-    lab.LabAgent = functools.partial(LabAgent, make=make)  # type: ignore[misc, assignment]
+    setattr(lab, "LabAgent", functools.partial(LabAgent, make=make))  # noqa: B010 (as mypy wants it)
     _die_between_result_and_answer()
     root.mkdir(parents=True, exist_ok=True)
     path = _socket(root)
@@ -173,14 +174,14 @@ def _end_with(client: int) -> None:
 def _die_between_result_and_answer() -> None:
     put = results.ResultJournal._put
 
-    def put_and_die(self: results.ResultJournal, *arguments: Any) -> None:
-        put(self, *arguments)
+    def put_and_die(self: results.ResultJournal, key: Key, kept: Kept) -> None:
+        put(self, key, kept)
         if KILL_AFTER in os.environ:
             with contextlib.suppress(FileNotFoundError):
                 Path(os.environ[KILL_AFTER]).unlink()
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    results.ResultJournal._put = put_and_die  # type: ignore[method-assign]
+    setattr(results.ResultJournal, "_put", put_and_die)  # noqa: B010
 
 
 def _socket(root: Path) -> Path:

@@ -18,6 +18,7 @@ from device_agents.leases.check import violations
 from device_agents.leases.ledger import JOURNAL, Ledger, read
 from harness.store import open_store
 from reports.results import RunResults
+from tests.chaos.world import has_retries
 from tests.soak import leftovers
 
 KVFARM = str(Path(sys.executable).with_name("kvfarm"))
@@ -142,7 +143,7 @@ def strike_for_real(run: RealRun, fault: RealFault, draw: random.Random) -> Came
         seconds = seconds if seconds is not None else time.monotonic() - struck
     wrong = [] if code == 0 else [f"exit code {code}: {run.log()}"]
     wrong += run.wrong()
-    retried = any(row.retries for row in (*run.results().checks, *run.results().legs))
+    retried = has_retries(run.results())
     return CameReal("resumed" if resumed else "retried" if retried else "survived", seconds, tuple(wrong))
 
 

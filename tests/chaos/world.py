@@ -270,8 +270,7 @@ class World:
         """The worst that happened to a run."""
         if any(who.deaths for who in self.clients):
             return "resumed"
-        rows = [row for who in self.clients for row in (*who.results().checks, *who.results().legs)]
-        return "retried" if any(row.retries for row in rows) else "survived"
+        return "retried" if any(has_retries(who.results()) for who in self.clients) else "survived"
 
     def seconds_to_next(self) -> float | None:
         """Median over strikes, and deaths by a client's own hand, of the time to the next stored result."""
@@ -339,8 +338,12 @@ def report(results: RunResults, strict: bool) -> Any:
     return found
 
 
+def has_retries(results: RunResults) -> bool:
+    return any(check.retries for check in results.checks) or any(leg.retries for leg in results.legs)
+
+
 def _exactly_once(results: RunResults, jobs: Jobs) -> list[str]:
-    checks = Counter((c.device, c.check, c.outcome) for c in results.checks)
+    checks = Counter((c.device, c.check, str(c.outcome)) for c in results.checks)
     legs = Counter((leg.device, leg.key) for leg in results.legs)
     wanted = Counter((d, f"test_check_{n}", "passed") for d in jobs.devices for n in range(jobs.checks))
     found = [f"checks: lost {wanted - checks}, too many {checks - wanted}"] if checks != wanted else []

@@ -106,8 +106,9 @@ def test_a_killed_run_goes_on_and_its_report_is_that_of_a_run_unharmed(
     killed = spread.stored
     assert killed.finished_at is None
     assert len(killed.legs) >= 1
-    for lease in spread.leases():  # which a real lab host sees by itself
-        await_(lambda lease=lease: not Path(f"/proc/{lease.read_text()}").exists(), "the workers' end")
+    # Which a real lab host sees by itself.
+    await_(lambda: not any(Path(f"/proc/{each.read_text()}").exists() for each in spread.leases()), "the end")
+    for lease in spread.leases():
         lease.unlink()
 
     code, output = resume(spread, "--last")
