@@ -6,6 +6,8 @@ STAMP := $(VENV)/.installed
 TINY := .kvfarm/checkpoints/tiny-gemma3
 BIG := .kvfarm/checkpoints/gemma-3-1b
 REPORT := out/report
+# Without it every process of ours would compile everything anew, and pytest rewrite every assertion.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help venv farm test lint docs apt soak soak-faults soak-programs soak-fuzz chaos mutants bench clean
 help:
@@ -51,7 +53,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 test: lint apt
-	KVFARM_POSTGRES=required $(BIN)/pytest -n 2 --dist loadfile tests
+	KVFARM_POSTGRES=required $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate_cli.py
