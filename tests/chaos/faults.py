@@ -46,8 +46,8 @@ class Round:
 
 @dataclass(frozen=True)
 class Fault:
-    """tell: the story, up to a point from which all runs are gone on with. wasted: measurements that may have
-    been begun in vain. retries: whether a report may say that something was tried again. environment: of
+    """tell: the story, up to a point from which all runs are gone on with. wasted: measurements that each
+    strike may have cut off between the device's answer and the disk. retries: whether a report may say that something was tried again. environment: of
     the round's processes. share: of all rounds. kept: results that are stored may stay at the agent, for
     the client had died, or the store took them when the run's devices were free."""
 
@@ -208,16 +208,16 @@ def _two_fight(it: Round) -> None:
 
 def faults() -> tuple[Fault, ...]:
     outlives = (("CHAOS_AGENT_OUTLIVES", "1"),)
-    kill = Fault("client killed, its lab agent with it", _client_killed, wasted=3, kept=True)
+    kill = Fault("client killed, its lab agent with it", _client_killed, wasted=1, kept=True)
     at = Fault("", _client_killed, wasted=0, kept=True)
     fuse = ((lab.KILL_AFTER, "{folder}/fuse"),)
     return (
         kill,
-        replace(kill, name="client killed, the agent lives on", environment=outlives),
+        replace(kill, name="client killed, the agent lives on", environment=outlives, wasted=0),
         replace(at, name="client killed before it stored", tell=_dies_at("before the store")),
         replace(at, name="client killed before it acknowledged", tell=_dies_at("after the store")),
         replace(at, name="client killed before the run's end", tell=_dies_at("before the end"), share=0.5),
-        Fault("lab agent killed", _agent_killed, wasted=2, retries=True, share=2),
+        Fault("lab agent killed", _agent_killed, wasted=1, retries=True, share=2),
         Fault(
             "agent killed before it answered", _agent_dies_before_it_answers, retries=True, environment=fuse
         ),

@@ -220,8 +220,8 @@ class World:
     # -- what came of it --------------------------------------------------------------------------
 
     def wrong(self, expected: RunResults, wasted: int, strict: bool, kept: bool = False) -> list[str]:
-        """All that should not be. expected: of a run that nothing happened to. wasted: measurements that may
-        have been cut short or lost. strict: nothing was even tried again. kept: what is stored may still lie
+        """All that should not be. expected: of a run that nothing happened to. wasted: measurements that each
+        strike may have cut off from the disk. strict: nothing was even tried again. kept: what is stored may still lie
         at the agent."""
         found = [f"exit code {who.codes[-1]}: {who.log()}" for who in self.clients if who.codes[-1] != 0]
         for who in self.clients:
@@ -248,7 +248,8 @@ class World:
         if any(leg.recipe for leg in legs if not leg.device.startswith("runner")):
             found += [f"{n} rows of measurement {value}" for value, n in stored.items() if n > 1]
             found += [f"a row of a measurement that nobody made: {v}" for v in stored if v not in measured]
-            most = 2 * len(legs) + wasted  # each leg is timed and weighed
+            # Each leg is timed and weighed.
+            most = 2 * len(legs) + wasted * max(1, len(self.strikes))
             if len(measured) > most:
                 found.append(f"measured {len(measured)} times, sought {most} at most: work was repeated")
         return found
