@@ -47,9 +47,10 @@ class Round:
 @dataclass(frozen=True)
 class Fault:
     """tell: the story, up to a point from which all runs are gone on with. wasted: measurements that each
-    strike may have cut off between the device's answer and the disk. retries: whether a report may say that something was tried again. environment: of
-    the round's processes. share: of all rounds. kept: results that are stored may stay at the agent, for
-    the client had died, or the store took them when the run's devices were free."""
+    strike may have cut off between the device's answer and the disk. retries: whether a report may say that
+    something was tried again. environment: of the round's processes. share: of all rounds. kept: results that
+    are stored may stay at the agent, for the client had died, or the store took them when the run's devices
+    were free."""
 
     name: str
     tell: Callable[[Round], None]

@@ -221,8 +221,8 @@ class World:
 
     def wrong(self, expected: RunResults, wasted: int, strict: bool, kept: bool = False) -> list[str]:
         """All that should not be. expected: of a run that nothing happened to. wasted: measurements that each
-        strike may have cut off from the disk. strict: nothing was even tried again. kept: what is stored may still lie
-        at the agent."""
+        strike may have cut off from the disk. strict: nothing was even tried again. kept: what is stored may
+        still lie at the agent."""
         found = [f"exit code {who.codes[-1]}: {who.log()}" for who in self.clients if who.codes[-1] != 0]
         for who in self.clients:
             results = who.results()
