@@ -21,6 +21,7 @@ from psycopg import sql
 from sqlalchemy import make_url
 
 from device_agents.bundle import build
+from device_agents.deadline import Deadline
 from device_agents.errors import InfrastructureError
 from device_agents.virtual.rootfs import native_abi
 from harness.provenance import now
@@ -38,6 +39,7 @@ from tests.soak.soak import run_soak
 from tests.soak.table import table
 
 Say = Callable[[str], None]
+PHONES_S = 90.0
 
 
 @dataclass(frozen=True)
@@ -262,14 +264,17 @@ def run_cheap(rounds: int, seed: int, say: Say, only: str = "", within_s: float 
         return made.report
 
 
-def add_real(report: Report, say: Say, only: str = "") -> None:
-    """Rounds with Ray and a real engine, one of each fault."""
+def add_real(report: Report, say: Say, deadline: Deadline, only: str = "") -> None:
+    """Rounds with Ray and a real engine, one of each fault; none is begun after the deadline."""
     began, mark = time.monotonic(), uuid.uuid4().hex
     draw = random.Random(f"{report.seed} real")
     with tempfile.TemporaryDirectory(prefix="kvchaos-", ignore_cleanup_errors=True) as folder:
         checkpoint = synth("tiny-gemma3", Path(folder) / "tiny-gemma3")
         for number, fault in enumerate((f for f in REAL_FAULTS if chosen(f.name, only)), 1):
             at = time.monotonic()
+            if deadline.expired:
+                report.left_out.append(f"left out, for time was up: {fault.name}")
+                continue
             run = RealRun(Path(folder) / str(number), checkpoint, f"{mark}-{number}")
             try:
                 came = strike_for_real(run, fault, draw)
@@ -281,15 +286,20 @@ def add_real(report: Report, say: Say, only: str = "") -> None:
     report.seconds += time.monotonic() - began
 
 
-def add_phones(report: Report, say: Say, times: int) -> None:
-    """Rounds of the soak: adbd and the adb server of virtual phones at work."""
+def add_phones(report: Report, say: Say, deadline: Deadline) -> None:
+    """Rounds of the soak, three of each fault: adbd and the adb server of virtual phones at work."""
     began = time.monotonic()
+    if deadline.remaining < PHONES_S:
+        report.left_out.append(
+            f"left out, for less than {PHONES_S:.0f} s were left: rounds on virtual phones"
+        )
+        return
     try:
         bundle = build(native_abi(), Path(".kvfarm") / "bundles")
         with tempfile.TemporaryDirectory(prefix="kvchaos-model-") as folder:
             checkpoint = synth("tiny-gemma3", Path(folder) / "checkpoint")
             artifact = export(checkpoint, Path(folder) / "artifact", parse_recipe("hybrid").export)
-            found = run_soak(bundle, artifact, times=times, seed=report.seed, within_s=180, only="adb")
+            found = run_soak(bundle, artifact, times=3, seed=report.seed, within_s=PHONES_S, only="adb")
     except InfrastructureError as error:
         report.left_out.append(f"left out: rounds on virtual phones ({error})")
         return

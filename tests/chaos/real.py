@@ -66,7 +66,7 @@ class RealRun:
         self._log = (folder / "log").open("w")
 
     def start(self) -> subprocess.Popen[bytes]:
-        options = ["--devices=host", "--recipes=static", "--examples=30", "--kvfarm-seed=7", "-k", CHOSEN]
+        options = ["--devices=host", "--recipes=static", "--examples=15", "--kvfarm-seed=7", "-k", CHOSEN]
         options += ["--prompt=8", "--new-tokens=4", "--repeats=2", "--recover-within=60"]
         return self._popen([sys.executable, "-m", "pytest", f"--model={self._checkpoint}", *options])
 
