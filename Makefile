@@ -9,7 +9,7 @@ REPORT := out/report
 # Without it every process of ours would compile everything anew, and pytest rewrite every assertion.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help venv farm test lint docs apt soak soak-faults soak-programs soak-fuzz chaos mutants bench clean
+.PHONY: help venv farm test lint docs apt soak soak-faults soak-programs soak-fuzz chaos mutants bench scale clean
 help:
 	@echo "make farm   check and measure the demo model on this host and three virtual phones, write $(REPORT)/index.html"
 	@echo "make test   the project's own tests"
@@ -18,6 +18,7 @@ help:
 	@echo "make chaos  kills and full disks at random, 300 rounds (15 minutes): every result once, no device stuck"
 	@echo "make mutants  the correctness suite against every known cache bug, and 10,000 programs without"
 	@echo "make bench  speed against onnxruntime-genai"
+	@echo "make scale  what 1,000 simulated devices cost, and how much sooner four phones are done than one"
 
 venv: $(STAMP)
 
@@ -81,6 +82,11 @@ mutants: $(STAMP)
 
 bench: $(BIG)
 	$(BIN)/python -m bench.genai --model $(BIG)
+
+# 15 minutes: 1,000 simulated devices, then four virtual phones beside one.
+scale: $(STAMP)
+	$(BIN)/python -m bench.scale --plot docs/scale.svg
+	$(BIN)/python -m bench.parallel
 
 clean:
 	rm -rf out .kvfarm

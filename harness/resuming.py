@@ -102,9 +102,10 @@ def done(checks: Iterable[CheckResult]) -> frozenset[Done]:
     return frozenset(Done(c.device, c.recipe, c.check) for c in checks if c.outcome in _FINAL)
 
 
-def of_test(test: Planned) -> Done | None:
-    """What a planned test of one cell would be in ``done``."""
-    return Done(test.device, test.recipe, test.check) if test.kind in ("check", "both") else None
+def is_done(test: Planned, done: frozenset[Done]) -> bool:
+    """Whether a planned test of one cell has its result; of one for any device, on any of them."""
+    places = test.anywhere or (test.device,)
+    return test.kind in ("check", "both") and any(Done(d, test.recipe, test.check) in done for d in places)
 
 
 def legs(run: RunResults) -> dict[str, LegResult]:

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from harness.errors import CannotResume
-from harness.resuming import _WHOLE_BYTES, RunLock, check_subjects, find, request, subjects
+from harness.handover import Planned
+from harness.resuming import _WHOLE_BYTES, Done, RunLock, check_subjects, find, is_done, request, subjects
 from harness.store import open_store
 from harness.store.protocol import Store
 from kvengine.codec import encode
@@ -142,6 +143,18 @@ def test_results_of_two_models_are_never_one_run(tmp_path: Path) -> None:
     os.utime(model / "big.safetensors", (1, 1))
     with pytest.raises(CannotResume):
         check_subjects(run)
+
+
+def test_what_any_device_may_do_is_done_when_one_has_done_it() -> None:
+    done = frozenset({Done("b", "static", "test_one")})
+
+    def planned(check: str, device: str = "", anywhere: tuple[str, ...] = ()) -> Planned:
+        return Planned("id", check, "", "", "check", device, "static", anywhere)
+
+    assert is_done(planned("test_one", "b"), done)
+    assert not is_done(planned("test_one", "a"), done)
+    assert is_done(planned("test_one", anywhere=("a", "b")), done)
+    assert not is_done(planned("test_two", anywhere=("a", "b")), done)
 
 
 def test_one_process_at_a_time_works_for_a_run(tmp_path: Path) -> None:
