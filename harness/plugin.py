@@ -52,6 +52,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME",
         help="keep the run under this name, such as the release it is of; may be repeated",
     )
+    add("--kvfarm-resume", default="", metavar="RUN", help="go on with this run, as `kvfarm resume` does it")
     add("--farm", type=Path, metavar="FILE", help="inventory (default: ./farm.toml, else this host)")
     add("--farm-address", metavar="ADDRESS", help="Ray cluster to join (default: start one here)")
     add("--examples", type=int, default=25, help="programs each property draws (default: %(default)s)")
@@ -212,6 +213,8 @@ def _options(config: pytest.Config) -> RunOptions:
         terms=_terms(config),
         command=(Path(sys.argv[0]).name, *config.invocation_params.args),
         tags=tags_of(get("tag")),
+        arguments=tuple(map(str, config.invocation_params.args)),
+        resume=get("kvfarm_resume"),
     )
 
 
