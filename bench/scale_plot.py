@@ -51,16 +51,17 @@ def _over_devices(
 ) -> Any:
     scale = alt.Scale(type="log") if log else alt.Scale(zero=True)
     base = alt.Chart(alt.InlineData(values=rows))
+    present = [name for name in COLOURS if any(row["scheduler"] == name for row in rows)]
     drawn = base.mark_line(point=True).encode(
         x=alt.X("devices:Q", title="devices", scale=alt.Scale(type="log")),
         y=alt.Y(f"{field}:Q", title=title, scale=scale),
         color=alt.Color(
             "scheduler:N",
             title=None,
-            scale=alt.Scale(domain=[*COLOURS], range=[*COLOURS.values()]),
+            scale=alt.Scale(domain=present, range=[COLOURS[name] for name in present]),
             legend=alt.Legend(orient="bottom"),
         ),
-        shape=alt.Shape("scheduler:N", title=None),
+        shape=alt.Shape("scheduler:N", legend=None),
     )
     if rule is not None:
         bound = alt.Chart(alt.InlineData(values=[{"bound": rule}])).mark_rule(strokeDash=[4, 3], color="#888")
