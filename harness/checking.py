@@ -88,7 +88,9 @@ class Cell:
     """One device with one recipe, as a check sees it.
 
     open_plan: opens (and remembers) the session for the same recipe with another cache plan kind.
-    examples: programs a property draws. shrink: look for the smallest failing one.
+    examples: programs a property draws. most: of these, how many it tries, the first ones; None: all. A slow
+        device tries fewer, and not others: Hypothesis draws otherwise when it is asked for fewer.
+    shrink: look for the smallest failing one.
     database: folder of failing examples. began: when the run did, seconds since 1970; what is saved later
         is for the next one. model: the checkpoint's folder, for whoever replays a failure.
     on_program: called before each, for the progress line.
@@ -105,6 +107,7 @@ class Cell:
     began: float = field(default_factory=time.time)
     model: str = ""
     shrink: bool = True
+    most: int | None = None
     on_program: Callable[[Tally], None] = lambda tally: None
     tally: Tally = field(default_factory=Tally)
 
@@ -226,11 +229,10 @@ class Cell:
             InfrastructureError: the device failed, not the engine; nothing is shrunk.
         """
 
-        def property_holds(value: Drawn) -> None:
-            with _exits_interrupt(), self._telling(check, value):
-                check(value)
+        def run(chosen: settings, tried: Callable[[Drawn], None]) -> None:
+            def property_holds(value: Drawn) -> None:
+                tried(value)
 
-        def run(chosen: settings) -> None:
             # Outermost: seed() takes the database away from the settings that it finds.
             chosen(seed(self.seed)(given(drawn)(property_holds)))()
 
@@ -249,23 +251,26 @@ class Cell:
     def for_all_programs(self, check: Callable[[Program], None]) -> None:
         """As ``for_all``, with programs that ProgramMachine writes over all operations."""
 
-        def holds(program: Program) -> None:
-            with _exits_interrupt(), self._telling(check, program):
-                check(program)
-
-        machine = seed(self.seed)(ProgramMachine.of(self.limits, self.spec, self.plan, holds))
-
-        def run(chosen: settings) -> None:
-            run_state_machine_as_test(machine, settings=settings(chosen, stateful_step_count=PROGRAM_STEPS))
+        def run(chosen: settings, tried: Callable[[Program], None]) -> None:
+            machine = ProgramMachine.of(self.limits, self.spec, self.plan, tried)
+            stepping = settings(chosen, stateful_step_count=PROGRAM_STEPS)
+            run_state_machine_as_test(seed(self.seed)(machine), settings=stepping)
 
         with self._keeping_failures(check):
             try:
                 self._twice(run, check, shrink=False)
             except compare.CheckFailed as failure:
-                raise (shrinking.smallest(failure, holds) if self.shrink else failure) from None
+                again = self._first(check, shrinking.MOST_RUNS)
+                raise (shrinking.smallest(failure, again) if self.shrink else failure) from None
         self.check_statistics()
 
-    def _twice(self, run: Callable[[settings], None], check: Callable[..., None], *, shrink: bool) -> None:
+    def _twice(
+        self,
+        run: Callable[[settings, Callable[[Drawn], None]], None],
+        check: Callable[[Drawn], None],
+        *,
+        shrink: bool,
+    ) -> None:
         """Run Hypothesis over what failed before and was saved, then over what the seed draws."""
         folder = self._folder(check)
         shrinking_too = [Phase.shrink] if shrink else []
@@ -279,10 +284,30 @@ class Cell:
             saved = AsItWas(folder, self.began)
             phases = [Phase.reuse, *shrinking_too]
             with suppress(SkipTest):  # Hypothesis' word for: nothing was saved
-                run(settings(plain, max_examples=MOST_REPLAYED, database=saved, phases=phases))
+                chosen = settings(plain, max_examples=MOST_REPLAYED, database=saved, phases=phases)
+                run(chosen, self._first(check, MOST_REPLAYED))
         new = None if folder is None else DirectoryBasedExampleDatabase(folder)
         phases = [Phase.generate, *shrinking_too]
-        run(settings(plain, max_examples=self.examples, database=new, phases=phases))
+        chosen = settings(plain, max_examples=self.examples, database=new, phases=phases)
+        run(chosen, self._first(check, self.examples if self.most is None else self.most))
+
+    def _first(self, check: Callable[[Drawn], None], most: int) -> Callable[[Drawn], None]:
+        """``check`` for Hypothesis to call: until a value fails, those after the first ``most`` are left out."""
+        passed, failed = 0, False
+
+        def tried(value: Drawn) -> None:
+            nonlocal passed, failed
+            if passed >= most and not failed:
+                return
+            try:
+                with _exits_interrupt(), self._telling(check, value):
+                    check(value)
+            except compare.CheckFailed:
+                failed = True
+                raise
+            passed += 1
+
+        return tried
 
     @contextmanager
     def _telling(self, check: Callable[..., None], value: object) -> Iterator[None]:

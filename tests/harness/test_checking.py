@@ -163,23 +163,36 @@ def test_failures_change_nothing_of_what_a_seed_draws(cell: Cell, tmp_path: Path
     assert drawn_by(replace(run, began=time.time())) == after
 
 
+def written_by(cell: Cell, most: int = 1_000) -> list[str]:
+    """The programs of the machine, until one has more than ``most`` operations."""
+    asked: list[str] = []
+
+    def check(program: Program) -> None:
+        asked.append(program.to_json())
+        if len(program.operations) > most:
+            raise CheckFailed("so", program)
+
+    with failing():
+        cell.for_all_programs(check)
+    return asked
+
+
 def test_a_failing_program_of_the_machine_changes_nothing_either(cell: Cell, tmp_path: Path) -> None:
-    def written(cell: Cell, most: int = 1_000) -> list[str]:
-        asked: list[str] = []
-
-        def check(program: Program) -> None:
-            asked.append(program.to_json())
-            if len(program.operations) > most:
-                raise CheckFailed("so", program)
-
-        with failing():
-            cell.for_all_programs(check)
-        return asked
-
     run = replace(cell, database=str(tmp_path), examples=10)
-    clean = written(run)
-    assert len(written(run, most=3)) < len(clean)
-    assert written(run) == clean
-    after = written(replace(run, began=time.time()))
+    clean = written_by(run)
+    assert len(written_by(run, most=3)) < len(clean)
+    assert written_by(run) == clean
+    after = written_by(replace(run, began=time.time()))
     assert after[-len(clean) :] == clean
     assert len(after) > len(clean)
+
+
+def test_a_slow_device_tries_the_first_of_the_same_programs(cell: Cell) -> None:
+    assert drawn_by(replace(cell, most=7)) == drawn_by(cell)[:7]
+    cell = replace(cell, examples=20)
+    assert written_by(replace(cell, most=4)) == written_by(cell)[:4]
+
+
+def test_what_a_slow_device_tries_may_fail_and_shrinks(cell: Cell) -> None:
+    tried = drawn_by(replace(cell, most=7, shrink=True), lambda value: value > 9_000)
+    assert tried[-1] == 9_001
