@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from kvengine.codec import DecodeError, decode, encode
@@ -30,6 +31,12 @@ class Case:
 
     def to_json(self) -> str:
         return json.dumps(encode(self), separators=(",", ":"), sort_keys=True)
+
+    @property
+    def key(self) -> str:
+        """The same for the same failure, whatever seed found it."""
+        found = self if self.drawn is None else replace(self, seed=0, examples=0)
+        return hashlib.sha256(found.to_json().encode()).hexdigest()[:16]
 
     @classmethod
     def from_json(cls, text: str) -> Case:

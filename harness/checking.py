@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -338,9 +337,7 @@ class Cell:
             folder = self._folder(check)
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
-                text = failure.case.to_json()
-                digest = hashlib.sha256(text.encode()).hexdigest()
-                (folder / f"{digest[:16]}.json").write_text(text + "\n")
+                (folder / f"{failure.case.key}.json").write_text(failure.case.to_json() + "\n")
             raise
 
     def _folder(self, check: Callable[..., None]) -> Path | None:

@@ -149,6 +149,7 @@ def test_a_failing_example_comes_first_in_the_next_run(cell: Cell, tmp_path: Pat
     assert first[-1] == 9_001
     later = replace(cell, database=str(tmp_path), seed=cell.seed + 1, began=time.time())
     assert drawn_by(later, lambda value: value > 9_000) == [9_001, 9_001]  # once more to be sure
+    assert len(list(tmp_path.glob("*/*.json"))) == 1, "the same failure is kept once"
 
 
 def test_failures_change_nothing_of_what_a_seed_draws(cell: Cell, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_an_artifact_of_ours_points_to_its_graph_for_others(
     kvfarm: Line, export_tiny: ExportTiny, tmp_path: Path
 ) -> None:
     folder = export_tiny(parse_recipe("hybrid,slack=2").export).folder
-    for path in (folder, folder / "model.onnx"):
+    for path in (folder, folder / "model.onnx", folder / "artifact.json"):
         found = kvfarm.json("inspect", path)
         assert (kvfarm.code, found["error"]["type"]) == (2, "UnsupportedModel")
         assert f"{path} is an artifact of kvfarm's" in found["error"]["message"]

@@ -9,7 +9,7 @@ from typing import Literal
 
 import onnx
 
-from kvengine.artifact import MODEL, Artifact
+from kvengine.artifact import MANIFEST, MODEL, Artifact
 from kvengine.codes import Scales
 from kvengine.contract import Contract, LayerContract
 from kvengine.errors import ArtifactError, ContractIncomplete, InvalidModel, UnsupportedModel
@@ -111,7 +111,7 @@ def _refuse_our_own(path: Path) -> None:
     except (ArtifactError, OSError):
         return
     theirs = folder / GRAPH
-    if manifest.contract is not None or path not in (folder, folder / MODEL):
+    if manifest.contract is not None or path not in (folder, folder / MODEL, folder / MANIFEST):
         return
     cache = manifest.recipe.cache
     raise UnsupportedModel(
