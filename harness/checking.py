@@ -87,12 +87,14 @@ class Cell:
     """One device with one recipe, as a check sees it.
 
     open_plan: opens (and remembers) the session for the same recipe with another cache plan kind.
-    examples: programs a property draws. most: of these, how many it tries, the first ones; None: all. A slow
-        device tries fewer, and not others: Hypothesis draws otherwise when it is asked for fewer.
+    examples: programs a property draws. most: of these, how many it tries, the first ones; None: all. A
+        slow device tries fewer, and not others: Hypothesis draws otherwise when it is asked for fewer.
     shrink: look for the smallest failing one.
     database: folder of failing examples. began: when the run did, seconds since 1970; what is saved later
         is for the next one. model: the checkpoint's folder, for whoever replays a failure.
     on_program: called before each, for the progress line.
+    simulated: the device has no engine, so there is nothing to check: the first program, once it has run,
+        ends the check as not supported.
     """
 
     device: str
@@ -108,6 +110,7 @@ class Cell:
     shrink: bool = True
     most: int | None = None
     on_program: Callable[[Tally], None] = lambda tally: None
+    simulated: bool = False
     tally: Tally = field(default_factory=Tally)
 
     def take_tally(self) -> Tally:
@@ -147,6 +150,8 @@ class Cell:
             raise InfrastructureStop(error) from error
         except NotSupported as error:
             raise Unsupported(str(error)) from error
+        if self.simulated:
+            raise Unsupported(f"{self.device} is simulated: it has no engine whose answers could be checked")
         # One of ours that refuses what the oracle expects is a failure, a foreign one's graph is as it is.
         if self.recipe.foreign is not None:
             for operation, seen in zip(program.operations, observations, strict=True):
@@ -291,7 +296,7 @@ class Cell:
         run(chosen, self._first(check, self.examples if self.most is None else self.most))
 
     def _first(self, check: Callable[[Drawn], None], most: int) -> Callable[[Drawn], None]:
-        """``check`` for Hypothesis to call: until a value fails, those after the first ``most`` are left out."""
+        """``check`` for Hypothesis: until a value fails, those after the first ``most`` are left out."""
         passed, failed = 0, False
 
         def tried(value: Drawn) -> None:

@@ -47,11 +47,11 @@ def read_case(text: str) -> tuple[Case, bool]:
     """
     try:
         return Case.from_json(text), True
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         no_case = error
     try:
         program = Program.from_json(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         wrong = no_case if '"check"' in text else error
         raise HarnessError(f"this is neither a failure's case nor a program: {wrong}") from error
     return Case(REFERENCE, encode(program), seed=0, examples=1, recipe=""), False

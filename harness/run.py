@@ -189,6 +189,7 @@ class DeviceRun(Opened):
             began=datetime.fromisoformat(self.started_at).timestamp(),
             model=str(self.options.model),
             on_program=self._on_program,
+            simulated=self.inventory.device(device).kind == inventory.SIMULATED,
         )
 
     def measure(

@@ -46,8 +46,7 @@ def replay(
     from harness.run_options import RunOptions
     from harness.store import DEFAULT_STORE
 
-    is_json = failure.lstrip().startswith("{")
-    case, named = replaying.read_case(failure if is_json else Path(failure).read_text())
+    case, named = replaying.read_case(_text_of(failure))
     replaying.check_of(case)
     options = RunOptions(
         devices=device,
@@ -71,6 +70,16 @@ def replay(
     show(as_json, data, text)
     if found.failure:
         raise typer.Exit(1)
+
+
+def _text_of(failure: str) -> str:
+    """Raises HarnessError for a file that is no text, OSError for none."""
+    if failure.lstrip().startswith("{"):
+        return failure
+    try:
+        return Path(failure).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise HarnessError(f"{failure}: sought the JSON of a failure, found no text") from error
 
 
 def _checkpoint(given: Path | None, case: Case) -> Path:

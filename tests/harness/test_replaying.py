@@ -11,6 +11,7 @@ from typing import cast
 
 import pytest
 
+from harness import cli
 from harness.cases import Case
 from harness.checking import Cell
 from harness.compare import CheckFailed
@@ -141,11 +142,19 @@ class Deaf:
         ("{}", "neither a failure's case nor a program: .*'capacity'"),
         ('{"check": 7}', r"\$\.check: sought str|needs 'drawn'"),
         ("nonsense", "neither"),
+        ('{"check":' * 100_000, "neither"),
     ],
 )
 def test_what_is_no_failure_is_refused(text: str, said: str) -> None:
     with pytest.raises(HarnessError, match=said):
         read_case(text)
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Hypothesis' own examples lie beside ours."""
+    (tmp_path / "a").write_bytes(b"\x80\xff")
+    assert cli.run(["replay", str(tmp_path / "a")]) == 2
+    assert "sought the JSON of a failure" in capsys.readouterr().err
 
 
 def test_a_check_of_somebody_elses_is_run_again_by_pytest() -> None:
