@@ -8,6 +8,7 @@ import os
 import secrets
 import shlex
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -215,9 +216,12 @@ class DeviceRun(Opened):
             spec=spec,
             reference=reference,
             open_plan=lambda plan: self.session(device, recipe, plan),
-            examples=share(self.options.examples, self.effort(device), 1),
+            examples=self.options.examples,
+            most=share(self.options.examples, self.effort(device), 1),
             seed=self.seed,
             database=str(self.options.cache / "examples"),
+            began=datetime.fromisoformat(self.started_at).timestamp(),
+            model=str(self.options.model),
             on_program=self._on_program,
             simulated=self.inventory.device(device).kind == inventory.SIMULATED,
         )
@@ -296,8 +300,8 @@ class DeviceRun(Opened):
         """Store what went wrong that belongs to no single check."""
         self.store.add_infrastructure(self.run_id, message)
 
-    def replay_command(self, device: str, recipe_name: str, program_json: str) -> str:
-        words = ["kvfarm", "replay", program_json, "--devices", device, "--model", str(self.options.model)]
+    def replay_command(self, device: str, recipe_name: str, case: str) -> str:
+        words = ["kvfarm", "replay", case, "--devices", device, "--model", str(self.options.model)]
         words += ["--recipe", recipe_name]
         for name, value in (("--farm", self.options.farm), ("--farm-address", self.options.farm_address)):
             words += [name, str(value)] if value else []

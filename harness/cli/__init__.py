@@ -23,6 +23,7 @@ from harness.cli import (
     mutants,
     nightly,
     phones,
+    replaying,
     runs,
     wireless,
 )
@@ -43,6 +44,7 @@ for module in (
     bundle,
     doctor,
     devices,
+    replaying,
     leases,
     wireless,
     phones,
