@@ -43,7 +43,8 @@ class LegPlan:
 
     calibrations: folder of the energy calibrations; None: energy is not measured. slowdown,
     ballast_bytes: injected, see kvengine.program.Workload. looked: whoever takes the leg has seen to it
-    that no other process is busy.
+    that no other process is busy. bandwidth: measure the device's afterwards, in the same process (not after
+    a sustained run, which leaves the device hot).
     """
 
     shape: Shape
@@ -54,6 +55,7 @@ class LegPlan:
     slowdown: float = 0.0
     ballast_bytes: int = 0
     looked: bool = False
+    bandwidth: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def measure_leg(
         if shape.sustained_s:
             measurement, during, sustained = _sustained(session, workload, shape.sustained_s, on_step)
         else:
-            measurement, during = _recorded(session, workload)
+            measurement, during = _recorded(session, dataclasses.replace(workload, bandwidth=plan.bandwidth))
         notes = session.info.notes
         if plan.calibrations is not None:
             energy = energy_of(session, identity, workload, plan.calibrations, on_step)
@@ -179,6 +181,8 @@ def _row(
         depth=len(workload.context),
         memory_pass=ran.weighed,
         sustained=ran.sustained,
+        reads=measuring.step_reads(subject.artifact, workload),
+        bandwidth=measuring.bandwidth_info(measurement.bandwidth),
     )
 
 

@@ -82,6 +82,7 @@ class DeviceRun(Opened):
         self.ablation: AblationInfo | None = None  # what the legs are for, where they are an ablation's
         self._identities: dict[str, DeviceIdentity] = {}
         self._stored: set[str] = set()  # devices
+        self._bandwidth_of: set[str] = set()  # devices whose was measured
         self.recovery = Recovery(self._answers, options.recovery, self._set_aside, on_retry)
         self._provenance = provenance()
         if handover is not None:
@@ -212,12 +213,15 @@ class DeviceRun(Opened):
             seed=self.seed,
             weigh=weigh,
             calibrations=options.cache / "calibrations" if energy else None,
+            bandwidth=device not in self._bandwidth_of,
         )
         retries: list[str] = []
         leg = self.recovery.attempt(device, lambda: self._measure(device, model, recipe, plan), retries)
         provenance = leg.provenance | {"effort": f"{self.effort(device):g}"}
         leg = dataclasses.replace(leg, retries=tuple(retries), provenance=provenance)
         self.store.add_leg(self.run_id, leg)
+        if leg.bandwidth is not None:
+            self._bandwidth_of.add(device)
         return leg
 
     def _measure(self, device: str, model: Path, recipe: Recipe, plan: LegPlan) -> LegResult:

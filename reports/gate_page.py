@@ -14,6 +14,7 @@ from reports.gate_results import Arm, BlockInfo, CalibratedCell, GateCell, GateI
 from reports.gate_view import GateRow, percent
 from reports.page import asset, environment, policy, write_page
 from reports.results import LegResult, RunResults
+from reports.trend import Series, trend_view
 
 # The page of 20 devices with 40 cells each stays below 1.5 MB; the worst cells come first.
 MOST_DETAILED = 150  # cells with a place of their own below the table
@@ -83,16 +84,18 @@ class Grid:
     rows: tuple[tuple[str, tuple[GateRow | None, ...]], ...]
 
 
-def render(results: RunResults, folder: Path) -> Path:
+def render(results: RunResults, folder: Path, trend: Sequence[Series] = ()) -> Path:
     """Writes ``folder``/index.html, replacing an older one, and returns its path.
+
+    trend: lines of the candidate's cells over stored runs; it informs and decides nothing.
 
     Raises:
         OSError: ``folder`` cannot be made or written. ValueError: ``results`` are of no gate.
     """
-    return write_page(html(results), folder)
+    return write_page(html(results, trend), folder)
 
 
-def html(results: RunResults) -> str:
+def html(results: RunResults, trend: Sequence[Series] = ()) -> str:
     """The page as text."""
     gate = results.gate
     if gate is None:
@@ -119,10 +122,11 @@ def html(results: RunResults) -> str:
             calibrated=gate_view.calibration_sentence(gate.calibration),
             injected=_injected(gate),
             percent=percent,
+            trend=trend_view(trend),
             devices=[device_view(info) for info in results.devices],
             simulated=[view for view in map(device_view, results.devices) if view.simulated],
             policy=policy(scripts),
-            style=Markup(asset("style.css") + asset("gate.css")),
+            style=Markup(asset("style.css") + asset("gate.css") + asset("trend.css")),
             scripts=[Markup(script) for script in scripts],
         )
     )

@@ -299,6 +299,7 @@ class GateSession:
             weigh=False,  # memory has a pass of its own
             calibrations=plan.cache / "calibrations" if plan.energy else None,
             looked=True,  # by the entry condition
+            bandwidth=self._tells_bandwidth(track, place),
         )
         if place.arm != "candidate":
             return plan.baseline, how
@@ -307,6 +308,11 @@ class GateSession:
             ballast = round(injection.memory * self._baseline_rss(track))
             how = replace(how, slowdown=injection.slowdown, ballast_bytes=ballast)
         return plan.candidate, how
+
+    def _tells_bandwidth(self, track: Track, place: Place) -> bool:
+        """Once a device: after the last leg of its first block, where it disturbs least."""
+        first = next(each for each in self._plan.tracks if each.device == track.device)
+        return (track, place.block, place.position) == (first, 0, 3)
 
     def _weigh(self, track: Track, bench: _Bench, pairs: int) -> None:
         """Bring the track to ``pairs`` of weighings; none more where its memory is decided."""

@@ -210,6 +210,14 @@ class Store(Protocol):
         """What all runs measured, newest first; within a run in the order in which it came."""
         ...
 
+    def canaries(self, device: str | None = None) -> dict[tuple[str, str], float]:
+        """By (run_id, device): ms a token of the frozen canary, median over its legs; where there was one."""
+        ...
+
+    def devices(self, run_id: str) -> tuple[DeviceInfo, ...]:
+        """The run's devices alone; none for a run that is not there."""
+        ...
+
     def gates(
         self, *, kind: GateKind | None = None, since: str | None = None, limit: int | None = None
     ) -> tuple[GateSummary, ...]:

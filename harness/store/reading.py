@@ -13,6 +13,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from harness.errors import StoreError
 from harness.store.protocol import UNITS, GateCellRow, GateSummary, HistoryRow, RunSummary
+from harness.store.rows import CANARY
 from harness.store.tables import Check, Device, Gate, GateCell, Leg, Measured, Run, Tag
 
 Chosen = dict[Any, str | None]  # by column: what it must be
@@ -77,7 +78,7 @@ def history(
     statement = (
         select(Run.started_at, Run.run_id, *(getattr(Measured, name) for name in names))
         .join(Measured, Measured.run_id == Run.run_id)
-        .where(Run.drill == "", *_matching(chosen), *_since(since))
+        .where(Run.drill == "", Measured.arm != CANARY, *_matching(chosen), *_since(since))
         .order_by(*NEWEST, Measured.seq)
     )
     if len(metrics) == 1:
@@ -85,6 +86,16 @@ def history(
     tagged = tags(connection)
     with connection.execution_options(**_STREAM).execute(statement) as rows:
         return tuple(islice(_points(rows, metrics, tagged), limit))
+
+
+def canaries(connection: Connection, device: str | None) -> dict[tuple[str, str], float]:
+    statement = select(Measured.run_id, Measured.device, Measured.decode).where(
+        Measured.arm == CANARY, Measured.decode.is_not(None), *_matching({Measured.device: device})
+    )
+    found: dict[tuple[str, str], list[float]] = {}
+    for run_id, name, decode in connection.execute(statement):
+        found.setdefault((run_id, name), []).append(decode)
+    return {key: statistics.median(values) for key, values in found.items()}
 
 
 def _points(

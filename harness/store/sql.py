@@ -22,7 +22,7 @@ from harness.store.protocol import (
     HistoryRow,
     RunSummary,
 )
-from harness.store.rows import cell_columns, digest, dump, gate_columns, load, measured, run_columns
+from harness.store.rows import cell_columns, digest, dump, dump_leg, gate_columns, load, measured, run_columns
 from harness.store.schema import prepare
 from harness.store.tables import (
     Base,
@@ -95,7 +95,7 @@ class SqlStore:
         self._keep(f"check {check.check} of run {run_id}", Check, key, row)
 
     def add_leg(self, run_id: str, leg: LegResult) -> None:
-        payload = dump(leg)
+        payload = dump_leg(leg)
 
         def keep(connection: Connection) -> None:
             row = {"run_id": run_id, "digest": digest(payload), "payload": payload}
@@ -204,6 +204,13 @@ class SqlStore:
         return self._do(
             "read the history", lambda c: reading.history(c, chosen, metric, since, limit), reads=True
         )
+
+    def canaries(self, device: str | None = None) -> dict[tuple[str, str], float]:
+        return self._do("read the canaries", lambda c: reading.canaries(c, device), reads=True)
+
+    def devices(self, run_id: str) -> tuple[DeviceInfo, ...]:
+        what = f"read the devices of run {run_id}"
+        return self._do(what, lambda c: _payloads(c, Device, run_id, DeviceInfo), reads=True)
 
     def gates(
         self, *, kind: GateKind | None = None, since: str | None = None, limit: int | None = None

@@ -211,9 +211,9 @@ def sample_calibration() -> RunResults:
     return replace(run(legs=()), checks=(), devices=(device("host"),), gate=info)
 
 
-def large_gate(devices: int = 20, cells: int = 40) -> RunResults:
-    """As large as a page must bear."""
-    names = [f"phone-{number}" for number in range(devices)]
+def large_gate(devices: int = 20, cells: int = 40, suffix: str = "") -> RunResults:
+    """As large as a page must bear. suffix: of every device's name."""
+    names = [f"phone-{number}{suffix}" for number in range(devices)]
     workloads = [f"p{2**number}+n64" for number in range(math.ceil(cells / 3))]
     made = [
         replace(gate_cell(name, metric, "PASS", 0.001), workload=workload, id=f"{name}/m/{workload}/{metric}")
