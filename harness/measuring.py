@@ -18,7 +18,7 @@ from device_agents.api import Vitals
 from kvengine.artifact import Artifact
 from kvengine.bandwidth import Bandwidth
 from kvengine.codec import decode, encode
-from kvengine.errors import InvalidRequest
+from kvengine.errors import ArtifactError, InvalidRequest
 from kvengine.program import Measurement, Sample, Workload
 from kvengine.spec import ModelSpec
 from reports.results import BandwidthInfo, DuringInfo, SampleInfo, StepReads, SustainedInfo, VitalsInfo
@@ -166,14 +166,18 @@ def relative_spread(values: Sequence[float]) -> float:
     return float((max(values) - min(values)) / np.median(values))
 
 
-def step_reads(artifact: Artifact, workload: Workload) -> StepReads:
-    """What a decode step of ``workload`` has to read, by the artifact's graph and cache plan."""
+def step_reads(artifact: Artifact, workload: Workload) -> StepReads | None:
+    """What a decode step of ``workload`` has to read, by the artifact's graph and cache plan; None where the
+    graph cannot be read here."""
     spec, cache = artifact.manifest.spec, artifact.manifest.recipe.cache
     before = len(workload.context) + len(workload.prompt)
     # The first token comes from the prompt, so n tokens are n - 1 steps.
     totals = range(before + 1, before + max(2, workload.new_tokens))
     kv = sum(cache.step_bytes(spec, total) for total in totals) // len(totals)
-    return StepReads(_weight_bytes(artifact.model_path), kv)
+    try:
+        return StepReads(_weight_bytes(artifact.model_path), kv)
+    except ArtifactError:
+        return None
 
 
 @functools.cache

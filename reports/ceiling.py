@@ -42,9 +42,9 @@ def share(reads: StepReads | None, tokens_per_s: float | None, bandwidth: Bandwi
     size = reads.weights + reads.kv
     if size <= bandwidth.cache_bytes:
         # Then it may be read faster than memory, and a share of memory's speed says nothing.
-        return Share(None, "fits the CPU's cache", f"{reads_line(reads)} of {_size(bandwidth.cache_bytes)}")
+        return Share(None, "fits the cache", f"{_size(size)} of {_size(bandwidth.cache_bytes)}")
     found = size * tokens_per_s / bandwidth.bytes_per_s
-    return Share(found, f"{found:.0%}".replace("%", " %"), f"of {speed(bandwidth)}; {reads_line(reads)}")
+    return Share(found, f"{found:.0%}".replace("%", " %"), f"of {speed(bandwidth)}")
 
 
 def speed(bandwidth: BandwidthInfo) -> str:

@@ -50,8 +50,16 @@ class Gate:
         write_gate_report(results, folder, trend)
         assert results.gate is not None
         word, told = word_of(results.gate), gate_view.summary(results.gate)
-        headline = "The candidate answers otherwise than the baseline" if word == "WRONG" else told.headline
+        headline = headline_of(results.gate, word)
         return Found(word, headline, told.sentence, (*told.remarks, *_news(trend)), results.run_id)
+
+
+def headline_of(gate: GateInfo, word: NightWord) -> str:
+    if word == "WRONG":
+        return "The candidate answers otherwise than the baseline"
+    if word == "REGRESSED" and gate.verdict != "REGRESSED":
+        return "A waiver has expired"  # which fails a gate whatever else it found
+    return gate_view.summary(gate).headline
 
 
 def _news(trend: Sequence[Series]) -> tuple[str, ...]:

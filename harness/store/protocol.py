@@ -41,6 +41,16 @@ class RunSummary:
 
 
 @dataclass(frozen=True)
+class Checked:
+    """What one run of the correctness suite said of one recipe on one device. commit: of the harness."""
+
+    run_id: str
+    at: str  # when the run started, ISO 8601, UTC
+    commit: str
+    checks: tuple[CheckResult, ...]
+
+
+@dataclass(frozen=True)
 class HistoryRow:
     """What one run measured of one device, recipe, model, workload and metric: one point of a trend.
 
@@ -208,6 +218,10 @@ class Store(Protocol):
         limit: int | None = None,
     ) -> tuple[HistoryRow, ...]:
         """What all runs measured, newest first; within a run in the order in which it came."""
+        ...
+
+    def checks(self, *, device: str, recipe: str, model: str) -> Checked | None:
+        """Those of the newest run that checked the recipe there; a drill is no such run. None: never."""
         ...
 
     def canaries(self, device: str | None = None) -> dict[tuple[str, str], float]:

@@ -15,6 +15,7 @@ from harness.provenance import without_password
 from harness.store import reading
 from harness.store.engine import attempts, open_engine, plainly, transaction
 from harness.store.protocol import (
+    Checked,
     GateCellRow,
     GateKind,
     GateSummary,
@@ -204,6 +205,10 @@ class SqlStore:
         return self._do(
             "read the history", lambda c: reading.history(c, chosen, metric, since, limit), reads=True
         )
+
+    def checks(self, *, device: str, recipe: str, model: str) -> Checked | None:
+        what = f"read the checks of {recipe} on {device}"
+        return self._do(what, lambda c: reading.checks(c, device, recipe, model), reads=True)
 
     def canaries(self, device: str | None = None) -> dict[tuple[str, str], float]:
         return self._do("read the canaries", lambda c: reading.canaries(c, device), reads=True)

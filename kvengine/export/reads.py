@@ -8,6 +8,8 @@ from pathlib import Path
 
 import onnx
 
+from kvengine.errors import ArtifactError
+
 # Inputs of which an op reads single rows: embeddings by token, cosines and sines by position.
 _BY_ROW: dict[str, frozenset[int]] = {
     "Gather": frozenset({0}),
@@ -23,9 +25,12 @@ def weight_bytes(model: Path) -> int:
     By the shapes alone; the weights' own file is not opened. Tables of which a step reads a row are left out.
 
     Raises:
-        OSError, google.protobuf.message.DecodeError: ``model`` cannot be read.
+        ArtifactError: ``model`` cannot be read.
     """
-    graph = onnx.load(str(model), load_external_data=False).graph
+    try:
+        graph = onnx.load(str(model), load_external_data=False).graph
+    except Exception as error:  # protobuf's DecodeError, whose package we do not import
+        raise ArtifactError(f"sought a graph at {model}: {error}") from error
     whole = {
         name
         for node in _nodes(graph)

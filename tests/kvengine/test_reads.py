@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from kvengine.errors import ArtifactError
 from kvengine.export import export
 from kvengine.export.reads import weight_bytes
 from kvengine.plan import CachePlan
@@ -62,6 +63,14 @@ def test_of_an_artifact_all_but_the_embedding_is_read(
     artifact = export(tiny_checkpoint, tmp_path / "artifact", recipe)
     blobs = sum(blob.size for blob in artifact.manifest.blobs)
     assert 0.3 * blobs < weight_bytes(artifact.model_path) < blobs
+
+
+@pytest.mark.parametrize("content", [None, b"no graph"])
+def test_what_is_no_graph_is_told(content: bytes | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "model.onnx").write_bytes(content)
+    with pytest.raises(ArtifactError, match="sought a graph at"):
+        weight_bytes(tmp_path / "model.onnx")
 
 
 def _external(name: str, dtype: int, dims: list[int]) -> onnx.TensorProto:
