@@ -91,9 +91,11 @@ def subject(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return Subject("tiny", parse_recipe("hybrid"), artifact)
 
 
-def measured(farm: FakeFarm, subject: Subject, take: Any = measure_leg, **changes: Any) -> LegResult:
+def measured(
+    farm: FakeFarm, subject: Subject, take: Any = measure_leg, kind: str = "host", **changes: Any
+) -> LegResult:
     identity = cast(
-        DeviceIdentity, type("Identity", (), {"name": "host", "kind": "host", "build": "b", "runtime": {}})
+        DeviceIdentity, type("Identity", (), {"name": "host", "kind": kind, "build": "b", "runtime": {}})
     )
     plan = LegPlan(**{"shape": Shape(8, 4, depth=16), "repeats": 3, "seed": 1, **changes})
     leg: LegResult = take(cast(Farm, farm), identity, subject, plan, "commit", lambda *_: None)
@@ -176,6 +178,12 @@ def test_the_row_tells_what_a_step_has_to_read(subject: Subject) -> None:
     spec, cache = subject.artifact.manifest.spec, subject.artifact.manifest.recipe.cache
     assert leg.reads.weights == weight_bytes(subject.artifact.model_path)
     assert leg.reads.kv == sum(cache.step_bytes(spec, total) for total in (25, 26, 27)) // 3
+
+
+def test_what_a_simulated_device_says_is_never_valid(subject: Subject) -> None:
+    leg = measured(FakeFarm(), subject, kind="simulated")
+    assert leg.validity == "INVALID"
+    assert "simulated: nothing was measured" in leg.reasons[0]
 
 
 @pytest.mark.parametrize(("looked", "validity"), [(False, "NOISY"), (True, "VALID")])
