@@ -53,7 +53,10 @@ def measure_bandwidth() -> Bandwidth | None:
     if size < max(min(_FEWEST_CACHES * cache, _MOST), _SMALLEST):
         return None
     threads = _cores()
-    return Bandwidth(read_bandwidth(threads, size), size, threads, cache)
+    try:
+        return Bandwidth(read_bandwidth(threads, size), size, threads, cache)
+    except MemoryError:  # a limit that is not the machine's
+        return None
 
 
 def read_bandwidth(threads: int, size: int, repeats: int = REPEATS) -> float:
@@ -96,10 +99,11 @@ def buffer_bytes(cache: int, available: int | None = None) -> int:
 def last_level_cache(folder: str = CACHE_SIZES) -> int:
     """Bytes of the largest cache that Linux reports for the first CPU; 0 where it reports none."""
     try:
-        sizes = [path.read_text().strip() for path in Path(folder).glob("index*/size")]
-    except OSError:  # some phones let no app look
+        return max(
+            (parse_size(path.read_text().strip()) for path in Path(folder).glob("index*/size")), default=0
+        )
+    except (OSError, ValueError):  # some phones let no app look
         return 0
-    return max((parse_size(size) for size in sizes), default=0)
 
 
 def parse_size(text: str) -> int:

@@ -36,6 +36,8 @@ def test_the_last_level_is_the_largest_cache_reported(tmp_path: Path) -> None:
         (tmp_path / f"index{index}" / "size").write_text(size + "\n")
     assert last_level_cache(str(tmp_path)) == 16 << 20
     assert last_level_cache(str(tmp_path / "missing")) == 0
+    (tmp_path / "index0" / "size").write_text("unknown")
+    assert last_level_cache(str(tmp_path)) == 0
 
 
 def test_available_memory_is_what_linux_says(tmp_path: Path) -> None:
@@ -87,6 +89,14 @@ def test_too_little_memory_to_tell_it_from_cache_is_no_number(
     monkeypatch.setattr(bandwidth, "last_level_cache", lambda: cache)
     monkeypatch.setattr(bandwidth, "memory_available", lambda: available)
     monkeypatch.setattr(bandwidth, "read_bandwidth", lambda *_: pytest.fail("it was measured"))
+    assert measure_bandwidth() is None
+
+
+def test_a_process_that_gets_no_memory_has_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: int) -> float:
+        raise MemoryError
+
+    monkeypatch.setattr(bandwidth, "read_bandwidth", refused)
     assert measure_bandwidth() is None
 
 

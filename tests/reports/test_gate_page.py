@@ -193,6 +193,7 @@ def test_flaky_and_quarantined_are_told(page: Page) -> None:
 def test_the_trend_is_on_the_page_and_decides_nothing() -> None:
     steps = [series(*noisy(20), *noisy(4, 29.0), tags={3: ("v1",)})]
     results = of("PASS")
+    assert "None yet" in Page(html(results)).one("section", id="trend").words
     shown = Page(html(results, steps))
     assert "1 cell got worse" in shown.one("section", id="trend").words
     assert "It informs and never blocks" in shown.one("section", id="trend").words

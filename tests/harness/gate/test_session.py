@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from device_agents.api import Vitals
-from device_agents.errors import DeviceUnreachable, InfrastructureError
+from device_agents.errors import DeviceUnreachable, InfrastructureError, Unauthorized
 from harness.farm import Farm
 from harness.gate.blocks import Track
 from harness.gate.calibration import aa_runs, waiting
@@ -335,7 +335,7 @@ def test_one_failure_of_infrastructure_costs_nothing(gate: Gate) -> None:
 
 def test_a_device_that_was_set_aside_says_so_in_the_results(gate: Gate) -> None:
     def lost(number: int) -> None:
-        raise DeviceUnreachable("the cable fell out")
+        raise Unauthorized("the cable fell out")
 
     found = {device.name: device for device in gate.run(FakeDevice("phone", before_leg=lost)).devices}
     assert "the cable fell out" in found["phone"].quarantined
