@@ -15,7 +15,7 @@ from reports.stats import decode_rate
 
 T = TypeVar("T")
 CANARY = "canary"  # the arm of its legs
-_LATER = ("reads", "bandwidth")
+_LATER: dict[str, Any] = {"reads": None, "bandwidth": None, "key": ""}  # fields of a leg, and their defaults
 DRILL = "DRILL"  # in a run's provenance: what was made wrong on purpose
 
 
@@ -26,7 +26,7 @@ def dump(value: Any) -> str:
 def dump_leg(leg: LegResult) -> str:
     """As ``dump``, without the fields that legs got later where they say nothing: a leg is known by its text,
     and one that an older kvfarm wrote is to be known again."""
-    told = {name: value for name, value in encode(leg).items() if value is not None or name not in _LATER}
+    told = {k: value for k, value in encode(leg).items() if k not in _LATER or value != _LATER[k]}
     return json.dumps(told, separators=(",", ":"), sort_keys=True)
 
 
