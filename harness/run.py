@@ -86,6 +86,7 @@ class DeviceRun(Opened):
         self.ablation: AblationInfo | None = None  # what the legs are for, where they are an ablation's
         self._identities: dict[str, DeviceIdentity] = {}
         self._stored: set[str] = set()  # devices
+        self._bandwidth_of: set[str] = set()  # devices whose was measured
         self.recovery = Recovery(self._answers, options.recovery, self._set_aside, on_retry)
         self._provenance = provenance()
         self.done: frozenset[Done] = frozenset()  # of an earlier process of this run
@@ -255,6 +256,7 @@ class DeviceRun(Opened):
             seed=self.seed,
             weigh=weigh,
             calibrations=options.cache / "calibrations" if energy else None,
+            bandwidth=device not in self._bandwidth_of,
             key=f"{self.run_id}/{device}/{key}",
         )
         retries: list[str] = []
@@ -262,6 +264,8 @@ class DeviceRun(Opened):
         provenance = leg.provenance | {"effort": f"{self.effort(device):g}"}
         leg = dataclasses.replace(leg, retries=tuple(retries), provenance=provenance, key=key)
         self.store.add_leg(self.run_id, leg)
+        if leg.bandwidth is not None:
+            self._bandwidth_of.add(device)
         self._to_acknowledge.append((device, plan.key))
         self._acknowledge()
         return leg
