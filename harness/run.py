@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from device_agents.api import DeviceIdentity
 from device_agents.errors import InfrastructureError
-from harness import choosing, inventory
+from harness import choosing
 from harness.artifacts import resolved
 from harness.checking import Cell, Tally
 from harness.errors import InventoryError
@@ -94,7 +94,7 @@ class DeviceRun(Opened):
         # Not the seed: two runs with one seed may begin in the same second.
         moment = self.started_at.replace(":", "").replace("+0000", "Z")
         self.run_id = f"{moment}-{secrets.token_hex(4)}"
-        selection = choosing.read(options.devices, inventory.load(options.farm))
+        selection = choosing.read(options.devices, choosing.inventory_for(options.farm, options.farm_address))
         self.inventory, self.devices = selection.inventory, selection.names
         self.passed_over = selection.passed_over
         if selection.condition is not None:

@@ -51,10 +51,12 @@ def devices(
     from harness import choosing
     from harness.farm import Farm
 
-    meant = choosing.read(selection, inventory.load(farm_file))
+    meant = choosing.read(selection, choosing.inventory_for(farm_file, farm_address))
     if watch:
+        from harness.cli.watching import watch as watch_devices
+
         with Farm(meant.inventory, meant.names, farm_address) as farm:
-            leases.watch(farm)
+            watch_devices(farm, meant.inventory, meant.names, farm_address)
         return
     with progress() as report, Farm(meant.inventory, meant.names, farm_address) as farm:
         report(f"asking {len(meant.names)} devices who they are", 0, 1)
@@ -96,15 +98,15 @@ def replay(
     from harness.reference.rounded import is_exact, rounded_checkpoint
     from harness.tolerances import tolerance_for
 
-    meant = choosing.read(device, inventory.load(farm_file))
-    known, names = meant.inventory, meant.names
+    meant = choosing.read(device, choosing.inventory_for(farm_file, farm_address))
+    names = meant.names
     if meant.condition is not None:
         raise InventoryError(f"a program is replayed on one device; name it instead of {device!r}")
     if len(names) != 1:
         raise InventoryError(f"a program is replayed on one device; {device!r} is {', '.join(names)}")
     parsed, chosen = _program(program), resolved(parse_recipe(recipe), model)
     tolerance = tolerance_for(chosen.export, rounded_reference=chosen.foreign is None)
-    with progress() as report, Farm(known, names, farm_address) as farm:
+    with progress() as report, Farm(meant.inventory, names, farm_address) as farm:
         artifact = artifact_of(model, chosen, CACHE / "artifacts", report)
         with farm.open(names[0], artifact, chosen.session, report) as session:
             observations = session.run_program(parsed)
@@ -155,6 +157,8 @@ def _row(status: DeviceStatus, known: inventory.Inventory) -> dict[str, Any]:
         "leased_to": status.lease.holder if status.lease else None,
         "lease": status.lease,
         "waiting": status.waiting,
+        "drained": status.drained or None,
+        "owner": known.owner(status.name) or None,
         "quarantined": status.quarantined or None,
     }
 

@@ -235,7 +235,7 @@ def test_serials_become_names_that_do_not_clash(adb: FakeAdb, monkeypatch: pytes
 
 
 def test_a_device_list_is_read() -> None:
-    assert parse_devices("A\tdevice\nB\tno permissions (x); see [y]\n\n") == [
+    assert list(parse_devices("A\tdevice\nB\tno permissions (x); see [y]\n\n").items()) == [
         ("A", "device"),
         ("B", "no permissions (x); see [y]"),
     ]
