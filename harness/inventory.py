@@ -318,10 +318,12 @@ def _check_limits(path: Path, inventory: Inventory) -> None:
         raise InventoryError(
             f"{path}: sought longest_lease_s from 60 to 86400, found {limits.longest_lease_s:g}"
         )
-    serials = [entry.options["serial"] for entry in inventory.devices.values() if "serial" in entry.options]
-    if twice := {serial for serial in serials if serials.count(serial) > 1}:
-        named = [n for n, entry in inventory.devices.items() if entry.options.get("serial") in twice]
-        raise InventoryError(f"{path}: {' and '.join(named)} are one phone, serial {min(twice)}; keep one")
+    phones: dict[tuple[str, str], str] = {}
+    for name, device in inventory.devices.items():
+        if serial := device.options.get("serial"):
+            first = phones.setdefault((device.lab, serial), name)
+            if first != name:
+                raise InventoryError(f"{path}: {first} and {name} are one phone, serial {serial}; keep one")
     for name, lab in inventory.labs.items():
         if name == LOCAL_LAB or not lab.node.strip():
             raise InventoryError(

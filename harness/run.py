@@ -82,7 +82,7 @@ class DeviceRun(Opened):
         self.ablation: AblationInfo | None = None  # what the legs are for, where they are an ablation's
         self._identities: dict[str, DeviceIdentity] = {}
         self._stored: set[str] = set()  # devices
-        self.recovery = Recovery(self._answers, options.recovery, self._set_aside, on_retry)
+        self.recovery = Recovery(self._answers, options.recovery, self._set_aside, on_retry, self._revive)
         self._provenance = provenance()
         if handover is not None:
             self.seed, self.run_id, self.started_at = handover.seed, handover.run_id, handover.started_at
@@ -308,6 +308,10 @@ class DeviceRun(Opened):
 
     def _answers(self, device: str) -> None:
         self.farm.vitals(device)
+
+    def _revive(self, device: str, reason: str) -> str:
+        has_means = bool(self.inventory.device(device).power_cycle)
+        return self.farm.power_cycle(device, reason) if has_means else ""
 
     def _set_aside(self, device: str, evidence: str) -> None:
         """A device in quarantine: the store says so, and nothing of it is kept open."""
