@@ -17,6 +17,7 @@ from types import TracebackType
 
 import ray
 from ray._private import ray_constants
+from ray._private.services import find_node_ids
 
 from device_agents import scratch
 from device_agents.errors import InfrastructureError
@@ -96,6 +97,11 @@ def prepare() -> None:
 def _join(address: str) -> RayConnection:
     what = f"could not join the Ray cluster at {address}"
     head = connect(address, what).address
+    if not find_node_ids():  # else Ray looks for one for a minute
+        raise InfrastructureError(
+            f"{what}: this machine has no Ray node; `kvfarm join {address} --no-devices` here, in another "
+            "terminal or as a service"
+        )
     try:
         with quietly(), _sigterm_kept(), loopback_only() if head.loopback else nullcontext():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)

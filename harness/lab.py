@@ -126,9 +126,8 @@ def find_node(lab: str, wanted: str) -> Node:
         return Node(node["NodeID"], node["NodeManagerAddress"])
     known = ", ".join(sorted(n.get("Labels", {}).get(HOST_LABEL, n["NodeManagerAddress"]) for n in nodes))
     raise InfrastructureError(
-        f"lab host {lab!r}: sought node {wanted} in the Ray cluster, found {known}; `kvfarm join` from "
-        f"there, give "
-        "--farm-address, or correct farm.toml"
+        f"lab host {lab!r}: sought node {wanted} in the Ray cluster, found {known}; `kvfarm join` "
+        "there, give --farm-address, or correct farm.toml"
     )
 
 
@@ -139,6 +138,8 @@ class Lab:
     must outlive who asked for it first. shared: it may have other users, so it ends with the last one.
     guest: for a worker of a run, whose controller, the host, ends it, whoever started it.
     """
+
+    actor: type[LabActor] = LabActor
 
     def __init__(
         self,
@@ -172,7 +173,7 @@ class Lab:
         """
         # One agent a machine, started by whoever asks first.
         self._actor = (
-            ray.remote(LabActor)
+            ray.remote(self.actor)
             .options(
                 name=self._actor_name,
                 namespace=NAMESPACE,

@@ -20,7 +20,7 @@ from harness.artifacts import resolved
 from harness.checking import Cell, Tally
 from harness.errors import InventoryError
 from harness.handover import Handover, RunFolder
-from harness.inventory import effort_of, share
+from harness.inventory import SIMULATED, effort_of, share
 from harness.legs import LegPlan, Subject, measure_leg
 from harness.measuring import Shape
 from harness.mutants import score
@@ -185,6 +185,7 @@ class DeviceRun(Opened):
             seed=self.seed,
             database=str(self.options.cache / "examples"),
             on_program=self._on_program,
+            simulated=self.inventory.device(device).kind == SIMULATED,
         )
 
     def measure(

@@ -9,9 +9,9 @@
         lab.kill("rack2")         # the whole machine, at once
         lab.start("rack2")
 
-Each machine has network, PID, mount and UTS namespaces, so that Ray, leases and adb take it for one; files are
-those of this machine, and HOME, caches and temporary files its own. A bridge in a namespace of its own joins
-them; nothing of the real network is touched. Everything ends with this process, also when it is killed
+Each machine has network, PID, mount and UTS namespaces, so that Ray, leases and adb take it for one; files
+are those of this machine, and HOME, caches and temporary files its own. A bridge in a namespace of its own
+joins them; nothing of the real network is touched. Everything ends with this process, also when it is killed
 (PR_SET_PDEATHSIG), and with the ``with``. Needs root, and util-linux and iproute2; see ``missing``.
 
 ``python -m tests.cluster_lab`` shows it all, and takes a minute.
@@ -51,7 +51,9 @@ def missing() -> str:
         return f"sought {', '.join(absent)}; install util-linux and iproute2"
     command = ["unshare", *_SPACES, "--fork", "--mount-proc", "--kill-child", "ip", "link", "add", "br0"]
     done = subprocess.run([*command, "type", "bridge"], capture_output=True, text=True, timeout=_COMMAND_S)
-    return "" if done.returncode == 0 else f"namespaces and bridges are not allowed here: {done.stderr.strip()}"
+    return (
+        "" if done.returncode == 0 else f"namespaces and bridges are not allowed here: {done.stderr.strip()}"
+    )
 
 
 class Machine:
@@ -60,7 +62,8 @@ class Machine:
     def __init__(self, name: str, address: str, folder: Path) -> None:
         self.name, self.address, self.folder = name, address, folder
         command = ["setpriv", "--pdeathsig", "KILL", "unshare", *_SPACES, "--fork", "--mount-proc"]
-        self._unshare = subprocess.Popen([*command, "--kill-child", "sh", "-c", _INIT])
+        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self._unshare = subprocess.Popen([*command, "--kill-child", "sh", "-c", _INIT], **quiet)
         self.pid = _child_of(self._unshare.pid)
         self.enter(("hostname", name))
         self.environment = dict(os.environ) | {
@@ -102,7 +105,9 @@ class ClusterLab:
     bundles: a folder of bundles for virtual phones, for there is no network to fetch their parts from.
     """
 
-    def __init__(self, names: Sequence[str] = ("rack1", "rack2"), farm: str = "", bundles: Path | None = None):
+    def __init__(
+        self, names: Sequence[str] = ("rack1", "rack2"), farm: str = "", bundles: Path | None = None
+    ):
         self.names = tuple(names)
         self.address = f"{NETWORK}.1:{PORT}"
         self._farm, self._bundles = farm, bundles
@@ -171,7 +176,9 @@ class ClusterLab:
         """A program on a machine; clients run on the head's, for a client needs a Ray node beside it."""
         return self._machines[name].popen(command, **options)
 
-    def kvfarm(self, name: str, *arguments: str, seconds: float = _COMMAND_S) -> subprocess.CompletedProcess[str]:
+    def kvfarm(
+        self, name: str, *arguments: str, seconds: float = _COMMAND_S
+    ) -> subprocess.CompletedProcess[str]:
         """``kvfarm`` on a machine, told where the head is, to its end."""
         command = (sys.executable, "-c", "from harness.cli import main; main()", *arguments)
         self._machines[name].environment["KVFARM_ADDRESS"] = self.address
@@ -191,7 +198,7 @@ class ClusterLab:
         """Until it is true of ``hosts``; returns the seconds that took. Raises DeadlineExceeded."""
         began, deadline, pause = time.monotonic(), Deadline(seconds), threading.Event()
         while not true(found := self.hosts()):
-            deadline.check(f"hosts are {({name: row['state'] for name, row in found.items()})}")
+            deadline.check(f"hosts are { ({name: row['state'] for name, row in found.items()}) }")
             pause.wait(0.2)
         return time.monotonic() - began
 
@@ -202,7 +209,15 @@ class ClusterLab:
     def listening(self, name: str) -> list[str]:
         """Addresses that something on the machine listens on, with ports."""
         done = subprocess.run(
-            ["nsenter", "--target", str(self._machines[name].pid), "--net", "--mount", "cat", "/proc/net/tcp"],
+            [
+                "nsenter",
+                "--target",
+                str(self._machines[name].pid),
+                "--net",
+                "--mount",
+                "cat",
+                "/proc/net/tcp",
+            ],
             capture_output=True,
             text=True,
             timeout=_COMMAND_S,

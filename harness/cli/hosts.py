@@ -19,7 +19,7 @@ from rich.table import Table
 from device_agents.deadline import Deadline
 from device_agents.errors import DeadlineExceeded, InfrastructureError
 from harness.cli.options import UserOption
-from harness.cli.output import JsonOption, note, progress, show
+from harness.cli.output import JsonOption, note, progress, show, told
 from harness.errors import HarnessError
 from harness.leasing import duration, user_name
 
@@ -74,7 +74,9 @@ def head(
 
     where = Address.parse(listen, "could not be a head")
     path = token_file or token.default_path()
-    if not os.environ.get(token.TOKEN):
+    if os.environ.get(token.MODE, "token").lower() != "token":
+        note(f"{token.MODE} is set: whoever reaches this address can run code on every host of the lab")
+    elif not os.environ.get(token.TOKEN):
         made = token.create(path)
         note(
             f"the lab's token is {'new' if made else 'that'} in {path}; every host needs that file, mode 0600"
@@ -277,17 +279,17 @@ def _record(head: Head, name: str) -> HostRecord:
 def _cells(host: Host) -> list[str]:
     record, versions = host.record, host.record.versions
     style = {"ready": "green", "drained": "yellow"}.get(host.state, "red")
-    state = f"[{style}]{host.state}[/]" + (f" {record.drained}" if record.drained else "")
+    state = f"[{style}]{host.state}[/]" + (f" {told(record.drained)}" if record.drained else "")
     if record.adb:
-        state += f"\nadb: {record.adb}"
-    devices = "\n".join(f"{name}: {each.state}" for name, each in record.devices.items())
+        state += f"\nadb: {told(record.adb)}"
+    devices = "\n".join(told(f"{name}: {each.state}") for name, each in record.devices.items())
     return [
-        record.name,
-        record.address,
+        told(record.name),
+        told(record.address),
         state,
         devices or "none",
-        *(versions.get(name, "") for name in ("kvfarm", "ray", "python")),
-        record.owner,
+        *(told(versions.get(name, "")) for name in ("kvfarm", "ray", "python")),
+        told(record.owner),
         f"{max(0.0, time.time() - record.seen):.0f} s ago",
     ]
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from device_agents.errors import InfrastructureError
 from device_agents.lab_types import DeviceStatus
 from harness.cli.leases import clock
+from harness.cli.output import told
 from harness.farm import Farm
 from harness.inventory import Inventory
 from harness.plugging import overlay, plugs_of
@@ -85,8 +86,8 @@ def table(statuses: tuple[DeviceStatus, ...]) -> Table:
         cells = ("", "", "", "")
         if held is not None:
             ago = f"{max(0.0, time.time() - held.beat):.0f} s ago"
-            cells = (held.holder, clock(held.since), clock(held.until), ago)
-        elif told := status.error or status.quarantined or status.drained:
-            cells = (told, "", "", "")
-        found.add_row(status.name, f"[{style}]{word}[/]", *cells, waiting)
+            cells = (told(held.holder), clock(held.since), clock(held.until), ago)
+        elif why := status.error or status.quarantined or status.drained:
+            cells = (told(why), "", "", "")
+        found.add_row(told(status.name), f"[{style}]{word}[/]", *cells, waiting)
     return found

@@ -8,14 +8,18 @@ Options come as one line of JSON on stdin; when stdin ends, whoever started us i
 from __future__ import annotations
 
 import json
+import os
 import platform
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from typing import NoReturn
+
+import psutil
 
 from device_agents.adb.connection import AdbServer
 from device_agents.adb.plugged import Plugged
@@ -36,6 +40,7 @@ from kvengine.errors import KvEngineError
 LEFT, REFUSED, LOST = 0, 2, 75  # exit codes; 75 is EX_TEMPFAIL of sysexits.h
 _SILENT_S = 60.0  # without its head a raylet gives up after a minute, too
 _ASK_AGENT_S = 5.0
+_ABANDON_S = 10.0
 _NAME_S = 30.0  # the cluster takes a node that was killed for alive for up to 20 s
 _LASTING = (HarnessError, NotAuthenticated, VersionMismatch, TooOpen, HostTaken)
 
@@ -116,6 +121,20 @@ class Keeper:
     def own_agent(self) -> None:
         """Start the lab agent with all our devices. Raises InfrastructureError."""
         self._lab.start(self._offer.configs(), own=True)
+
+    def abandon(self, error: Lost) -> NoReturn:
+        """End this process and all of Ray at once: taking leave of a head that is gone takes minutes.
+
+        Leases stay in their journal; the agent of the next stay, in the same folder, knows them.
+        """
+        _say(str(error))
+        ours = psutil.Process().children(recursive=True)
+        self._node.stop(at_once=True)
+        _, left = psutil.wait_procs(ours, _ABANDON_S)  # an agent ends its runners
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        os._exit(LOST)
 
     def leave(self) -> None:
         """Nobody sees us any more. Never raises."""
@@ -226,7 +245,10 @@ def main() -> int:
         with stay(options) as keeper:
             _say(f"{options.name} has joined {options.head} as {options.listen}")
             while not stopped.is_set():
-                keeper.turn()
+                try:
+                    keeper.turn()
+                except Lost as error:
+                    keeper.abandon(error)
                 stopped.wait(PUBLISH_S)
     except _LASTING as error:
         _say(str(error))

@@ -67,8 +67,9 @@ class RayNode:
         """Names of those of its processes that have ended by themselves."""
         return [name for name, _ in self._node.dead_processes()]
 
-    def stop(self) -> None:
-        self._node.kill_all_processes(check_alive=False, allow_graceful=True, wait=True)
+    def stop(self, at_once: bool = False) -> None:
+        """at_once: without a word to the head."""
+        self._node.kill_all_processes(check_alive=False, allow_graceful=not at_once, wait=True)
         shutil.rmtree(self._folder, ignore_errors=True)
 
 

@@ -25,7 +25,7 @@ from tenacity import (
 from device_agents.deadline import Deadline
 from device_agents.errors import DeadlineExceeded, InfrastructureError
 from harness.errors import HostTaken
-from harness.hosting.keeper import LEFT, LOST, Options
+from harness.hosting.keeper import LEFT, LOST, REFUSED, Options
 from harness.lab import cache_folder
 from kvengine.codec import encode
 
@@ -47,7 +47,8 @@ def keep_joined(options: Options, stopped: threading.Event, say: Callable[[str],
 
     with _only_one(options.name):
         attempts = Retrying(
-            retry=retry_if_result(lambda code: code == LOST and not stopped.is_set()),
+            # Whatever else it ended with: Ray aborts a process whose head is gone for a minute.
+            retry=retry_if_result(lambda code: code not in (LEFT, REFUSED) and not stopped.is_set()),
             wait=wait_exponential_jitter(_AGAIN_S, _LONGEST_AGAIN_S),
             sleep=sleep_using_event(stopped),
             stop=stop_when_event_set(stopped),

@@ -179,4 +179,3 @@ def _logs(words: list[Path]) -> list[Path]:
 def _leaks(secret: str, files: list[Path]) -> list[Path]:
     assert len(files) > 10, "Ray's logs were found"
     return [path for path in files if secret.encode() in path.read_bytes()]
-

@@ -58,7 +58,16 @@ def test_a_cluster_that_refuses_us_is_an_infrastructure_error_with_both_versions
     monkeypatch.setattr("ray.init", refuse)
     found = SimpleNamespace(address=Address("127.0.0.1", 6379))
     monkeypatch.setattr(cluster, "connect", lambda text, what: found)
+    monkeypatch.setattr(cluster, "find_node_ids", lambda: ["a node"])
     with pytest.raises(InfrastructureError, match=r"could not join .*here: Ray 2\..*Python 3\."):
+        cluster.ensure_ray("127.0.0.1:6379")
+
+
+def test_a_machine_without_a_ray_node_is_told_to_join_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = SimpleNamespace(address=Address("127.0.0.1", 6379))
+    monkeypatch.setattr(cluster, "connect", lambda text, what: found)
+    monkeypatch.setattr(cluster, "find_node_ids", list)
+    with pytest.raises(InfrastructureError, match=r"no Ray node; `kvfarm join .*:6379 --no-devices`"):
         cluster.ensure_ray("127.0.0.1:6379")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from rich.text import Text
 
 from device_agents.adb.plugged import Plugged
 from device_agents.errors import InfrastructureError
@@ -19,6 +19,7 @@ from device_agents.lab_types import DeviceStatus, Lease
 from device_agents.leases import protocol
 from device_agents.leases.ledger import Ledger
 from device_agents.leases.model import Request
+from harness.cli.hosts import _cells
 from harness.errors import HostTaken, InventoryError, TooOpen, VersionMismatch
 from harness.hosting import keeper as keeping
 from harness.hosting import supervisor
@@ -27,7 +28,7 @@ from harness.hosting.keeper import LEFT, LOST, REFUSED, Keeper, Lost, Options
 from harness.hosting.node import Ports, RayNode, check_interfaces
 from harness.hosting.offer import Offer
 from harness.hosting.records import HOSTS, ORDERS, Host, HostDevice, HostRecord, Order, inventory_of
-from harness.inventory import DeviceEntry, Inventory, LabEntry
+from harness.inventory import DeviceEntry, Inventory, LabEntry, Limits
 from harness.lab import Lab, leases_folder
 from harness.plugging import overlay
 from harness.reaching import Address
@@ -144,8 +145,8 @@ def test_a_head_that_is_away_is_an_infrastructure_error_of_one_line(store: Store
     [
         ("127.0.0.1", {"eth0": ["192.0.2.5"]}, None),
         ("192.0.2.5", {"eth0": ["192.0.2.5", "fe80::1"]}, None),
-        ("192.0.2.5", {"eth0": ["192.0.2.5"], "docker0": ["172.17.0.1"]}, r"also on docker0
-        \(172\.17\.0\.1\)"), ("127.0.0.2", {"eth0": ["192.0.2.5"]}, "every interface for 127.0.0.2"),
+        ("192.0.2.5", {"eth0": ["192.0.2.5"], "lan": ["172.17.0.1"]}, r"also on lan \(172\.17\.0\.1\)"),
+        ("127.0.0.2", {"eth0": ["192.0.2.5"]}, "every interface for 127.0.0.2"),
     ],
 )
 def test_ray_listens_on_no_network_that_nobody_named(
@@ -237,8 +238,19 @@ def test_what_all_hosts_offer_is_one_inventory() -> None:
 def test_how_a_host_is() -> None:
     well = record("rack1", {})
     late = replace(well, seen=time.time() - 60)
-    found = [Host(well, True), Host(replace(well, drained="by ann: hub"), True), Host(late, True),
-    Host(well, False)] assert [host.state for host in found] == ["ready", "drained", "late", "lost"]
+    found = [Host(well, True), Host(replace(well, drained="by ann: hub"), True), Host(late, True)]
+    assert [host.state for host in found] == ["ready", "drained", "late"]
+    assert Host(well, False).state == "lost"
+
+
+def test_what_hosts_say_commands_no_terminal() -> None:
+    evil = "[red]\x1b]0;owned\x07[/]"
+    hostile = record(
+        "rack1", {evil: HostDevice(DeviceEntry(), holder=evil)}, drained=evil, owner=evil, adb=evil
+    )
+    cells = "".join(_cells(Host(hostile, True)))
+    assert "\x1b" not in cells
+    assert Text.from_markup(cells).plain.count("[red]") == 5
 
 
 def test_phones_that_come_and_go_show_beside_what_agents_said() -> None:
@@ -345,14 +357,12 @@ def test_an_order_to_drain_is_followed_once_and_undone(world: World) -> None:
     assert world.told.drained == ""
 
 
-def test_who_keeps_a_device_longer_than_the_host_lends_loses_it(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_keeps_a_device_longer_than_the_host_lends_loses_it(world: World) -> None:
     world.ledger.act(protocol.ask(Request("1", "ann", "ann", ("rack1",)), world.ledger.rules, wait=False))
     world.keeper.turn()
     assert world.ledger.state()[0].held["rack1"].ended == ""
-    monkeypatch.setattr(world.keeper._offer._inventory.limits.__class__, "longest_lease_s", 0.0,
-    raising=False) object.__setattr__(world.keeper._offer._inventory.limits, "longest_lease_s", 0.0)
+    inventory = Inventory({"rack1": DeviceEntry()}, limits=Limits(longest_lease_s=0.0))
+    world.keeper._offer = Offer("rack1", inventory, adopts=False)
     world.keeper.turn()
     assert world.ledger.state()[0].held["rack1"].ended == "this lab host lends for 0 s at most"
 
@@ -487,4 +497,3 @@ def test_a_real_stay_is_told_its_options_on_stdin_and_ends_when_asked(
     thread.join(30)
     assert codes == [7]
     assert json.loads((tmp_path / "told.json").read_text()) == [encode(OPTIONS), []]
-    assert sys.executable
