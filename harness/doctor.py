@@ -19,7 +19,6 @@ from device_agents.api import Finding
 from device_agents.blobs import BlobStore
 from device_agents.bundle.lock import ABIS, Abi, parse_abi
 from device_agents.bundle.ready import ready
-from device_agents.config import DeviceConfig
 from device_agents.deadline import Deadline
 from device_agents.errors import InfrastructureError
 from device_agents.lab_agent import make_device
@@ -180,8 +179,7 @@ def _examiner(
         if address is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="kvfarm-doctor-"))
             store = BlobStore(Path(folder) / "lab")
-            config = patients.inventory.config
-            yield lambda name, entry: lambda within: _asked_here(config(name), entry, store)
+            yield lambda name, entry: lambda within: _asked_here(name, entry, store)
         elif joined[0].state == "fix":
             reason = Finding("lab host", "fix", f"not asked: no Ray at {address}", "see the rows of Ray")
             yield lambda name, entry: lambda within: [reason]
@@ -205,10 +203,10 @@ def _agent(
         return lambda name: [reason]
 
 
-def _asked_here(config: DeviceConfig, entry: DeviceEntry, store: BlobStore) -> Iterable[Finding]:
+def _asked_here(name: str, entry: DeviceEntry, store: BlobStore) -> Iterable[Finding]:
     if entry.lab != LOCAL_LAB:
         return [Finding("lab host", "fix", f"it is at {entry.lab}", "give --farm-address of its Ray cluster")]
-    device = make_device(config, store)
+    device = make_device(entry.config(name), store)
     try:
         return device.diagnose(Deadline(AgentBudgets().diagnose_s))
     finally:

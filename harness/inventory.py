@@ -103,6 +103,18 @@ class DeviceEntry:
         """Whether the recipe of this name is for it."""
         return not self.recipes or any(fnmatchcase(recipe, pattern) for pattern in self.recipes)
 
+    def config(self, name: str, power_cycles_per_day: int = 3) -> DeviceConfig:
+        """For the lab agent that owns it; see ``Inventory.config``."""
+        return DeviceConfig(
+            name,
+            self.kind,
+            self.threads,
+            self.options,
+            self.settings,
+            self.power_cycle,
+            power_cycles_per_day,
+        )
+
 
 @dataclass(frozen=True)
 class LabEntry:
@@ -138,16 +150,7 @@ class Inventory:
 
     def config(self, name: str) -> DeviceConfig:
         """Of the device, for the lab agent that owns it. Raises InventoryError."""
-        entry = self.device(name)
-        return DeviceConfig(
-            name,
-            entry.kind,
-            entry.threads,
-            entry.options,
-            entry.settings,
-            entry.power_cycle,
-            self.limits.power_cycles_per_day,
-        )
+        return self.device(name).config(name, self.limits.power_cycles_per_day)
 
     def owner(self, name: str) -> str:
         """Whom to ask about the device: its own owner, else that of its lab host; "": nobody is named."""

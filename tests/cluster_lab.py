@@ -59,22 +59,25 @@ def missing() -> str:
 class Machine:
     """Namespaces that live as long as ``init``. pid: of its first process, as seen from outside."""
 
-    def __init__(self, name: str, address: str, folder: Path) -> None:
+    def __init__(self, name: str, address: str, folder: Path, temporary: Path) -> None:
         self.name, self.address, self.folder = name, address, folder
+        temporary.mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=True)
         command = ["setpriv", "--pdeathsig", "KILL", "unshare", *_SPACES, "--fork", "--mount-proc"]
-        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self._unshare = subprocess.Popen([*command, "--kill-child", "sh", "-c", _INIT], **quiet)
+        # It complains when it is killed.
+        self._unshare = subprocess.Popen(
+            [*command, "--kill-child", "sh", "-c", _INIT], stderr=subprocess.DEVNULL
+        )
         self.pid = _child_of(self._unshare.pid)
         self.enter(("hostname", name))
         self.environment = dict(os.environ) | {
             "HOME": str(folder),
             "XDG_CACHE_HOME": str(folder / "cache"),
             "XDG_CONFIG_HOME": str(folder / "config"),
-            "TMPDIR": str(folder / "tmp"),
+            "TMPDIR": str(temporary),
         }
         for variable in ("KVFARM_LEASES", "ANDROID_ADB_SERVER_PORT", "KVFARM_ADDRESS"):
             self.environment.pop(variable, None)
-        (folder / "tmp").mkdir(parents=True, exist_ok=True)
 
     def enter(self, command: Sequence[str], spaces: Sequence[str] = ("--net", "--uts")) -> None:
         """A short command in some of its namespaces. Raises CalledProcessError, with what it said."""
@@ -114,12 +117,12 @@ class ClusterLab:
         self._machines: dict[str, Machine] = {}
         self._switch: Machine | None = None
         self._services: dict[str, subprocess.Popen[str]] = {}
-        # Ray's sockets are some 60 characters below it, of 107.
-        self.folder = Path(tempfile.mkdtemp(prefix="kvl-", dir="/tmp"))
+        # Short, for Ray's sockets are below it; see harness.cluster.
+        self.folder = Path(tempfile.mkdtemp(prefix="k", dir="/tmp"))
 
     def __enter__(self) -> ClusterLab:
         try:
-            self._switch = Machine("switch", "", self.folder / "switch")
+            self._switch = Machine("switch", "", self.folder / "switch", self.folder / "0")
             self._on_switch("add", "br0", "type", "bridge")
             self._on_switch("set", "br0", "up")
             for name in (HEAD, *self.names):
@@ -144,7 +147,8 @@ class ClusterLab:
     def start(self, name: str) -> None:
         """Plug the machine in and start what it is for: the head, or a lab host that joins it."""
         number = 1 + (HEAD, *self.names).index(name)
-        machine = self._machines[name] = Machine(name, f"{NETWORK}.{number}", self.folder / name)
+        folder, temporary = self.folder / name, self.folder / str(number)
+        machine = self._machines[name] = Machine(name, f"{NETWORK}.{number}", folder, temporary)
         self._on_switch("add", name, "type", "veth", "peer", "name", "eth0", "netns", str(machine.pid))
         self._on_switch("set", name, "master", "br0", "up")
         for command in ("link set lo up", f"addr add {machine.address}/24 dev eth0", "link set eth0 up"):
@@ -199,7 +203,7 @@ class ClusterLab:
         began, deadline, pause = time.monotonic(), Deadline(seconds), threading.Event()
         while not true(found := self.hosts()):
             deadline.check(f"hosts are { ({name: row['state'] for name, row in found.items()}) }")
-            pause.wait(0.2)
+            pause.wait(0.5)
         return time.monotonic() - began
 
     def log(self, name: str) -> str:

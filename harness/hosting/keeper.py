@@ -186,11 +186,14 @@ class Keeper:
 
     def _hold_to_limits(self) -> None:
         limit_s = self._offer.limits.longest_lease_s
-        state, now = self._ledger.state()
-        for held in state.held.values():
-            if not held.ended and now - held.since > limit_s:
-                why = f"this lab host lends for {limit_s:g} s at most"
-                self._ledger.act(protocol.end(held.device, held.token, why))
+        try:
+            state, now = self._ledger.state()
+            for held in state.held.values():
+                if not held.ended and now - held.since > limit_s:
+                    why = f"this lab host lends for {limit_s:g} s at most"
+                    self._ledger.act(protocol.end(held.device, held.token, why))
+        except InfrastructureError as error:  # a full disk; leases end when there is room again
+            _say(str(error))
 
     def _reconnect(self, error: InfrastructureError) -> None:
         """The head may be slow, cut off, or another one by now. Raises Lost."""
@@ -199,9 +202,10 @@ class Keeper:
             raise Lost(f"nothing from the head for {silent_s:.0f} s: {error}") from error
         try:
             self._head = connect(self._options.head, "could not reach the head again")
+            known = self._node.id in self._head.alive()
         except InfrastructureError:
             return
-        if self._node.id not in self._head.alive():
+        if not known:
             raise Lost("the head was started again") from error
 
 

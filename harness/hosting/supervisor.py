@@ -19,7 +19,7 @@ from tenacity import (
     retry_if_result,
     sleep_using_event,
     stop_when_event_set,
-    wait_exponential_jitter,
+    wait_random_exponential,
 )
 
 from device_agents.deadline import Deadline
@@ -49,7 +49,7 @@ def keep_joined(options: Options, stopped: threading.Event, say: Callable[[str],
         attempts = Retrying(
             # Whatever else it ended with: Ray aborts a process whose head is gone for a minute.
             retry=retry_if_result(lambda code: code not in (LEFT, REFUSED) and not stopped.is_set()),
-            wait=wait_exponential_jitter(_AGAIN_S, _LONGEST_AGAIN_S),
+            wait=wait_random_exponential(_AGAIN_S, _LONGEST_AGAIN_S),
             sleep=sleep_using_event(stopped),
             stop=stop_when_event_set(stopped),
             before_sleep=again,

@@ -64,11 +64,14 @@ def test_a_machine_that_started_again_holds_nothing_but_quarantines(
     before = Ledger(tmp_path, clock=lambda: 5000.0)
     token = before.act(ask(ONE)).token
     before.act(protocol.quarantine("c", "swollen", "ann", 100.0))
+    before.act(protocol.drain("bob", "new hub"))
     monkeypatch.setattr(ledger_module, "boot_id", lambda: "another")
     after = Ledger(tmp_path, clock=lambda: 3.0)
     state, _ = after.state()
     assert state.held == {}
     assert state.quarantined["c"].until == 103.0
+    assert state.drained == "by bob: new hub"
+    after.act(protocol.drain("bob", ""))
     assert after.act(ask(replace(ONE, id="2"))).token > token
     assert violations(read(tmp_path / JOURNAL)) == []
 

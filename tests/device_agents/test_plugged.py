@@ -9,8 +9,11 @@ import pytest
 from device_agents.adb.connection import AdbServer
 from device_agents.adb.plugged import Plugged, parse_devices
 from device_agents.deadline import Deadline
+from tests.device_agents.adb_fixtures import adb, commands
 from tests.device_agents.conftest import wait_for
 from tests.device_agents.fake_adb import SERIAL, FakeAdb
+
+__all__ = ["adb", "commands"]  # fixtures
 
 
 @pytest.fixture

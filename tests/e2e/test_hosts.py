@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -19,6 +18,8 @@ import pytest
 from device_agents import scratch
 from device_agents.deadline import Deadline
 from harness.hosting import token
+from harness.hosting.head import Head, connect
+from harness.hosting.records import Host, hosts
 from tests.device_agents.fake_adb import SERIAL, FakeAdb
 
 SECONDS = 60.0
@@ -72,9 +73,10 @@ class Lab:
             timeout=SECONDS,
         )
 
-    def host(self) -> dict[str, Any]:
-        (row,) = json.loads(self.kvfarm("hosts", "--json").stdout)["hosts"]
-        return dict(row)
+
+def host(head: Head) -> Host | None:
+    """The one there is."""
+    return next(iter(hosts(head)), None)
 
 
 def until(true: Callable[[], bool], told: Callable[[], object]) -> None:
@@ -97,52 +99,70 @@ def adb(tmp_path: Path) -> Iterator[FakeAdb]:
         yield server
 
 
-def test_a_lab_of_one_host_from_its_first_token_to_its_end(tmp_path: Path, adb: FakeAdb) -> None:
-    lab = Lab(tmp_path, adb)
-    with ExitStack() as stack:
-        head = stack.enter_context(lab.serving("head of a lab", "head", "--listen", lab.address))
-        secret = (tmp_path / "config" / "kvfarm" / "token").read_text()
+@pytest.fixture
+def lab(tmp_path: Path, adb: FakeAdb, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    """This process is a client of it: it has the token, and looks without starting a command each time."""
+    found = Lab(tmp_path, adb)
+    for name in (token.MODE, token.TOKEN):
+        monkeypatch.setenv(name, "token")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv(token.PATH, str(tmp_path / "config" / "kvfarm" / "token"))
+    yield found
+    monkeypatch.undo()
+    token._read_again()
 
+
+def test_a_lab_of_one_host_from_its_first_token_to_its_end(lab: Lab, adb: FakeAdb) -> None:
+    with ExitStack() as stack:
+        top = stack.enter_context(lab.serving("head of a lab", "head", "--listen", lab.address))
+        secret = (lab.folder / "config" / "kvfarm" / "token").read_text()
         refused = lab.kvfarm("join", lab.address, "--name", "eve", **{token.TOKEN: "wrong"})
         assert refused.returncode == 2
         assert "it refuses our token (that of RAY_AUTH_TOKEN); copy the head's file" in refused.stderr
-        refused = lab.kvfarm("hosts", **{token.MODE: "disabled"})
-        assert (refused.returncode, "says that we have none" in refused.stderr) == (2, True)
 
-        host = stack.enter_context(lab.serving("has joined", "join", lab.address, "--name", "rack1"))
-        until(lambda: lab.host()["state"] == "ready", lab.host)
-        assert list(lab.host()["devices"]) == ["rack1"]
+        joined = stack.enter_context(lab.serving("has joined", "join", lab.address, "--name", "rack1"))
+        head = connect(lab.address, "the test could not look")
+        until(lambda: (found := host(head)) is not None and found.state == "ready", lambda: host(head))
 
+        def devices() -> dict[str, str]:
+            found = host(head)
+            return {name: each.state for name, each in found.record.devices.items()} if found else {}
+
+        assert devices() == {"rack1": "free"}
         adb.state = "device"  # somebody plugs a phone in
-        until(lambda: SERIAL in lab.host()["devices"], lab.host)
-        watched = lab.kvfarm("devices", "--watch", "--farm-address", lab.address, "--devices=rack1")
-        assert "rack1" in watched.stdout, watched.stderr
+        until(lambda: devices() == {"rack1": "free", SERIAL: "free"}, devices)
         adb.state = "absent"
-        until(lambda: SERIAL not in lab.host()["devices"], lab.host)
+        until(lambda: devices() == {"rack1": "free"}, devices)
 
-        processes = [each for top in (head, host) for each in _family(top.pid)]
-        open_to_all = [
-            f"{each.name()} listens on {where.laddr}"
-            for each in processes
-            for where in _connections(each)
-            if where.status == psutil.CONN_LISTEN
-            and where.laddr.ip.removeprefix("::ffff:") not in ("127.0.0.1", "::1")
-        ]
-        assert open_to_all == []
-        names = " ".join(" ".join(_words(each)) for each in processes)
+        processes = [each for process in (top, joined) for each in _family(process.pid)]
+        assert _open_to_others(processes) == []
+        words = [_words(each) for each in processes]
+        names = " ".join(word for each in words for word in each)
         assert all(part in names for part in ("gcs_server", "raylet", "Agent")), "all of Ray was looked at"
         assert secret not in names
-        folders = [Path(word) for each in processes for word in _words(each) if "kvfarm-ray-" in word]
-        assert _leaks(secret, [tmp_path / "head.log", tmp_path / "join.log", *_logs(folders)]) == []
+        assert _leaks(secret, [*lab.folder.glob("*.log"), *_logs(words)]) == []
 
         drained = lab.kvfarm("drain", "rack1", "--because", "new hub", "--wait", "5s")
         assert drained.returncode == 0, drained.stderr
-        assert "drained by" in lab.kvfarm("devices", "--farm-address", lab.address).stdout
+        watched = lab.kvfarm("devices", "--watch", "--farm-address", lab.address)
+        assert "drained" in watched.stdout, watched.stderr
+        assert "new hub" in watched.stdout
         left = lab.kvfarm("leave")
         assert left.returncode == 0, left.stderr
-        assert host.wait(SECONDS) == 0
-        assert json.loads(lab.kvfarm("hosts", "--json").stdout) == {"hosts": []}
+        assert joined.wait(SECONDS) == 0
+        assert hosts(head) == ()
     until(lambda: not any(map(_lives, processes)), lambda: [each for each in processes if _lives(each)])
+
+
+def _open_to_others(processes: list[psutil.Process]) -> list[str]:
+    """What somebody else than this machine can reach."""
+    return [
+        f"{' '.join(_words(each))[:200]} listens on {where.laddr}"
+        for each in processes
+        for where in _connections(each)
+        if where.status == psutil.CONN_LISTEN
+        and where.laddr.ip.removeprefix("::ffff:") not in ("127.0.0.1", "::1")
+    ]
 
 
 def _family(pid: int) -> list[psutil.Process]:
@@ -164,14 +184,14 @@ def _connections(process: psutil.Process) -> list[Any]:
 
 def _words(process: psutil.Process) -> list[str]:
     try:
-        return process.cmdline()
+        return list(process.cmdline())
     except psutil.NoSuchProcess:
         return []
 
 
-def _logs(words: list[Path]) -> list[Path]:
-    """Of the Ray sessions that these paths, found on command lines, lie in."""
-    paths = {Path(str(word).partition("=")[2] or word) for word in words}
+def _logs(words: list[list[str]]) -> list[Path]:
+    """Of the Ray sessions that paths on these command lines lie in."""
+    paths = {Path(word.partition("=")[2] or word) for each in words for word in each if scratch.RAY in word}
     tops = {top for each in paths for top in each.parents if top.name.startswith(scratch.RAY)}
     return [path for top in tops for path in top.rglob("*") if path.is_file()]
 

@@ -131,7 +131,7 @@ def test_selecting_nothing_is_refused(expression: str, farm_toml: Path) -> None:
         ("[devices.host]\n[pools]\nhost = ['host']", "pool 'host'"),
         ("[devices.farm]", "'farm' cannot name a device"),
         ("[devices.host]\npower_cycle = ['uhubctl']", "only real phones are power-cycled"),
-        ("[devices.a]\nkind = 'android'\npower_cycle = 'uhubctl -a 2'", "sought a list, found str"),
+        ("[devices.a]\nkind = 'android'\npower_cycle = 'uhubctl -a 2'", "sought list, found str"),
         ("[devices.a]\nkind = 'android'\npower_cycle = ['']", "sought a program and its arguments"),
         ("[devices.host]\n[limits]\npower_cycles_per_day = -1", "sought power_cycles_per_day of 0 or more"),
         ("[devices.host]\n[limits]\nlongest_lease_s = 5.0", "sought longest_lease_s from 60"),

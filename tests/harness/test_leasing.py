@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import pytest
 
-from device_agents.config import DeviceConfig
 from device_agents.deadline import Deadline
 from device_agents.errors import InfrastructureError, LeaseError, LeaseNotGranted
 from device_agents.lab_types import Lease, Standing
@@ -136,7 +135,7 @@ def test_of_several_hosts_what_is_free_is_taken_first(
     from harness.farm import _Device
 
     hosts = {lab: Host(lab, *(set(leased) & set(devices))) for lab, devices in names.items()}
-    devices = [_Device(DeviceConfig(name), cast("Lab", hosts[e.lab])) for name, e in entries.items()]
+    devices = [_Device(e.config(name), cast("Lab", hosts[e.lab])) for name, e in entries.items()]
     assert {lab.name: share for lab, share in farm._shares(count, devices)} == shares
     with pytest.raises(LeaseError, match="sought 5 of 4 devices: l1, l2, r1, r2"):
         farm._shares(5, devices)

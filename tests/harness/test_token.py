@@ -44,8 +44,8 @@ def test_a_new_token_is_long_and_its_owners_alone_and_stays() -> None:
         ("two words", 0o600, "sought one word"),
         ("x" * 5000, 0o600, "sought one word"),
         ("\xff\xfe", 0o600, "sought one word"),
-        ("secret", 0o644, r"others may read .*mode 0644.*chmod 600"),
-        ("secret", 0o620, "others may read"),
+        ("hush", 0o644, r"others may read .*mode 0644.*chmod 600"),
+        ("hush", 0o620, "others may read"),
     ],
 )
 def test_what_is_no_secret_is_refused_and_not_shown(
