@@ -25,8 +25,9 @@ from harness.hosting import token
 from harness.hosting.head import connect
 from harness.this_machine import OBJECT_STORE_BYTES
 
-# Ray's Unix sockets are in kvfarm-ray-PID-RANDOM/session_DATE_TIME_PID/sockets/plasma_store, up to 91 characters
-# with PIDs of six digits; the kernel allows 107 in all.
+
+# Ray has Unix sockets in kvfarm-ray-PID-RANDOM/session_DATE_TIME_PID/sockets/plasma_store, up to 91
+# characters with PIDs of six digits; the kernel allows 107 in all.
 _LONGEST_FOLDER = 16
 NAMESPACE = "kvfarm"  # of named actors
 
