@@ -9,12 +9,13 @@ REPORT := out/report
 # Without it every process of ours would compile everything anew, and pytest rewrite every assertion.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help venv farm test lint docs apt soak soak-faults soak-programs soak-fuzz soak-hosts mutants bench scale clean
+.PHONY: help venv farm test lint docs apt soak soak-faults soak-programs soak-fuzz soak-hosts chaos mutants bench scale clean
 help:
 	@echo "make farm   check and measure the demo model on this host and three virtual phones, write $(REPORT)/index.html"
 	@echo "make test   the project's own tests"
 	@echo "make lint   ruff and strict mypy"
 	@echo "make soak   every fault 20 times (15 minutes), then the same properties with many more programs"
+	@echo "make chaos  kills and full disks at random, 300 rounds (15 minutes): every result once, no device stuck"
 	@echo "make mutants  the correctness suite against every known cache bug, and 10,000 programs without"
 	@echo "make bench  speed against onnxruntime-genai"
 	@echo "make scale  what 1,000 simulated devices cost, and how much sooner four phones are done than one"
@@ -76,6 +77,9 @@ soak-fuzz: $(STAMP)
 # A head and two hosts in namespaces: cut off, killed, drained, the head started again. Needs root.
 soak-hosts: $(STAMP)
 	$(BIN)/python -m tests.cluster_lab
+
+chaos: $(STAMP) apt
+	$(BIN)/python -m tests.chaos
 
 mutants: $(STAMP)
 	$(BIN)/kvfarm mutants --programs 10000

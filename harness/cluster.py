@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -21,10 +22,11 @@ from ray._private.services import find_node_ids
 
 from device_agents import scratch
 from device_agents.errors import InfrastructureError
+from harness.errors import ClusterLost
 from harness.hosting import token
 from harness.hosting.head import connect
+from harness.reaching import CONNECT_S
 from harness.this_machine import OBJECT_STORE_BYTES
-
 
 # Ray has Unix sockets in kvfarm-ray-PID-RANDOM/session_DATE_TIME_PID/sockets/plasma_store, up to 91
 # characters with PIDs of six digits; the kernel allows 107 in all.
@@ -54,6 +56,22 @@ class RayConnection:
         address: str = ray.get_runtime_context().gcs_address
         return address
 
+    def check_alive(self) -> None:
+        """Raises ClusterLost: the node of this process, or the head that would know it, is dead."""
+        found = list[bool]()
+
+        def look() -> None:
+            with contextlib.suppress(Exception):  # Ray raises a dozen unrelated classes
+                mine = ray.get_runtime_context().get_node_id()
+                found.extend(node["Alive"] for node in ray.nodes() if node["NodeID"] == mine)
+
+        # Without its head Ray waits for a minute, and then ends the process.
+        thread = threading.Thread(target=look, name="ray", daemon=True)
+        thread.start()
+        thread.join(CONNECT_S)
+        if not any(found):
+            raise ClusterLost("Ray's node or head has died; go on in another process: `kvfarm resume --last`")
+
     def close(self) -> None:
         """Leave the cluster, or stop the Ray that was started here; a second time does nothing."""
         ours, self._ours = self._ours, False
@@ -77,10 +95,9 @@ def ensure_ray(address: str | None = None) -> RayConnection:
     reports nothing home, and ends with ``close`` or with this process.
 
     Raises:
-        InfrastructureError: no cluster at ``address``, or Ray does not start. NotAuthenticated: it
-        refuses our
-            token. VersionMismatch: it has another Ray, Python or kvfarm. DeadlineExceeded: something at
-            ``address`` does not answer.
+        NotAuthenticated: the cluster refuses our token. VersionMismatch: it has another Ray, Python or kvfarm.
+        DeadlineExceeded: something at ``address`` does not answer. InfrastructureError: no cluster there, this
+            machine has no node of it, or Ray does not start.
     """
     if ray.is_initialized():
         return RayConnection(joined=address is not None, ours=False)

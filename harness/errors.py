@@ -31,6 +31,18 @@ class HostTaken(InfrastructureError):
     """Another machine of the cluster has this name, or this machine has joined already."""
 
 
+class StoreAway(StoreError):
+    """The result store cannot be reached, is busy or full: the same may succeed later."""
+
+
+class CannotResume(HarnessError):
+    """The run cannot be gone on with: it is finished, unknown, or at work, or tests another model now."""
+
+
+class ClusterLost(InfrastructureError):
+    """The Ray beneath the run has died: nothing more can be done in this process."""
+
+
 class ReferenceFailed(InfrastructureError):
     """The process that computes the reference failed; no device had a part in it."""
 
