@@ -1,5 +1,4 @@
-"""Taking a device's power away and giving it back, by a program of the lab host: a person's last means,
-first.
+"""Taking a device's power away and giving it back, by a program of the lab host.
 
 The program is named in farm.toml as a list of words and started as such; there is no shell that a serial
 number could talk to. Every cycle is noted beside the leases before it is tried, so that whatever dies, no

@@ -95,9 +95,9 @@ def ensure_ray(address: str | None = None) -> RayConnection:
     reports nothing home, and ends with ``close`` or with this process.
 
     Raises:
-        NotAuthenticated: the cluster refuses our token. VersionMismatch: it has another Ray, Python or kvfarm.
-        DeadlineExceeded: something at ``address`` does not answer. InfrastructureError: no cluster there, this
-            machine has no node of it, or Ray does not start.
+        NotAuthenticated: the cluster refuses our token. VersionMismatch: it has another Ray, Python or
+            kvfarm. DeadlineExceeded: something at ``address`` does not answer. InfrastructureError: no
+            cluster there, this machine has no node of it, or Ray does not start.
     """
     if ray.is_initialized():
         return RayConnection(joined=address is not None, ours=False)

@@ -249,8 +249,8 @@ def _order(head: Head, name: str, *, drain: bool, by: str, why: str) -> None:
     while bool(_record(head, name).drained) is not drain:
         if deadline.expired:
             raise DeadlineExceeded(
-                f"{name} is {known[name].state} and did not follow within {_ANSWER_S:g} s; it will when it "
-                f"is back"
+                f"{name} is {known[name].state} and did not follow within {_ANSWER_S:g} s; it "
+                "will when it is back"
             )
         pause.wait(_LOOK_S)
 

@@ -142,9 +142,8 @@ def check_interfaces(listen: str, addresses: Callable[[], Mapping[str, list[str]
     others = sorted(f"{name} ({', '.join(found)})" for name, found in interfaces.items() if name not in ours)
     if others:
         raise TooOpen(
-            f"Ray would listen not on {listen} alone but also on {'; '.join(others)}, for it knows "
-            f"127.0.0.1 and "
-            "every interface, no third; close its ports there (--ports, see docs/farm.md) and say "
+            f"Ray would listen not on {listen} alone but also on {'; '.join(others)}, for it knows 127.0.0.1 "
+            "and every interface, no third; close its ports there (--ports, see docs/farm.md) and say "
             "--every-interface, or let it have a network namespace of its own"
         )
 

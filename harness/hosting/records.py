@@ -42,8 +42,7 @@ class HostDevice:
 
 @dataclass(frozen=True)
 class HostRecord:
-    """A lab host. address: of its Ray node, whose id is ``node``. since, seen: Unix times, s, by its own
-    clock.
+    """A lab host. address: of its Ray node, whose id is ``node``. since, seen: Unix times, s, by its clock.
 
     drained: by whom and why; "": it is not. adb: what is wrong with its adb server, if it has to do with one.
     """

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -116,11 +117,12 @@ def test_a_lab_of_one_host_from_its_first_token_to_its_end(lab: Lab, adb: FakeAd
     with ExitStack() as stack:
         top = stack.enter_context(lab.serving("head of a lab", "head", "--listen", lab.address))
         secret = (lab.folder / "config" / "kvfarm" / "token").read_text()
-        refused = lab.kvfarm("join", lab.address, "--name", "eve", **{token.TOKEN: "wrong"})
+        with ThreadPoolExecutor() as side:
+            evil = side.submit(lab.kvfarm, "join", lab.address, "--name", "eve", **{token.TOKEN: "wrong"})
+            joined = stack.enter_context(lab.serving("has joined", "join", lab.address, "--name", "rack1"))
+            refused = evil.result()
         assert refused.returncode == 2
         assert "it refuses our token (that of RAY_AUTH_TOKEN); copy the head's file" in refused.stderr
-
-        joined = stack.enter_context(lab.serving("has joined", "join", lab.address, "--name", "rack1"))
         head = connect(lab.address, "the test could not look")
         until(lambda: (found := host(head)) is not None and found.state == "ready", lambda: host(head))
 
