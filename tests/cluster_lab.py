@@ -211,23 +211,11 @@ class ClusterLab:
         return (self._machines[name].folder / "kvfarm.log").read_text()
 
     def listening(self, name: str) -> list[str]:
-        """Addresses that something on the machine listens on, with ports."""
-        done = subprocess.run(
-            [
-                "nsenter",
-                "--target",
-                str(self._machines[name].pid),
-                "--net",
-                "--mount",
-                "cat",
-                "/proc/net/tcp",
-            ],
-            capture_output=True,
-            text=True,
-            timeout=_COMMAND_S,
-        )
-        rows = [line.split() for line in done.stdout.splitlines()[1:]]
-        return sorted(row[1] for row in rows if row[3] == "0A")  # TCP_LISTEN
+        """Addresses that something on the machine listens on, with ports, in hexadecimal; see proc(5)."""
+        files = ("/proc/net/tcp", "/proc/net/tcp6")
+        process = self.popen(name, "cat", *files, stdout=subprocess.PIPE)
+        rows = [line.split() for line in process.communicate(timeout=_COMMAND_S)[0].splitlines()]
+        return sorted(row[1] for row in rows if row[3:4] == ["0A"])  # TCP_LISTEN
 
     # -- inside ---------------------------------------------------------------------------
 
