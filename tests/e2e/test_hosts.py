@@ -18,6 +18,7 @@ import pytest
 
 from device_agents import scratch
 from device_agents.deadline import Deadline
+from harness import cli
 from harness.hosting import token
 from harness.hosting.head import Head, connect
 from harness.hosting.records import Host, hosts
@@ -108,12 +109,15 @@ def lab(tmp_path: Path, adb: FakeAdb, monkeypatch: pytest.MonkeyPatch) -> Iterat
         monkeypatch.setenv(name, "token")
         monkeypatch.delenv(name)
     monkeypatch.setenv(token.PATH, str(tmp_path / "config" / "kvfarm" / "token"))
+    monkeypatch.setenv("XDG_CACHE_HOME", found.environment["XDG_CACHE_HOME"])
     yield found
     monkeypatch.undo()
     token._read_again()
 
 
-def test_a_lab_of_one_host_from_its_first_token_to_its_end(lab: Lab, adb: FakeAdb) -> None:
+def test_a_lab_of_one_host_from_its_first_token_to_its_end(
+    lab: Lab, adb: FakeAdb, capsys: pytest.CaptureFixture[str]
+) -> None:
     with ExitStack() as stack:
         top = stack.enter_context(lab.serving("head of a lab", "head", "--listen", lab.address))
         secret = (lab.folder / "config" / "kvfarm" / "token").read_text()
@@ -144,13 +148,13 @@ def test_a_lab_of_one_host_from_its_first_token_to_its_end(lab: Lab, adb: FakeAd
         assert secret not in names
         assert _leaks(secret, [*lab.folder.glob("*.log"), *_logs(words)]) == []
 
-        drained = lab.kvfarm("drain", "rack1", "--because", "new hub", "--wait", "5s")
-        assert drained.returncode == 0, drained.stderr
-        watched = lab.kvfarm("devices", "--watch", "--farm-address", lab.address)
-        assert "drained" in watched.stdout, watched.stderr
-        assert "new hub" in watched.stdout
-        left = lab.kvfarm("leave")
-        assert left.returncode == 0, left.stderr
+        drain = ["drain", "rack1", "--because", "new hub", "--wait", "5s", "--farm-address", lab.address]
+        assert cli.run(drain) == 0
+        assert cli.run(["devices", "--watch", "--farm-address", lab.address]) == 0
+        watched = capsys.readouterr().out
+        assert "drained" in watched
+        assert "new hub" in watched
+        assert cli.run(["leave"]) == 0
         assert joined.wait(SECONDS) == 0
         assert hosts(head) == ()
     until(lambda: not any(map(_lives, processes)), lambda: [each for each in processes if _lives(each)])
