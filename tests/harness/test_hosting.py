@@ -131,6 +131,13 @@ def test_what_a_hostile_neighbour_writes_is_no_record(said: bytes, store: Store,
     assert head.all(HostRecord, HOSTS) == {}
 
 
+def test_a_record_of_any_size_is_not_read(store: Store, head: Head) -> None:
+    head.put(f"{HOSTS}rack1", record("rack1", {}))
+    assert set(head.all(HostRecord, HOSTS)) == {"rack1"}
+    store.kept[b"host/rack1"] += b" " * (1 << 20)
+    assert head.all(HostRecord, HOSTS) == {}
+
+
 def test_a_head_that_is_away_is_an_infrastructure_error_of_one_line(store: Store, head: Head) -> None:
     store.away = True
     with pytest.raises(InfrastructureError, match=r"at 192\.0\.2\.1:6379 does not answer: no route$"):
