@@ -16,12 +16,12 @@ from urllib.parse import quote
 
 from device_agents.api import DeviceIdentity
 from device_agents.errors import InfrastructureError
-from harness import choosing, inventory, resuming
+from harness import choosing, resuming
 from harness.artifacts import resolved
 from harness.checking import Cell, Tally
 from harness.errors import InventoryError
 from harness.handover import Handover, RunFolder
-from harness.inventory import effort_of, share
+from harness.inventory import SIMULATED, effort_of, share
 from harness.lab import leases_folder
 from harness.legs import LegPlan, Subject, measure_leg
 from harness.measuring import Shape
@@ -87,7 +87,7 @@ class DeviceRun(Opened):
         self._identities: dict[str, DeviceIdentity] = {}
         self._stored: set[str] = set()  # devices
         self._bandwidth_of: set[str] = set()  # devices whose was measured
-        self.recovery = Recovery(self._answers, options.recovery, self._set_aside, on_retry)
+        self.recovery = Recovery(self._answers, options.recovery, self._set_aside, on_retry, self._revive)
         self._provenance = provenance()
         self.done: frozenset[Done] = frozenset()  # of an earlier process of this run
         self._before: RunResults | None = None  # the run as that left it
@@ -106,7 +106,9 @@ class DeviceRun(Opened):
         self.run_id = options.resume or f"{moment}-{secrets.token_hex(4)}"
         try:
             self._lock = RunLock(leases_folder() / "runs", self.run_id)
-            selection = choosing.read(options.devices, inventory.load(options.farm))
+            selection = choosing.read(
+                options.devices, choosing.inventory_for(options.farm, options.farm_address)
+            )
             self.inventory, self.devices = selection.inventory, selection.names
             self.passed_over = selection.passed_over
             if options.resume:
@@ -224,7 +226,7 @@ class DeviceRun(Opened):
             began=datetime.fromisoformat(self.started_at).timestamp(),
             model=str(self.options.model),
             on_program=self._on_program,
-            simulated=self.inventory.device(device).kind == inventory.SIMULATED,
+            simulated=self.inventory.device(device).kind == SIMULATED,
         )
 
     def measure(
@@ -375,6 +377,10 @@ class DeviceRun(Opened):
 
     def _answers(self, device: str) -> None:
         self.farm.vitals(device)
+
+    def _revive(self, device: str, reason: str) -> str:
+        has_means = bool(self.inventory.device(device).power_cycle)
+        return self.farm.power_cycle(device, reason) if has_means else ""
 
     def _set_aside(self, device: str, evidence: str) -> None:
         """A device in quarantine: the store says so, and nothing of it is kept open."""
