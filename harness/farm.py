@@ -188,7 +188,8 @@ class Farm:
             try:
                 opened = lab.call("open_artifact", seconds, *asked)
             except BlobsMissing:  # as the first time, or since it was evicted there
-                self._ship(lab, artifact, progress)
+                with lab.shipping:  # what all its devices want travels once
+                    self._ship(lab, artifact, progress)
                 opened = lab.call("open_artifact", seconds, *asked)
         except LeaseError:
             self._forget(device, token)

@@ -8,6 +8,7 @@ import os
 import secrets
 import shlex
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,6 +86,7 @@ class DeviceRun(Opened):
         self.ablation: AblationInfo | None = None  # what the legs are for, where they are an ablation's
         self._identities: dict[str, DeviceIdentity] = {}
         self._stored: set[str] = set()  # devices
+        self._bandwidth_of: set[str] = set()  # devices whose was measured
         self.recovery = Recovery(self._answers, options.recovery, self._set_aside, on_retry, self._revive)
         self._provenance = provenance()
         self.done: frozenset[Done] = frozenset()  # of an earlier process of this run
@@ -217,9 +219,12 @@ class DeviceRun(Opened):
             spec=spec,
             reference=reference,
             open_plan=lambda plan: self.session(device, recipe, plan),
-            examples=share(self.options.examples, self.effort(device), 1),
+            examples=self.options.examples,
+            most=share(self.options.examples, self.effort(device), 1),
             seed=self.seed,
             database=str(self.options.cache / "examples"),
+            began=datetime.fromisoformat(self.started_at).timestamp(),
+            model=str(self.options.model),
             on_program=self._on_program,
             simulated=self.inventory.device(device).kind == SIMULATED,
         )
@@ -253,6 +258,7 @@ class DeviceRun(Opened):
             seed=self.seed,
             weigh=weigh,
             calibrations=options.cache / "calibrations" if energy else None,
+            bandwidth=device not in self._bandwidth_of,
             key=f"{self.run_id}/{device}/{key}",
         )
         retries: list[str] = []
@@ -260,6 +266,8 @@ class DeviceRun(Opened):
         provenance = leg.provenance | {"effort": f"{self.effort(device):g}"}
         leg = dataclasses.replace(leg, retries=tuple(retries), provenance=provenance, key=key)
         self.store.add_leg(self.run_id, leg)
+        if leg.bandwidth is not None:
+            self._bandwidth_of.add(device)
         self._to_acknowledge.append((device, plan.key))
         self._acknowledge()
         return leg
@@ -298,8 +306,8 @@ class DeviceRun(Opened):
         """Store what went wrong that belongs to no single check."""
         self.store.add_infrastructure(self.run_id, message)
 
-    def replay_command(self, device: str, recipe_name: str, program_json: str) -> str:
-        words = ["kvfarm", "replay", program_json, "--devices", device, "--model", str(self.options.model)]
+    def replay_command(self, device: str, recipe_name: str, case: str) -> str:
+        words = ["kvfarm", "replay", case, "--devices", device, "--model", str(self.options.model)]
         words += ["--recipe", recipe_name]
         for name, value in (("--farm", self.options.farm), ("--farm-address", self.options.farm_address)):
             words += [name, str(value)] if value else []

@@ -24,6 +24,7 @@ from harness.cli import (
     mutants,
     nightly,
     phones,
+    replaying,
     runs,
     wireless,
 )
@@ -44,6 +45,7 @@ for module in (
     bundle,
     doctor,
     devices,
+    replaying,
     leases,
     hosts,
     wireless,

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from device_agents.errors import InfrastructureError
+from harness.bars import Report as Report
+from harness.bars import progress as progress
 from harness.errors import HarnessError
 from kvengine.codec import DecodeError, encode
 from kvengine.errors import KvEngineError
@@ -25,9 +24,6 @@ JsonOption = Annotated[
 # Refusals: their message is for the user. Anything else is a bug and keeps its traceback.
 EXPECTED = (KvEngineError, InfrastructureError, HarnessError, DecodeError)
 REFUSED = 2
-
-Report = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
 
 
 def show(as_json: bool, data: dict[str, Any], text: Any) -> None:
@@ -69,27 +65,3 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, str | int | float | bool):
         return value
     return plain(encode(value))
-
-
-@contextmanager
-def progress() -> Iterator[Report]:
-    """A progress bar with time left on stderr, one line for each stage it is told of."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    # Without a terminal there is nobody to watch, and rich would still end its empty bar with a newline.
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        tasks: dict[str, Any] = {}
-
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done, total=total)
-
-        yield report
