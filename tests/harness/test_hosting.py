@@ -455,7 +455,7 @@ def stays(monkeypatch: pytest.MonkeyPatch, *codes: int) -> list[Options]:
 def test_it_joins_again_until_it_leaves_or_is_refused(
     last: int, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = stays(monkeypatch, LOST, LOST, last)
+    seen = stays(monkeypatch, LOST, -6, last)  # Ray aborts processes
     assert supervisor.keep_joined(OPTIONS, threading.Event(), lambda said: None) == last
     assert seen == [OPTIONS] * 3
 
