@@ -42,6 +42,7 @@ class ChaosLab:
     def __init__(self, name: str, node: Node, root: Path | None, **_: Any) -> None:
         assert root is not None
         self.name, self.host = name, False
+        self.shipping = threading.Lock()
         self._root = root
         self._up = False
 
