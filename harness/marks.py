@@ -51,9 +51,9 @@ class DeviceMarks:
         """
         expressions = [_expression(mark, where) for mark in markers]
         if not expressions:
-            return self._run.devices
+            return self._run.devices or NoDevice(self._run.options.devices, self._run.impossible)
         conditions = [_condition(text, where) for text in expressions]
-        chosen, reasons = [], []
+        chosen, reasons = [], list(self._run.impossible)
         for name in self._run.devices:
             against = self._against(name, conditions)
             if against:

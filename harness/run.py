@@ -19,7 +19,9 @@ from harness import choosing, inventory
 from harness.artifacts import resolved
 from harness.checking import Cell, Tally
 from harness.errors import InventoryError
+from harness.discovery import PassedOver
 from harness.handover import Handover, RunFolder
+from harness.impossible import impossible
 from harness.inventory import effort_of, share
 from harness.legs import LegPlan, Subject, measure_leg
 from harness.measuring import Shape
@@ -87,7 +89,7 @@ class DeviceRun(Opened):
         if handover is not None:
             self.seed, self.run_id, self.started_at = handover.seed, handover.run_id, handover.started_at
             self.inventory, self.devices = handover.inventory, handover.devices
-            self.passed_over = handover.passed_over
+            self.passed_over, self.impossible = handover.passed_over, handover.impossible
             return
         self.seed = options.seed if options.seed is not None else secrets.randbits(32)
         self.started_at = now()
@@ -97,13 +99,19 @@ class DeviceRun(Opened):
         selection = choosing.read(options.devices, inventory.load(options.farm))
         self.inventory, self.devices = selection.inventory, selection.names
         self.passed_over = selection.passed_over
+        self.impossible: tuple[PassedOver, ...] = ()  # devices that were named, and cannot be on this machine
         if selection.condition is not None:
             self._choose(selection)
+        else:
+            self.impossible = impossible(self.devices, self.inventory, options.cache)
+            self.passed_over += self.impossible
+            nowhere = {each.name for each in self.impossible}
+            self.devices = tuple(name for name in self.devices if name not in nowhere)
         self._check_recipes()
 
     def _check_recipes(self) -> None:
         for _, recipe, names in self._further:
-            if missing := set(names) - set(self.devices):
+            if missing := set(names) - {*self.devices, *(each.name for each in self.impossible)}:
                 raise InventoryError(
                     f"--measure {recipe.name}@{min(missing)}: sought one of this run's devices, which are "
                     f"{', '.join(self.devices)}"
@@ -142,6 +150,7 @@ class DeviceRun(Opened):
             inventory=self.inventory,
             devices=self.devices,
             passed_over=self.passed_over,
+            impossible=self.impossible,
             controller=os.getpid(),
             address=connection.address,
             private=not connection.joined,

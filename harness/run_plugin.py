@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Any, cast
 
 import pytest
@@ -25,6 +26,7 @@ from harness.outcomes import (
 )
 from harness.progress import Progress
 from harness.run import DeviceRun
+from reports.results import NotRun
 
 NOT_SUPPORTED = "not supported"
 
@@ -40,7 +42,8 @@ class DeviceTests:
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """One test per device and recipe for ``cell``; per device, model, recipe and workload for ``leg``.
 
-        A test whose marker no device satisfies is planned once, and skipped with the reason.
+        A test whose marker no device satisfies is planned once, and skipped with the reason; so is one on each
+        device that cannot be on this machine.
         """
         run = self.run
         ours = {"cell", "leg"} & set(metafunc.fixturenames)
@@ -48,10 +51,12 @@ class DeviceTests:
             return
         devices = self._devices(metafunc)
         if isinstance(devices, NoDevice):
-            skipped = pytest.param(devices, marks=pytest.mark.skip(reason=devices.sentence), id="no-device")
             for fixture in sorted(ours):
-                metafunc.parametrize(fixture, [skipped], indirect=True, scope="session")
+                metafunc.parametrize(fixture, [_skipped(devices)], indirect=True, scope="session")
             return
+        marked = any(metafunc.definition.iter_markers(MARKER))
+        # Its marker says which devices a test is for, and those that cannot be are not asked.
+        nowhere = [_skipped(NoDevice(each.name, (each,)), each.name) for each in run.impossible if not marked]
         if "cell" in metafunc.fixturenames:
             marks = {mark.name for mark in metafunc.definition.iter_markers()}
             pairs = [
@@ -60,8 +65,8 @@ class DeviceTests:
                 for recipe in run.recipes_of(device)
                 if applies(marks, recipe)
             ]
-            ids = [f"{device}-{recipe}" for device, recipe in pairs]
-            metafunc.parametrize("cell", pairs, ids=ids, indirect=True, scope="session")
+            cells = [pytest.param(pair, id="-".join(pair)) for pair in pairs]
+            metafunc.parametrize("cell", [*cells, *(nowhere if pairs else ())], indirect=True, scope="session")
         if "leg" in metafunc.fixturenames:
             legs = [
                 (device, model, recipe, shape)
@@ -70,11 +75,16 @@ class DeviceTests:
                 for shape in run.options.shapes
             ]
             several = len(run.options.shapes) > 1
-            ids = [
-                f"{device}-{model.name}-{recipe.name}" + (f"-{shape.key}" if several else "")
+            planned = [
+                pytest.param(
+                    (device, model, recipe, shape),
+                    id=f"{device}-{model.name}-{recipe.name}" + (f"-{shape.key}" if several else ""),
+                )
                 for device, model, recipe, shape in legs
             ]
-            metafunc.parametrize("leg", legs, ids=ids, indirect=True, scope="session")
+            # With a cell as well, that says it already.
+            more = nowhere if legs and "cell" not in ours else []
+            metafunc.parametrize("leg", [*planned, *more], indirect=True, scope="session")
 
     def _devices(self, metafunc: pytest.Metafunc) -> tuple[str, ...] | NoDevice:
         definition = metafunc.definition
@@ -175,9 +185,14 @@ class Reporting:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         self.progress.summary(terminalreporter)
-        for each in self.run.not_run:
-            terminalreporter.write_line(f"not run: {each.title}: no device for {each.condition!r}")
-            for reason in each.reasons:
+        def why(each: NotRun) -> tuple[str, tuple[str, ...]]:
+            return each.condition, each.reasons
+
+        for (condition, reasons), tests in groupby(sorted(self.run.not_run, key=why), why):
+            titles = [each.title for each in tests]
+            what = titles[0] if len(titles) == 1 else f"{len(titles)} tests"
+            terminalreporter.write_line(f"not run: {what}: no device for {condition!r}")
+            for reason in reasons:
                 terminalreporter.write_line(f"  {reason}")
 
     def pytest_report_header(self) -> list[str]:
@@ -197,6 +212,11 @@ class RunPlugin(DeviceTests, Reporting):
         plan = plan_of(session.items)
         self.run.begin(plan.checks, plan.legs, plan.not_run)
         self.progress.begin(len(plan.tests))
+
+
+def _skipped(nobody: NoDevice, name: str = "no-device") -> Any:
+    """What a test is parametrized with where it cannot run."""
+    return pytest.param(nobody, marks=pytest.mark.skip(reason=nobody.sentence), id=name)
 
 
 def _has_no_cell(item: pytest.Item) -> bool:

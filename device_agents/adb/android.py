@@ -118,6 +118,7 @@ class AndroidDevice:
             abi=facts.abi,
             os=facts.os,
             build=facts.fingerprint or probed.build,
+            cores=facts.cores or probed.cores,
             ram_bytes=facts.ram_bytes or probed.ram_bytes,
             serial=facts.serial,
             api_level=facts.api,

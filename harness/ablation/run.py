@@ -74,6 +74,8 @@ def ablate(options: AblationOptions, on_step: Step, on_leg: Step) -> RunResults:
     )
     with contextlib.ExitStack() as stack:
         stack.callback(run.close)
+        if run.impossible:
+            raise InventoryError(f"{run.impossible[0].name}: {run.impossible[0].reason}")
         plan = list(_plan(run, steps, options.rounds))
         run.ablation = _info(run, steps, options, len(plan))
         run.begin(planned_checks=0, planned_legs=len(plan))
