@@ -264,7 +264,7 @@ def test_without_privilege_it_runs_in_a_user_namespace(
             adb = Adb(server, address)
             assert adb("id -u") == "2000\n"
             assert "CapEff:\t0000000000000000" in adb("cat /proc/self/status")
-            for path in ("/system/x", "/x", "/sys/x"):
+            for path in ("/system/x", "/x", "/sys/x", "/proc/meminfo", "/proc/cpuinfo"):
                 assert adb.run(f"touch {path}").returncode != 0, path
             assert adb.run("cat /sys/class/power_supply/battery/current_now").returncode != 0
             assert adb.run("[ -t 1 ] && echo terminal", "-tt").stdout == "terminal\n"
@@ -312,7 +312,7 @@ def test_two_runs_in_one_folder_have_phones_of_the_same_name(cache: Path, tmp_pa
 
 
 def test_memory_and_cores_are_the_profiles(phone: MakePhone, server: PrivateAdbServer) -> None:
-    """Not this machine's; nor may the shell user change what they say."""
+    """Not this machine's."""
     profile = load_profile("pixel-9-16k")
     adb = connect(server, phone("pixel-9-16k"))
     facts = read_facts(AdbTransport(AdbServer(server.port, start=False), adb.address), Deadline(20))
@@ -320,8 +320,6 @@ def test_memory_and_cores_are_the_profiles(phone: MakePhone, server: PrivateAdbS
     assert adb("grep -c ^processor /proc/cpuinfo") == f"{profile.cores}\n"
     assert adb("ls -d /sys/devices/system/cpu/cpu[0-9]* | wc -l") == f"{profile.cores}\n"
     assert 0 < int(adb("grep MemAvailable /proc/meminfo").split()[1]) < profile.ram_mib * 1024
-    for name in ("meminfo", "cpuinfo"):
-        assert adb.run(f"echo x >/proc/{name}; chmod 666 /proc/{name}").returncode != 0
 
 
 def test_the_users_adb_server_forgets_a_phone_that_ends_however_it_ends(
