@@ -8,7 +8,6 @@ between here and the engine is an InfrastructureError, what the engine refuses i
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import threading
 import time
@@ -16,100 +15,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-import numpy as np
 
 from device_agents.api import DeviceIdentity, Finding, Vitals
 from device_agents.config import DeviceConfig
 from device_agents.deadline import Deadline
 from device_agents.errors import InfrastructureError, LeaseError, NoSuchDevice
 from device_agents.lab_types import AgentBudgets, DeviceStatus, Lease
-from device_agents.recording.record import Plan, Record
-from device_agents.remote_session import Budgets
 from harness import leasing
 from harness.cluster import RayConnection, ensure_ray
+from harness.device_session import GRACE_S, DeviceSession
 from harness.inventory import LOCAL_LAB, Inventory
 from harness.lab import Lab, find_node, here
 from harness.leasing import CALL_S, Terms, holder
 from kvengine.artifact import Artifact
-from kvengine.program import Measurement, Observation, Program, Workload
 from kvengine.recipe import SessionRecipe
-from kvengine.session import SessionInfo
 
 CHUNK_BYTES = 8 << 20
-# The agent's own deadlines are inside: they know the reason. Ours only catches a dead agent.
-GRACE_S = 30.0
 LOCAL_ROOT = Path(".kvfarm") / "lab"
 
 Progress = Callable[[str, int, int], None]
 _log = logging.getLogger(__name__)
-
-
-class DeviceSession:
-    """An EngineSession on a device. Made by ``Farm.open``."""
-
-    def __init__(self, lab: Lab, device: str, token: int, session_id: str, info: SessionInfo) -> None:
-        self.device = device
-        self._lab = lab
-        self._token = token
-        self._id = session_id
-        self._info = info
-        self._closed = False
-
-    @property
-    def info(self) -> SessionInfo:
-        return self._info
-
-    @property
-    def closed(self) -> bool:
-        """Closed from our side, or broken: after an infrastructure error a session is of no more use."""
-        return self._closed
-
-    def run_program(self, program: Program) -> tuple[Observation, ...]:
-        """Raises KvEngineError: the program as a whole is refused. InfrastructureError: see Farm."""
-        found = self._call("run_program", Budgets().program_s, program)
-        return tuple(_own(observation) for observation in found)
-
-    def run_workload(self, workload: Workload) -> Measurement:
-        """Raises as ``run_program``."""
-        measured: Measurement = self._call("run_workload", Budgets().workload_s, workload)
-        return measured
-
-    def start_recording(self, plan: Plan) -> None:
-        """Let the device record what it does. A failure leaves the session as it was."""
-        budget = AgentBudgets().recording_s + GRACE_S
-        self._lab.call("start_recording", budget, self._id, self._token, plan)
-
-    def stop_recording(self) -> Record:
-        budget = AgentBudgets().recording_s + GRACE_S
-        record: Record = self._lab.call("stop_recording", budget, self._id, self._token)
-        return record
-
-    def close(self) -> None:
-        """End the runner. Never raises: a runner that cannot be closed ends with its lease."""
-        if self._closed:
-            return
-        self._closed = True
-        with contextlib.suppress(InfrastructureError):
-            self._lab.call("close_session", Budgets().close_s + GRACE_S, self._id, self._token)
-
-    def __enter__(self) -> DeviceSession:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _call(self, method: str, budget_s: float, *arguments: Any) -> Any:
-        if self._closed:
-            raise InfrastructureError(f"{self.device}: {method}: this session is closed; open another")
-        try:
-            return self._lab.call(method, budget_s + GRACE_S, self._id, self._token, *arguments)
-        except InfrastructureError:
-            self.close()
-            raise
 
 
 @dataclass
@@ -167,6 +92,7 @@ class Farm:
         self._starting = threading.Lock()  # held while a lab agent is started
         self._stopped = threading.Event()
         self._heartbeat = threading.Thread(target=self._renew, name="leases", daemon=True)
+        self._warming: threading.Thread | None = None
 
     def __enter__(self) -> Farm:
         try:
@@ -190,6 +116,8 @@ class Farm:
         self._stopped.set()
         if self._heartbeat.is_alive():
             self._heartbeat.join(2 * GRACE_S)
+        if self._warming is not None:
+            self._warming.join(2 * GRACE_S)  # an agent that it starts is closed below
         connection, self._ray = self._ray, None
         if connection is None:
             return
@@ -225,6 +153,22 @@ class Farm:
                 lab.begin("status")
             device.identity = lab.call("identity", AgentBudgets().identity_s + GRACE_S, name)
         return device.identity
+
+    def get_ready(self, name: str) -> None:
+        """Start the device's lab agent and, unless others have it, let it say who it is: in the background.
+
+        Bringing its bundle and trying it takes seconds; whether it works is seen when it is wanted.
+        """
+
+        def warm_up() -> None:
+            with contextlib.suppress(InfrastructureError):
+                device = self._device(name)
+                lab = self._ready(device.lab)
+                if not any(lease.device == name for lease in lab.call("leases", GRACE_S)):
+                    lab.begin("identity", name)
+
+        self._warming = threading.Thread(target=warm_up, name="get ready", daemon=True)
+        self._warming.start()
 
     def vitals(self, name: str) -> Vitals:
         """The device's state now."""
@@ -510,8 +454,3 @@ class Farm:
                     if not piece:
                         break
             lab.call("commit_blob", GRACE_S + blob.size / 50e6, blob.sha256)
-
-
-def _own(observation: Observation) -> Observation:
-    """Logits out of Ray's object store, which is small and lends its memory read-only."""
-    return dataclasses.replace(observation, logits=np.array(observation.logits))

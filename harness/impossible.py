@@ -1,4 +1,4 @@
-"""Virtual phones that a run asks for where none can be: its tests on them are skipped, in CI it is an error."""
+"""Virtual phones that a run asks for where none can be: their tests are skipped, in CI it is an error."""
 
 from __future__ import annotations
 

@@ -14,9 +14,10 @@ from device_agents.api import DeviceIdentity, Vitals
 from device_agents.errors import InfrastructureError
 from device_agents.recording.record import Plan, Record
 from harness import measuring
+from harness.device_session import DeviceSession
 from harness.during import during_info
 from harness.energy import energy_of
-from harness.farm import DeviceSession, Farm
+from harness.farm import Farm
 from harness.measuring import Shape
 from harness.recipes import Recipe
 from harness.sustained import sustain

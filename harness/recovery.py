@@ -57,7 +57,8 @@ class Recovery:
     """Of all devices of one run; different devices may be used from different threads.
 
     probe: asks a device for a sign of life, under a deadline of its own; raises InfrastructureError.
-    on_quarantine: called once for each device that is set aside, with its name and the evidence.
+    on_quarantine: called once for each device that is set aside, with its name and the evidence: a sentence,
+    and in further lines what was seen there, as it was.
     on_retry: called before each further try, with the device's name and the reason.
     """
 
@@ -77,7 +78,7 @@ class Recovery:
 
     @property
     def quarantined(self) -> dict[str, str]:
-        """Evidence by device."""
+        """The sentence by device."""
         return dict(self._evidence)
 
     def recall(self, device: str, evidence: str) -> None:
@@ -113,12 +114,13 @@ class Recovery:
     def _consider(self, device: str, error: InfrastructureError, retries: list[str]) -> None:
         """Returns when ``work`` may be tried again, else raises ``error``."""
         if isinstance(error, _LASTING):
-            self._set_aside(device, one_line(error))
+            self._set_aside(device, _first_line(error), error)
             raise error
         if len(retries) >= self._policy.retries:
             lost = self._lost[device] = self._lost.get(device, 0) + 1
             if lost >= self._policy.lost_in_a_row:
-                self._set_aside(device, f"{lost} checks or legs lost in a row, the last by {one_line(error)}")
+                said = f"{lost} checks or legs lost in a row, the last by {one_line(error)}"
+                self._set_aside(device, said, error)
             raise error
         try:
             seconds = self._await_answer(device)
@@ -127,6 +129,8 @@ class Recovery:
                 device,
                 f"{one_line(error)}; then it did not answer again within {self._policy.answer_s:g} s: "
                 f"{one_line(silence)}",
+                error,
+                silence,
             )
             raise error from silence
         retries.append(f"{one_line(error)} (answered again after {seconds:.1f} s)")
@@ -144,13 +148,18 @@ class Recovery:
                     raise
             pause.wait(self._policy.pause_s)
 
-    def _set_aside(self, device: str, evidence: str) -> None:
-        self._evidence[device] = evidence
-        _log.error("%s is quarantined: %s", device, evidence)
-        self._on_quarantine(device, evidence)
+    def _set_aside(self, device: str, sentence: str, *errors: InfrastructureError) -> None:
+        self._evidence[device] = sentence
+        _log.error("%s is quarantined: %s", device, sentence)
+        # What a shell said there is for who looks into it, and no sentence.
+        details = [line for error in errors for line in str(error).splitlines()[1:] if line.strip()]
+        self._on_quarantine(device, "\n".join([sentence, *details]))
 
 
 def one_line(error: BaseException) -> str:
     """The error's class and the first line of what it says."""
-    first = (str(error).splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first}"[:_LINE]
+    return f"{type(error).__name__}: {_first_line(error)}"[:_LINE]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

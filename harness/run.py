@@ -18,8 +18,8 @@ from device_agents.errors import InfrastructureError
 from harness import choosing, inventory
 from harness.artifacts import resolved
 from harness.checking import Cell, Tally
-from harness.errors import InventoryError
 from harness.discovery import PassedOver
+from harness.errors import InventoryError
 from harness.handover import Handover, RunFolder
 from harness.impossible import impossible
 from harness.inventory import effort_of, share
@@ -81,6 +81,7 @@ class DeviceRun(Opened):
         self.planned_checks = self.planned_legs = 0
         self.not_run: tuple[NotRun, ...] = ()
         self.trend: tuple[Series, ...] = ()  # of its cells over stored runs, once it has finished
+        self.impossible: tuple[PassedOver, ...] = ()  # devices that were named, and cannot be on this machine
         self.ablation: AblationInfo | None = None  # what the legs are for, where they are an ablation's
         self._identities: dict[str, DeviceIdentity] = {}
         self._stored: set[str] = set()  # devices
@@ -89,7 +90,8 @@ class DeviceRun(Opened):
         if handover is not None:
             self.seed, self.run_id, self.started_at = handover.seed, handover.run_id, handover.started_at
             self.inventory, self.devices = handover.inventory, handover.devices
-            self.passed_over, self.impossible = handover.passed_over, handover.impossible
+            self.passed_over = handover.passed_over
+            self.impossible = handover.impossible
             return
         self.seed = options.seed if options.seed is not None else secrets.randbits(32)
         self.started_at = now()
@@ -99,7 +101,6 @@ class DeviceRun(Opened):
         selection = choosing.read(options.devices, inventory.load(options.farm))
         self.inventory, self.devices = selection.inventory, selection.names
         self.passed_over = selection.passed_over
-        self.impossible: tuple[PassedOver, ...] = ()  # devices that were named, and cannot be on this machine
         if selection.condition is not None:
             self._choose(selection)
         else:
@@ -182,6 +183,7 @@ class DeviceRun(Opened):
         """The cell of one device and recipe; its sessions are opened by the first program."""
         recipe = self.recipes[recipe_name]
         with self._sharing(device):
+            self.get_ready(device, recipe)
             spec = self.artifact(self.options.model, recipe).manifest.spec
             reference = self.reference(recipe)
         return Cell(
@@ -322,7 +324,7 @@ class DeviceRun(Opened):
         """A device in quarantine: the store says so, and nothing of it is kept open."""
         self.store.add_infrastructure(self.run_id, f"{device} was quarantined: {evidence}")
         if device in self._identities:
-            info = dataclasses.replace(self._info(device), quarantined=evidence)
+            info = dataclasses.replace(self._info(device), quarantined=evidence.partition("\n")[0])
             self.store.add_device(self.run_id, info)
             self._stored.add(device)
         self._abandon(device)

@@ -42,8 +42,8 @@ class DeviceTests:
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """One test per device and recipe for ``cell``; per device, model, recipe and workload for ``leg``.
 
-        A test whose marker no device satisfies is planned once, and skipped with the reason; so is one on each
-        device that cannot be on this machine.
+        A test whose marker no device satisfies is planned once, and skipped with the reason; so is one on
+        each device that cannot be on this machine.
         """
         run = self.run
         ours = {"cell", "leg"} & set(metafunc.fixturenames)
@@ -66,7 +66,9 @@ class DeviceTests:
                 if applies(marks, recipe)
             ]
             cells = [pytest.param(pair, id="-".join(pair)) for pair in pairs]
-            metafunc.parametrize("cell", [*cells, *(nowhere if pairs else ())], indirect=True, scope="session")
+            metafunc.parametrize(
+                "cell", [*cells, *(nowhere if pairs else ())], indirect=True, scope="session"
+            )
         if "leg" in metafunc.fixturenames:
             legs = [
                 (device, model, recipe, shape)
@@ -185,6 +187,7 @@ class Reporting:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         self.progress.summary(terminalreporter)
+
         def why(each: NotRun) -> tuple[str, tuple[str, ...]]:
             return each.condition, each.reasons
 

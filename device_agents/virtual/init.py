@@ -22,8 +22,8 @@ from device_agents.virtual import namespaces as ns
 from device_agents.virtual.layout import ADBD, GROUPS, LIBRARIES, QEMU, SERVICES_SOCKET, SHELL_UID
 from device_agents.virtual.loop import READ, WRITE, Loop
 from device_agents.virtual.physics import Physics
-from device_agents.virtual.profile import Abi, Profile
 from device_agents.virtual.procfs import cpuinfo_arm, cpuinfo_x86, meminfo
+from device_agents.virtual.profile import Abi, Profile
 from device_agents.virtual.properties import sysfs
 from device_agents.virtual.services import AndroidServices, Answer
 

@@ -61,9 +61,7 @@ def cpuinfo_x86(profile: Profile, host: str) -> str:
             "initial apicid": number,
         }
         lines = [line.partition(":") for line in first.splitlines()]
-        told = [
-            f"{key}: {ours[key.strip()]}" if key.strip() in ours else f"{key}:{rest}" for key, _, rest in lines
-        ]
+        told = [f"{key}: {ours.get(key.strip(), rest.strip())}" for key, _, rest in lines]
         blocks.append("\n".join(told) + "\n\n")
     return "".join(blocks)
 

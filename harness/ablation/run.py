@@ -9,6 +9,7 @@ from pathlib import Path
 
 from device_agents.errors import InfrastructureError
 from harness.ablation.steps import Ladder, ladder, order
+from harness.errors import InventoryError
 from harness.measuring import Shape
 from harness.recipes import parse_recipe
 from harness.run import DeviceRun

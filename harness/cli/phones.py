@@ -91,7 +91,9 @@ def profiles(as_json: JsonOption = False) -> None:
     table = Table("virtual profile", "plays", "Android", "SoC", "cores", "memory", "quirks")
     for each in known:
         soc = f"{each.soc_manufacturer} {each.soc_model}"
-        quirks = "\n".join(f"- {quirk.what}{'' if quirk.seen else ' (ours: not seen anywhere)'}" for quirk in each.quirks)
+        quirks = "\n".join(
+            f"- {quirk.what}{'' if quirk.seen else ' (ours: not seen anywhere)'}" for quirk in each.quirks
+        )
         model = f"{each.manufacturer} {each.model} (virtual)"
         memory = f"{each.ram_mib / 1024:.1f} GiB"
         table.add_row(each.name, model, each.android, soc, str(each.cores), memory, quirks)

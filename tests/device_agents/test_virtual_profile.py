@@ -12,8 +12,8 @@ from device_agents.adb.facts import mem_total
 from device_agents.recording.answers import parse_gauge, parse_vitals
 from device_agents.virtual.errors import VirtualPhoneUnavailable
 from device_agents.virtual.physics import Physics
-from device_agents.virtual.profile import FOLDER, Battery, Profile, load_profile, parse_abi, profile_names
 from device_agents.virtual.procfs import cpuinfo_arm, cpuinfo_x86, meminfo
+from device_agents.virtual.profile import FOLDER, Battery, Profile, load_profile, parse_abi, profile_names
 from device_agents.virtual.properties import DENIED, sysfs
 from device_agents.virtual.services import AndroidServices
 

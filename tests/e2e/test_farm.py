@@ -19,7 +19,8 @@ import ray
 
 from device_agents.deadline import Deadline
 from device_agents.errors import InfrastructureError, LeaseError, NoSuchDevice, RunnerDied
-from harness.farm import DeviceSession, Farm
+from harness.device_session import DeviceSession
+from harness.farm import Farm
 from harness.inventory import DEFAULT, DeviceEntry, Inventory, LabEntry
 from harness.leasing import Terms
 from harness.recipes import parse_recipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -116,7 +117,19 @@ def test_a_device_that_can_never_do_it_is_not_asked_twice(device: Device) -> Non
     device.fails = [UnsupportedDevice("noexec")]
     recovery, aside = recovery_of(device)
     lose(recovery, device.work)
-    assert (device.tries, aside) == (1, [("one", "UnsupportedDevice: noexec")])
+    assert (device.tries, aside) == (1, [("one", "noexec")])
+
+
+def test_why_a_device_is_set_aside_is_one_sentence_with_what_was_seen_apart(device: Device) -> None:
+    said = "it does not execute programs in /data: the folder is mounted noexec"
+    seen = "its shell said: sh: can't execute: Permission denied\nits mount: tmpfs /data tmpfs rw,noexec 0 0"
+    device.fails = [UnsupportedDevice(f"{said}\n{seen}")]
+    recovery, aside = recovery_of(device)
+    lose(recovery, device.work)
+    assert aside == [("one", f"{said}\n{seen}")]
+    with pytest.raises(Quarantined, match=f"^quarantined: {re.escape(said)}$"):
+        recovery.attempt("one", device.work, [])
+    assert recovery.quarantined == {"one": said}
 
 
 def test_other_devices_do_not_pay(device: Device) -> None:
