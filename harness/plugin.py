@@ -282,7 +282,12 @@ def device_run(request: pytest.FixtureRequest) -> DeviceRun:
 @pytest.fixture(scope="session")
 def cell(request: pytest.FixtureRequest, device_run: DeviceRun) -> Iterator[Any]:
     """One device with one recipe (harness.checking.Cell)."""
+    from harness.anywhere import AnyOf
+
     device, recipe = request.param
+    if isinstance(device, AnyOf):
+        yield None  # made when it is known where the test runs: harness.run_plugin
+        return
     yield device_run.cell(device, recipe)
     device_run.leave(device, recipe)
 

@@ -196,6 +196,7 @@ class DeviceRun(Opened):
             seed=self.seed,
             database=str(self.options.cache / "examples"),
             on_program=self._on_program,
+            simulated=self.inventory.device(device).kind == inventory.SIMULATED,
         )
 
     def measure(

@@ -70,6 +70,7 @@ class PhoneConfig:
     # Bytes that /data holds; it is in memory then, and empty again after a reboot. 0: a folder of the host.
     storage: int = 0
     shared: bool = False  # the user's own adb server may know it, and is to forget it when it ends
+    latency_s: float = 0.0  # of its link, in each direction
 
 
 class Init:

@@ -49,7 +49,7 @@ class Launcher:
         self._listener.listen(64)
         if config.shared:
             (self._folder / _ADDRESS).write_text(str(self.port))
-        self._relay = Relay(loop, self._listener, self._dial)
+        self._relay = Relay(loop, self._listener, self._dial, config.latency_s)
         self._dials = 0  # that init has not answered
         self._dead = False  # its first process ended, and nobody will start it again
         self._init: socket.socket | None = None

@@ -46,7 +46,8 @@ class VirtualPhone:
     root: a folder for phones, of this and of other processes; each has one of its own in it while it runs.
     cache: where the file system made of Debian's packages is kept. storage: bytes that its /data holds,
     in memory and until its next reboot; 0: what this machine has. shared: users reach it through an adb
-    server of their own, which is told when it ends. Nothing outlives this process:
+    server of their own, which is told when it ends. latency_s: added to its link in each direction, as of a
+    slow network. Nothing outlives this process:
     when it dies, also by SIGKILL, the launcher ends the phone and removes its folder.
     """
 
@@ -59,6 +60,7 @@ class VirtualPhone:
         cache: Path | None = None,
         storage: int = 0,
         shared: bool = False,
+        latency_s: float = 0.0,
     ) -> None:
         """Raises VirtualPhoneFailed for a name that is no folder name of letters, digits, - and _."""
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
@@ -67,6 +69,7 @@ class VirtualPhone:
             )
         self.name, self.profile, self.abi = name, profile, abi
         self._root, self._storage, self._shared = root.resolve(), storage, shared
+        self._latency_s = latency_s
         self.folder = self._root / name
         self._cache = (cache or default_cache()).resolve()
         self._stream: ProcessStream | None = None
@@ -96,6 +99,7 @@ class VirtualPhone:
                     parent=os.getpid(),
                     storage=self._storage,
                     shared=self._shared,
+                    latency_s=self._latency_s,
                 )
                 stream = ProcessStream(_LAUNCHER, local_environment({}), grace_s=_GRACE_S)
                 try:
