@@ -45,7 +45,7 @@ class Opened:
         self._sessions: dict[tuple[str, str, str], DeviceSession] = {}
         self._references: dict[Path, Reference] = {}
         self._coming: dict[Path, Callable[[], Reference]] = {}  # begun, and not yet waited for
-        self._got_ready: set[str] = set()  # devices
+        self._got_ready = False
         self._artifacts: dict[tuple[Path, ExportRecipe, ForeignModel | None], Artifact] = {}
         self._offered: list[object] = []  # references that end when they are forgotten
         self._quiet: dict[str, Quiet] = {}  # by lab host
@@ -94,18 +94,13 @@ class Opened:
         return self._references[checkpoint]
 
     def get_ready(self, device: str, recipe: Recipe) -> None:
-        """Begin what a device's first test waits for: reference and device get ready while we export."""
-        if device in self._got_ready:
+        """Begin what the first test waits for: its device and the reference get ready while we export."""
+        if self._got_ready:
             return
-        self._got_ready.add(device)
+        self._got_ready = True
         self.farm.get_ready(device)
-        model = self.options.model
-        if (
-            not self._handover
-            and _judged_exactly(recipe)
-            and not {model} & {*self._references, *self._coming}
-        ):
-            self._coming[model] = begin_reference(model)
+        if not self._handover and _judged_exactly(recipe):
+            self._coming[self.options.model] = begin_reference(self.options.model)
 
     def _offer_references(self, recipes: Iterable[Recipe]) -> None:
         """For all workers of this run to share, until it closes."""

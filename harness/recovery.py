@@ -127,13 +127,8 @@ class Recovery:
         try:
             seconds = self._await_answer(device)
         except InfrastructureError as silence:
-            self._set_aside(
-                device,
-                f"{one_line(error)}; then it did not answer again within {self._policy.answer_s:g} s: "
-                f"{one_line(silence)}",
-                error,
-                silence,
-            )
+            said = f"it stopped answering, and did not answer again within {self._policy.answer_s:g} s"
+            self._set_aside(device, said, error, silence)
             raise error from silence
         retries.append(f"{one_line(error)} (answered again after {seconds:.1f} s)")
         self.on_retry(device, retries[-1])
@@ -152,10 +147,11 @@ class Recovery:
 
     def _set_aside(self, device: str, sentence: str, *errors: InfrastructureError) -> None:
         self._evidence[device] = sentence
-        _log.error("%s is quarantined: %s", device, sentence)
-        # What a shell said there is for who looks into it, and no sentence.
-        details = [line for error in errors for line in str(error).splitlines()[1:] if line.strip()]
-        self._on_quarantine(device, "\n".join([sentence, *details]))
+        # What adb and shells said is for who looks into it, and no sentence.
+        details = [f"{type(error).__name__}: {error}" for error in errors if str(error) != sentence]
+        evidence = "\n".join([sentence, *details])
+        _log.error("%s is quarantined: %s", device, evidence)
+        self._on_quarantine(device, evidence)
 
 
 def one_line(error: BaseException) -> str:
