@@ -21,6 +21,7 @@ COMMANDS = (
     "connect",
     "pair",
     "run",
+    "resume",
     "report",
     "history",
     "tag",

@@ -1,4 +1,4 @@
-"""An EngineSession on a device of a farm, as this process uses it."""
+"""An open session on a device of the farm, as an EngineSession of this process."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from device_agents.errors import InfrastructureError
 from device_agents.lab_types import AgentBudgets
 from device_agents.recording.record import Plan, Record
 from device_agents.remote_session import Budgets
+from device_agents.results import Kept, Key
 from harness.lab import Lab
 from kvengine.program import Measurement, Observation, Program, Workload
 from kvengine.session import SessionInfo
@@ -50,6 +51,13 @@ class DeviceSession:
         """Raises as ``run_program``."""
         measured: Measurement = self._call("run_workload", Budgets().workload_s, workload)
         return measured
+
+    def measure(self, workload: Workload, plan: Plan, key: Key | None = None, note: str = "") -> Kept:
+        """``run_workload``, recorded by ``plan``; once for all calls with ``key``. See LabAgent.measure."""
+        agent = AgentBudgets()
+        seconds = Budgets().workload_s + 2 * agent.recording_s + agent.vitals_s
+        found: Kept = self._call("measure", seconds, workload, plan, key, note)
+        return found
 
     def start_recording(self, plan: Plan) -> None:
         """Let the device record what it does. A failure leaves the session as it was."""

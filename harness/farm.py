@@ -21,6 +21,7 @@ from device_agents.config import DeviceConfig
 from device_agents.deadline import Deadline
 from device_agents.errors import BlobsMissing, InfrastructureError, LeaseError, NoSuchDevice
 from device_agents.lab_types import AgentBudgets, DeviceStatus, Lease
+from device_agents.results import Kept, Key
 from harness import leasing
 from harness.cluster import RayConnection, ensure_ray
 from harness.device_session import GRACE_S, DeviceSession
@@ -214,6 +215,16 @@ class Farm:
         session_id, info = opened
         return DeviceSession(lab, name, token, session_id, info)
 
+    def kept(self, name: str, key: Key) -> Kept | None:
+        """What the device's lab host has measured under ``key`` and nobody has acknowledged."""
+        found: Kept | None = self._ready(self._device(name).lab).call("kept", CALL_S, key)
+        return found
+
+    def acknowledge(self, name: str, leg: str) -> None:
+        """The leg is stored: its lab host may forget it. Never raises; what is not forgotten is evicted."""
+        with contextlib.suppress(InfrastructureError):
+            self._ready(self._device(name).lab).call("acknowledge", CALL_S, leg)
+
     def holding(self, names: Sequence[str]) -> tuple[str, ...]:
         """Those of the devices that we have on lease."""
         return tuple(name for name in names if self._device(name).lease is not None)
@@ -340,6 +351,7 @@ class Farm:
         """``lab`` with its agent running; one that died is started again, and knows our leases."""
         with self._starting:
             if not lab.running:
+                self.connection.check_alive()
                 mine = [d for d in self._devices.values() if d.lab is lab]
                 for device in mine:
                     device.claimed = False
@@ -367,7 +379,8 @@ class Farm:
         if patience is None:
             first = not self._guest and all(each.patience is None for each in self._devices.values())
             patience = Deadline(self._terms.wait_s)
-            wanted = list(self._devices.values()) if first else [device]
+            free = [each for each in self._devices.values() if each.lease is None]  # the rest is ours
+            wanted = free if first else [device]
             for each in wanted:
                 each.patience = patience
             # Always in this order: of two that want the same hosts none waits for the other's.

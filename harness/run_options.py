@@ -33,3 +33,5 @@ class RunOptions:
     terms: Terms = field(default_factory=Terms)  # of leases
     command: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()  # pytest's, as the run keeps them for who goes on with it
+    resume: str = ""  # the run to go on with
