@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
+from device_agents import power
 from device_agents.api import Device, DeviceIdentity, Finding, Vitals
 from device_agents.arrivals import Arrivals
 from device_agents.blobs import BlobStore, MissingBlob, parse_manifest
@@ -103,10 +104,9 @@ class LabAgent:
             shared = leases or root / "leases"
             self._ledger = Ledger(shared, clock=clock)
             self._results = ResultJournal(shared / "results")
-            self._slots = {
-                c.name: Slot(c, c.key(self._id), self._id, make(c, self._store), self._ledger, self._budgets)
-                for c in devices
-            }
+            self._make = make
+            self._slots: dict[str, Slot] = {}
+            self.add(devices)
             self._arrivals = Arrivals(
                 self._store, store_limit_bytes, self._in_use, clock, self._budgets.deploy_s
             )
@@ -122,6 +122,17 @@ class LabAgent:
                 target=self._reap, args=(reap_every_s,), name="leases", daemon=True
             )
             self._reaper.start()
+
+    def add(self, devices: Sequence[DeviceConfig]) -> None:
+        """Own these too from now on; one that it has already is left alone."""
+        new = {
+            c.name: Slot(
+                c, c.key(self._id), self._id, self._make(c, self._store), self._ledger, self._budgets
+            )
+            for c in devices
+            if c.name not in self._slots
+        }
+        self._slots = {**self._slots, **new}  # others read it meanwhile
 
     # -- who is there ---------------------------------------------------------------------
 
@@ -265,6 +276,13 @@ class LabAgent:
     def lift(self, device: str, by: str) -> None:
         """End a quarantine."""
         self._ledger.act(protocol.lift(self._slot(device).key, by))
+
+    def power_cycle(self, device: str, token: int, reason: str) -> str:
+        """Says what was done. Raises PowerCycleFailed: nothing was, or it did not help. LeaseError."""
+        with self._working(device, token) as slot:
+            return power.cycle_device(
+                slot.config, slot.key, reason, self._ledger.path.parent, Deadline(self._budgets.power_s)
+            )
 
     # -- artifacts ------------------------------------------------------------------------
 
@@ -445,6 +463,7 @@ class LabAgent:
             lease,
             f"by {bad.by}: {bad.evidence}" if bad else "",
             waiting,
+            state.drained,
         )
 
     def _lease(self, slot: Slot) -> Lease | None:

@@ -22,6 +22,7 @@ class AgentBudgets:
     claim_s: float = 20.0
     release_s: float = 15.0
     recording_s: float = 30.0
+    power_s: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class Standing:
 class DeviceStatus:
     """One device now: who it is, or why it does not answer; who has it.
 
-    quarantined: by whom and on what evidence. waiting: how many requests might get it.
+    quarantined: by whom and on what evidence. waiting: how many requests might get it. drained: why its whole
+    lab host lends nothing.
     """
 
     name: str
@@ -68,3 +70,4 @@ class DeviceStatus:
     lease: Lease | None = None
     quarantined: str = ""
     waiting: int = 0
+    drained: str = ""

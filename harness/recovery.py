@@ -60,7 +60,9 @@ class Recovery:
     probe: asks a device for a sign of life, under a deadline of its own; raises InfrastructureError.
     on_quarantine: called once for each device that is set aside, with its name and the evidence: a sentence,
     and in further lines what was seen there, as it was.
-    on_retry: called before each further try, with the device's name and the reason.
+    on_retry: called before each further try, with the device's name and the reason. revive: cuts the
+    power of a device that does not answer, with the reason, and says what was done, "" for nothing; may raise
+    InfrastructureError.
     """
 
     def __init__(
@@ -69,11 +71,13 @@ class Recovery:
         policy: RecoveryPolicy | None = None,
         on_quarantine: Callable[[str, str], None] = lambda device, evidence: None,
         on_retry: Callable[[str, str], None] = lambda device, reason: None,
+        revive: Callable[[str, str], str] = lambda device, reason: "",
     ) -> None:
         self._probe = probe
         self._policy = policy or RecoveryPolicy()
         self._on_quarantine = on_quarantine
         self.on_retry = on_retry
+        self._revive = revive
         self._lost: dict[str, int] = {}  # checks and legs lost in a row
         self._evidence: dict[str, str] = {}
 
@@ -127,14 +131,31 @@ class Recovery:
             raise error
         try:
             seconds = self._await_answer(device)
+            done = ""
         except ClusterLost:
             raise
         except InfrastructureError as silence:
-            said = f"it stopped answering, and did not answer again within {self._policy.answer_s:g} s"
-            self._set_aside(device, said, error, silence)
-            raise error from silence
-        retries.append(f"{one_line(error)} (answered again after {seconds:.1f} s)")
+            done, seconds = self._revived(device, error, silence)
+        retries.append(f"{one_line(error)} ({done}answered again after {seconds:.1f} s)")
         self.on_retry(device, retries[-1])
+
+    def _revived(
+        self, device: str, error: InfrastructureError, silence: InfrastructureError
+    ) -> tuple[str, float]:
+        """What brought it back, and the seconds it took; else it is set aside, and ``error`` raised."""
+        said = f"it stopped answering, and did not answer again within {self._policy.answer_s:g} s"
+        seen, done = [error, silence], ""
+        try:
+            done = self._revive(device, f"{said}: {one_line(silence)}")
+            if done:
+                return f"{done}, ", self._await_answer(device)
+        except ClusterLost:
+            raise
+        except InfrastructureError as failed:
+            said += f"; {done or 'not revived'}: {one_line(failed)}"
+            seen.append(failed)
+        self._set_aside(device, said, *seen)
+        raise error
 
     def _await_answer(self, device: str) -> float:
         """Seconds until the device answered. Raises the last InfrastructureError when it is late."""

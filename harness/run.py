@@ -8,6 +8,7 @@ import os
 import secrets
 import shlex
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,14 +16,14 @@ from urllib.parse import quote
 
 from device_agents.api import DeviceIdentity
 from device_agents.errors import InfrastructureError
-from harness import choosing, inventory, resuming
+from harness import choosing, resuming
 from harness.artifacts import resolved
 from harness.checking import Cell, Tally
 from harness.discovery import PassedOver
 from harness.errors import InventoryError
 from harness.handover import Handover, RunFolder
 from harness.impossible import impossible
-from harness.inventory import effort_of, share
+from harness.inventory import SIMULATED, effort_of, share
 from harness.lab import leases_folder
 from harness.legs import LegPlan, Subject, measure_leg
 from harness.measuring import Shape
@@ -88,7 +89,8 @@ class DeviceRun(Opened):
         self.ablation: AblationInfo | None = None  # what the legs are for, where they are an ablation's
         self._identities: dict[str, DeviceIdentity] = {}
         self._stored: set[str] = set()  # devices
-        self.recovery = Recovery(self._answers, options.recovery, self._set_aside, on_retry)
+        self._bandwidth_of: set[str] = set()  # devices whose was measured
+        self.recovery = Recovery(self._answers, options.recovery, self._set_aside, on_retry, self._revive)
         self._provenance = provenance()
         self.done: frozenset[Done] = frozenset()  # of an earlier process of this run
         self._before: RunResults | None = None  # the run as that left it
@@ -108,7 +110,9 @@ class DeviceRun(Opened):
         self.run_id = options.resume or f"{moment}-{secrets.token_hex(4)}"
         try:
             self._lock = RunLock(leases_folder() / "runs", self.run_id)
-            selection = choosing.read(options.devices, inventory.load(options.farm))
+            selection = choosing.read(
+                options.devices, choosing.inventory_for(options.farm, options.farm_address)
+            )
             self.inventory, self.devices = selection.inventory, selection.names
             self.passed_over = selection.passed_over
             if options.resume:
@@ -230,11 +234,14 @@ class DeviceRun(Opened):
             spec=spec,
             reference=reference,
             open_plan=lambda plan: self.session(device, recipe, plan),
-            examples=share(self.options.examples, self.effort(device), 1),
+            examples=self.options.examples,
+            most=share(self.options.examples, self.effort(device), 1),
             seed=self.seed,
             database=str(self.options.cache / "examples"),
+            began=datetime.fromisoformat(self.started_at).timestamp(),
+            model=str(self.options.model),
             on_program=self._on_program,
-            simulated=self.inventory.device(device).kind == inventory.SIMULATED,
+            simulated=self.inventory.device(device).kind == SIMULATED,
         )
 
     def measure(
@@ -266,6 +273,7 @@ class DeviceRun(Opened):
             seed=self.seed,
             weigh=weigh,
             calibrations=options.cache / "calibrations" if energy else None,
+            bandwidth=device not in self._bandwidth_of,
             key=f"{self.run_id}/{device}/{key}",
         )
         retries: list[str] = []
@@ -273,6 +281,8 @@ class DeviceRun(Opened):
         provenance = leg.provenance | {"effort": f"{self.effort(device):g}"}
         leg = dataclasses.replace(leg, retries=tuple(retries), provenance=provenance, key=key)
         self.store.add_leg(self.run_id, leg)
+        if leg.bandwidth is not None:
+            self._bandwidth_of.add(device)
         self._to_acknowledge.append((device, plan.key))
         self._acknowledge()
         return leg
@@ -311,8 +321,8 @@ class DeviceRun(Opened):
         """Store what went wrong that belongs to no single check."""
         self.store.add_infrastructure(self.run_id, message)
 
-    def replay_command(self, device: str, recipe_name: str, program_json: str) -> str:
-        words = ["kvfarm", "replay", program_json, "--devices", device, "--model", str(self.options.model)]
+    def replay_command(self, device: str, recipe_name: str, case: str) -> str:
+        words = ["kvfarm", "replay", case, "--devices", device, "--model", str(self.options.model)]
         words += ["--recipe", recipe_name]
         for name, value in (("--farm", self.options.farm), ("--farm-address", self.options.farm_address)):
             words += [name, str(value)] if value else []
@@ -382,6 +392,10 @@ class DeviceRun(Opened):
 
     def _answers(self, device: str) -> None:
         self.farm.vitals(device)
+
+    def _revive(self, device: str, reason: str) -> str:
+        has_means = bool(self.inventory.device(device).power_cycle)
+        return self.farm.power_cycle(device, reason) if has_means else ""
 
     def _set_aside(self, device: str, evidence: str) -> None:
         """A device in quarantine: the store says so, and nothing of it is kept open."""

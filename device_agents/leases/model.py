@@ -140,6 +140,15 @@ class Lifted:
 
 
 @dataclass(frozen=True)
+class Drained:
+    """The lab host grants nothing from now on; what is held goes on. why: "" ends that."""
+
+    by: str
+    why: str
+    kind: Literal["drained"] = "drained"
+
+
+@dataclass(frozen=True)
 class Waiting:
     request: Request
     since: float
@@ -172,7 +181,10 @@ class Quarantine:
 
 @dataclass(frozen=True)
 class State:
-    """All that is known at time ``at``. used: by user, past device-seconds, and when they were counted."""
+    """All that is known at time ``at``. used: by user, past device-seconds, and when they were counted.
+
+    drained: by whom and why nothing is granted; "": it is.
+    """
 
     at: float = 0.0
     token: int = 0
@@ -182,6 +194,7 @@ class State:
     quarantined: dict[str, Quarantine] = field(default_factory=dict)
     used: dict[str, tuple[float, float]] = field(default_factory=dict)
     agents: dict[str, Process] = field(default_factory=dict)
+    drained: str = ""
 
     def of(self, id_: str) -> tuple[Held, ...]:
         """What the request holds, without what has ended."""
@@ -196,5 +209,18 @@ class Snapshot:
     kind: Literal["snapshot"] = "snapshot"
 
 
-Fact = Booted | Started | Asked | Withdrawn | Granted | Beat | Ended | Freed | Quarantined | Lifted | Snapshot
+Fact = (
+    Booted
+    | Started
+    | Asked
+    | Withdrawn
+    | Granted
+    | Beat
+    | Ended
+    | Freed
+    | Quarantined
+    | Lifted
+    | Drained
+    | Snapshot
+)
 Facts = tuple[Fact, ...]

@@ -21,6 +21,7 @@ from device_agents.leases.model import (
     Asked,
     Beat,
     Booted,
+    Drained,
     Ended,
     Fact,
     Facts,
@@ -134,6 +135,16 @@ def lift(device: str, by: str) -> Command:
     return lambda state, _: (Lifted(device, by),) if device in state.quarantined else ()
 
 
+def drain(by: str, why: str) -> Command:
+    """Grant nothing at this lab host from now on; with ``why`` "" grant again."""
+
+    def command(state: State, _: float) -> Facts:
+        told = Drained(by, why)
+        return () if _drained(told) == state.drained else (told,)
+
+    return command
+
+
 def start(agent: str, process: Process) -> Command:
     """A lab agent starts: what had ended on its devices is clean now, the rest goes on."""
 
@@ -243,7 +254,9 @@ def why_not(state: State, id_: str, now: float, rules: Rules) -> tuple[str, ...]
     lines = []
     for device in waiting.request.devices:
         held, bad, other = state.held.get(device), state.quarantined.get(device), kept.get(device)
-        if bad is not None:
+        if state.drained:
+            lines.append(f"{device} is at a lab host that is drained {state.drained}")
+        elif bad is not None:
             left = "until it is lifted" if bad.until is None else f"for {bad.until - now:.0f} s more"
             lines.append(f"{device} is quarantined by {bad.by} {left}: {bad.evidence}")
         elif held is not None:
@@ -320,6 +333,8 @@ def _apply(state: State, now: float, fact: Fact, rules: Rules) -> State:
             return replace(state, quarantined={**state.quarantined, device: entry})
         case Lifted(device):
             return replace(state, quarantined=_without(state.quarantined, device))
+        case Drained():
+            return replace(state, drained=_drained(fact))
 
 
 def _booted(state: State, now: float, fact: Booted) -> State:
@@ -330,7 +345,7 @@ def _booted(state: State, now: float, fact: Booted) -> State:
     }
     used = {user: (seconds, now) for user, (seconds, _) in state.used.items()}
     token = max(state.token, fact.token)
-    return State(now, token, fact.boot, quarantined=quarantined, used=used)
+    return State(now, token, fact.boot, quarantined=quarantined, used=used, drained=state.drained)
 
 
 def _beaten(state: State, now: float, id_: str, beat_s: float | None) -> State:
@@ -359,7 +374,7 @@ def _line(
             key=lambda each: _rank(state, each, now, rules),
         )
         request = waiting.request
-        sound = [device for device in request.devices if device not in state.quarantined]
+        sound = [] if state.drained else [d for d in request.devices if d not in state.quarantined]
         free = [device for device in sound if device not in state.held and device not in kept]
         if len(free) >= request.count:
             devices = tuple(free[: request.count])
@@ -386,6 +401,10 @@ def _past(state: State, user: str, now: float, rules: Rules) -> float:
 
 def _used_by(state: State, user: str) -> Iterator[Held]:
     return (held for held in state.held.values() if held.request.user == user and not held.ended)
+
+
+def _drained(fact: Drained) -> str:
+    return f"by {fact.by}: {fact.why}" if fact.why else ""
 
 
 def _over(held: Held, now: float) -> str:

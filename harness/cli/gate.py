@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from harness import inventory
 from harness.cli.devices import CACHE
 from harness.cli.options import AddressOption, FarmOption, StoreOption
 from harness.cli.output import JsonOption, Report, progress, show
@@ -190,15 +189,16 @@ def _run(
     from harness.gate.plan import must_fit
     from harness.gate.session import GateSession
     from harness.store import open_store
+    from harness.trends import series_of_run
 
-    meant = choosing.read(devices, inventory.load(farm_file))
+    meant = choosing.read(devices, choosing.inventory_for(farm_file, farm_address))
     with open_store(store) as results, progress() as report:
         ready = plan(results, meant.names, report)
         must_fit(ready.baseline, ready.candidate, ready.settings)
         with Farm(meant.inventory, meant.names, farm_address) as farm:
             names = meant.choose(farm.status()).names if meant.condition is not None else meant.names
             found = GateSession(replace(ready, devices=names), farm, results, watcher(report)).run()
-    page = write_gate_report(found, output)
+        page = write_gate_report(found, output, series_of_run(results, found))
     append_step_summary(found)
     assert found.gate is not None
     told = gate_view.summary(found.gate)

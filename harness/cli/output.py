@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.markup import escape
 
 from device_agents.errors import InfrastructureError
+from harness.bars import Report as Report
+from harness.bars import progress as progress
 from harness.errors import HarnessError
 from kvengine.codec import DecodeError, encode
 from kvengine.errors import KvEngineError
@@ -25,9 +25,6 @@ JsonOption = Annotated[
 EXPECTED = (KvEngineError, InfrastructureError, HarnessError, DecodeError)
 REFUSED = 2
 
-Report = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
-
 
 def show(as_json: bool, data: dict[str, Any], text: Any) -> None:
     """``data`` as JSON, or ``text`` (anything rich can print) for a person."""
@@ -37,6 +34,11 @@ def show(as_json: bool, data: dict[str, Any], text: Any) -> None:
         # A table is never folded for want of columns when the output goes to a file.
         width = None if sys.stdout.isatty() else 160
         Console(width=width, highlight=False, soft_wrap=True).print(text)
+
+
+def told(text: str) -> str:
+    """What others said, for a cell of a table: no markup, and nothing that a terminal would obey."""
+    return escape("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text))
 
 
 def note(message: str) -> None:
@@ -63,27 +65,3 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, str | int | float | bool):
         return value
     return plain(encode(value))
-
-
-@contextmanager
-def progress() -> Iterator[Report]:
-    """A progress bar with time left on stderr, one line for each stage it is told of."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    # Without a terminal there is nobody to watch, and rich would still end its empty bar with a newline.
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        tasks: dict[str, Any] = {}
-
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done, total=total)
-
-        yield report

@@ -11,7 +11,7 @@ from sqlalchemy import Boolean, Double, ForeignKey, Integer, Text, UniqueConstra
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 # The newest revision in migrations/versions.
-SCHEMA_VERSION = "2"
+SCHEMA_VERSION = "3"
 VERSION_TABLE = "kvfarm_version"  # alembic's
 FIRST_VERSION_TABLE = "kvfarm_schema"  # of version 1, which was made before there were migrations
 
@@ -79,7 +79,8 @@ class Leg(Row):
 class Measured(Base):
     """What history is read from: narrow rows, for payloads of several kB make any scan slow.
 
-    One for each leg that tells of its recipe: no canary, no warm-up, nothing injected.
+    One for each leg that tells of its recipe (no warm-up, nothing injected), and one for each canary, of
+    which decode alone is kept.
     """
 
     __tablename__ = "measured"
