@@ -93,6 +93,7 @@ class Farm:
         self._starting = threading.Lock()  # held while a lab agent is started
         self._stopped = threading.Event()
         self._heartbeat = threading.Thread(target=self._renew, name="leases", daemon=True)
+        self._warming: threading.Thread | None = None
 
     def __enter__(self) -> Farm:
         try:
@@ -116,6 +117,8 @@ class Farm:
         self._stopped.set()
         if self._heartbeat.is_alive():
             self._heartbeat.join(2 * GRACE_S)
+        if self._warming is not None:
+            self._warming.join(2 * GRACE_S)  # an agent that it starts is closed below
         connection, self._ray = self._ray, None
         if connection is None:
             return
@@ -151,6 +154,22 @@ class Farm:
                 lab.begin("status")
             device.identity = lab.call("identity", AgentBudgets().identity_s + GRACE_S, name)
         return device.identity
+
+    def get_ready(self, name: str) -> None:
+        """Start the device's lab agent and, unless others have it, let it say who it is: in the background.
+
+        Bringing its bundle and trying it takes seconds; whether it works is seen when it is wanted.
+        """
+
+        def warm_up() -> None:
+            with contextlib.suppress(InfrastructureError):
+                device = self._device(name)
+                lab = self._ready(device.lab)
+                if not any(lease.device == name for lease in lab.call("leases", GRACE_S)):
+                    lab.begin("identity", name)
+
+        self._warming = threading.Thread(target=warm_up, name="get ready", daemon=True)
+        self._warming.start()
 
     def vitals(self, name: str) -> Vitals:
         """The device's state now."""

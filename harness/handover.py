@@ -45,6 +45,7 @@ class Handover:
     inventory: Inventory
     devices: tuple[str, ...]
     passed_over: tuple[PassedOver, ...]
+    impossible: tuple[PassedOver, ...]
     controller: int
     address: str
     private: bool

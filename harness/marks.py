@@ -54,9 +54,9 @@ class DeviceMarks:
         """
         expressions = [text for mark in markers if (text := _expression(mark, where))]
         if not expressions:
-            return self._run.devices
+            return self._run.devices or NoDevice(self._run.options.devices, self._run.impossible)
         conditions = [_condition(text, where) for text in expressions]
-        chosen, reasons = [], []
+        chosen, reasons = [], list(self._run.impossible)
         for name in self._run.devices:
             against = self._against(name, conditions)
             if against:

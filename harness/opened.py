@@ -15,7 +15,7 @@ from harness.inventory import Inventory
 from harness.lab import leases_folder
 from harness.quiet import WAIT_S, Quiet, locked
 from harness.recipes import ForeignModel, Recipe, with_plan
-from harness.reference import Reference, offer_reference, share_reference, start_reference
+from harness.reference import Reference, begin_reference, offer_reference, share_reference
 from harness.reference.rounded import is_exact, rounded_checkpoint
 from harness.run_options import RunOptions
 from kvengine.artifact import Artifact
@@ -44,6 +44,8 @@ class Opened:
         self._on_wait = on_wait
         self._sessions: dict[tuple[str, str, str], DeviceSession] = {}
         self._references: dict[Path, Reference] = {}
+        self._coming: dict[Path, Callable[[], Reference]] = {}  # begun, and not yet waited for
+        self._got_ready = False
         self._artifacts: dict[tuple[Path, ExportRecipe, ForeignModel | None], Artifact] = {}
         self._offered: list[object] = []  # references that end when they are forgotten
         self._quiet: dict[str, Quiet] = {}  # by lab host
@@ -87,14 +89,23 @@ class Opened:
             self._references[checkpoint] = (
                 share_reference(self._reference_name(recipe), checkpoint)
                 if self._handover
-                else start_reference(checkpoint)
+                else (self._coming.pop(checkpoint, None) or begin_reference(checkpoint))()
             )
         return self._references[checkpoint]
 
+    def get_ready(self, device: str, recipe: Recipe) -> None:
+        """Begin what the first test waits for: its device and the reference get ready while we export."""
+        if self._got_ready:
+            return
+        self._got_ready = True
+        self.farm.get_ready(device)
+        if not self._handover and _judged_exactly(recipe):
+            self._coming[self.options.model] = begin_reference(self.options.model)
+
     def _offer_references(self, recipes: Iterable[Recipe]) -> None:
         """For all workers of this run to share, until it closes."""
-        names = {self._reference_name(recipe) for recipe in recipes}
-        self._offered = [offer_reference(name) for name in sorted(names)]
+        names = {self._reference_name(r): self.options.model if _judged_exactly(r) else None for r in recipes}
+        self._offered = [offer_reference(name, model) for name, model in sorted(names.items())]
 
     def _reference_name(self, recipe: Recipe) -> str:
         """Of the actor that all workers of this run share; one for each set of weights."""
@@ -192,6 +203,7 @@ class Opened:
         """Close sessions, give devices back, stop Ray if this run started it."""
         self._sessions.clear()
         self._references.clear()
+        self._coming.clear()
         self._offered.clear()
         if self._farm is not None:
             self._farm.__exit__(None, None, None)

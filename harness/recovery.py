@@ -58,7 +58,8 @@ class Recovery:
     """Of all devices of one run; different devices may be used from different threads.
 
     probe: asks a device for a sign of life, under a deadline of its own; raises InfrastructureError.
-    on_quarantine: called once for each device that is set aside, with its name and the evidence.
+    on_quarantine: called once for each device that is set aside, with its name and the evidence: a sentence,
+    and in further lines what was seen there, as it was.
     on_retry: called before each further try, with the device's name and the reason. revive: cuts the
     power of a device that does not answer, with the reason, and says what was done, "" for nothing; may raise
     InfrastructureError.
@@ -82,7 +83,7 @@ class Recovery:
 
     @property
     def quarantined(self) -> dict[str, str]:
-        """Evidence by device."""
+        """The sentence by device."""
         return dict(self._evidence)
 
     def recall(self, device: str, evidence: str) -> None:
@@ -120,12 +121,13 @@ class Recovery:
     def _consider(self, device: str, error: InfrastructureError, retries: list[str], once: bool) -> None:
         """Returns when ``work`` may be tried again, else raises ``error``."""
         if isinstance(error, _LASTING):
-            self._set_aside(device, one_line(error))
+            self._set_aside(device, _first_line(error), error)
             raise error
         if once or len(retries) >= self._policy.retries:
             lost = self._lost[device] = self._lost.get(device, 0) + 1
             if lost >= self._policy.lost_in_a_row:
-                self._set_aside(device, f"{lost} checks or legs lost in a row, the last by {one_line(error)}")
+                said = f"{lost} checks or legs lost in a row, the last by {one_line(error)}"
+                self._set_aside(device, said, error)
             raise error
         try:
             seconds = self._await_answer(device)
@@ -133,26 +135,26 @@ class Recovery:
         except ClusterLost:
             raise
         except InfrastructureError as silence:
-            evidence = (
-                f"{one_line(error)}; then it did not answer again within {self._policy.answer_s:g} s: "
-                f"{one_line(silence)}"
-            )
-            done, seconds = self._revived(device, evidence, error)
+            done, seconds = self._revived(device, error, silence)
         retries.append(f"{one_line(error)} ({done}answered again after {seconds:.1f} s)")
         self.on_retry(device, retries[-1])
 
-    def _revived(self, device: str, evidence: str, error: InfrastructureError) -> tuple[str, float]:
+    def _revived(
+        self, device: str, error: InfrastructureError, silence: InfrastructureError
+    ) -> tuple[str, float]:
         """What brought it back, and the seconds it took; else it is set aside, and ``error`` raised."""
-        done = ""
+        said = f"it stopped answering, and did not answer again within {self._policy.answer_s:g} s"
+        seen, done = [error, silence], ""
         try:
-            done = self._revive(device, evidence)
+            done = self._revive(device, f"{said}: {one_line(silence)}")
             if done:
                 return f"{done}, ", self._await_answer(device)
         except ClusterLost:
             raise
         except InfrastructureError as failed:
-            evidence += f"; {done or 'not revived'}: {one_line(failed)}"
-        self._set_aside(device, evidence)
+            said += f"; {done or 'not revived'}: {one_line(failed)}"
+            seen.append(failed)
+        self._set_aside(device, said, *seen)
         raise error
 
     def _await_answer(self, device: str) -> float:
@@ -167,13 +169,19 @@ class Recovery:
                     raise
             pause.wait(self._policy.pause_s)
 
-    def _set_aside(self, device: str, evidence: str) -> None:
-        self._evidence[device] = evidence
+    def _set_aside(self, device: str, sentence: str, *errors: InfrastructureError) -> None:
+        self._evidence[device] = sentence
+        # What adb and shells said is for who looks into it, and no sentence.
+        details = [f"{type(error).__name__}: {error}" for error in errors if str(error) != sentence]
+        evidence = "\n".join([sentence, *details])
         _log.error("%s is quarantined: %s", device, evidence)
         self._on_quarantine(device, evidence)
 
 
 def one_line(error: BaseException) -> str:
     """The error's class and the first line of what it says."""
-    first = (str(error).splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first}"[:_LINE]
+    return f"{type(error).__name__}: {_first_line(error)}"[:_LINE]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

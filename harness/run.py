@@ -19,8 +19,10 @@ from device_agents.errors import InfrastructureError
 from harness import choosing, resuming
 from harness.artifacts import resolved
 from harness.checking import Cell, Tally
+from harness.discovery import PassedOver
 from harness.errors import InventoryError
 from harness.handover import Handover, RunFolder
+from harness.impossible import impossible
 from harness.inventory import SIMULATED, effort_of, share
 from harness.lab import leases_folder
 from harness.legs import LegPlan, Subject, measure_leg
@@ -83,6 +85,7 @@ class DeviceRun(Opened):
         self.planned_checks = self.planned_legs = 0
         self.not_run: tuple[NotRun, ...] = ()
         self.trend: tuple[Series, ...] = ()  # of its cells over stored runs, once it has finished
+        self.impossible: tuple[PassedOver, ...] = ()  # devices that were named, and cannot be on this machine
         self.ablation: AblationInfo | None = None  # what the legs are for, where they are an ablation's
         self._identities: dict[str, DeviceIdentity] = {}
         self._stored: set[str] = set()  # devices
@@ -97,6 +100,7 @@ class DeviceRun(Opened):
             self.seed, self.run_id, self.started_at = handover.seed, handover.run_id, handover.started_at
             self.inventory, self.devices = handover.inventory, handover.devices
             self.passed_over = handover.passed_over
+            self.impossible = handover.impossible
             self.done = frozenset(Done(*each) for each in handover.done)
             return
         self.seed = options.seed if options.seed is not None else secrets.randbits(32)
@@ -115,10 +119,19 @@ class DeviceRun(Opened):
                 self._go_on()
             elif selection.condition is not None:
                 self._choose(selection)
+            else:
+                self._leave_out_the_impossible()
             self._check_recipes()
         except BaseException:
             self.close()
             raise
+
+    def _leave_out_the_impossible(self) -> None:
+        """Raises InventoryError: in CI."""
+        self.impossible = impossible(self.devices, self.inventory, self.options.cache)
+        self.passed_over += self.impossible
+        nowhere = {each.name for each in self.impossible}
+        self.devices = tuple(name for name in self.devices if name not in nowhere)
 
     def _go_on(self) -> None:
         """With the run that the options name: what is done stays as it is.
@@ -138,7 +151,7 @@ class DeviceRun(Opened):
 
     def _check_recipes(self) -> None:
         for _, recipe, names in self._further:
-            if missing := set(names) - set(self.devices):
+            if missing := set(names) - {*self.devices, *(each.name for each in self.impossible)}:
                 raise InventoryError(
                     f"--measure {recipe.name}@{min(missing)}: sought one of this run's devices, which are "
                     f"{', '.join(self.devices)}"
@@ -177,6 +190,7 @@ class DeviceRun(Opened):
             inventory=self.inventory,
             devices=self.devices,
             passed_over=self.passed_over,
+            impossible=self.impossible,
             controller=os.getpid(),
             address=connection.address,
             private=not connection.joined,
@@ -211,6 +225,7 @@ class DeviceRun(Opened):
         """The cell of one device and recipe; its sessions are opened by the first program."""
         recipe = self.recipes[recipe_name]
         with self._sharing(device):
+            self.get_ready(device, recipe)
             spec = self.artifact(self.options.model, recipe).manifest.spec
             reference = self.reference(recipe)
         return Cell(
@@ -386,7 +401,7 @@ class DeviceRun(Opened):
         """A device in quarantine: the store says so, and nothing of it is kept open."""
         self.store.add_infrastructure(self.run_id, f"{device} was quarantined: {evidence}")
         if device in self._identities:
-            info = dataclasses.replace(self._info(device), quarantined=evidence)
+            info = dataclasses.replace(self._info(device), quarantined=evidence.partition("\n")[0])
             self.store.add_device(self.run_id, info)
             self._stored.add(device)
         self._abandon(device)

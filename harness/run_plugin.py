@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, cast
 
 import pytest
@@ -31,6 +32,7 @@ from harness.outcomes import (
 )
 from harness.progress import Progress
 from harness.run import DeviceRun
+from reports.results import NotRun
 
 NOT_SUPPORTED = "not supported"
 
@@ -46,7 +48,8 @@ class DeviceTests:
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """One test per device and recipe for ``cell``; per device, model, recipe and workload for ``leg``.
 
-        A test whose marker no device satisfies is planned once, and skipped with the reason.
+        A test whose marker no device satisfies is planned once, and skipped with the reason; so is one on
+        each device that cannot be on this machine.
         """
         run = self.run
         ours = {"cell", "leg"} & set(metafunc.fixturenames)
@@ -54,10 +57,12 @@ class DeviceTests:
             return
         devices = self._devices(metafunc)
         if isinstance(devices, NoDevice):
-            skipped = pytest.param(devices, marks=pytest.mark.skip(reason=devices.sentence), id="no-device")
             for fixture in sorted(ours):
-                metafunc.parametrize(fixture, [skipped], indirect=True, scope="session")
+                metafunc.parametrize(fixture, [_skipped(devices)], indirect=True, scope="session")
             return
+        marked = any(metafunc.definition.iter_markers(MARKER))
+        # Its marker says which devices a test is for, and those that cannot be are not asked.
+        nowhere = [_skipped(NoDevice(each.name, (each,)), each.name) for each in run.impossible if not marked]
         if "cell" in metafunc.fixturenames:
             marks = {mark.name for mark in metafunc.definition.iter_markers()}
             pairs: list[tuple[str | AnyOf, str]] = [
@@ -68,8 +73,12 @@ class DeviceTests:
             ]
             if for_any(metafunc.definition.iter_markers(MARKER)):
                 pairs = _one_of_each(pairs)
-            ids = [f"{'any' if isinstance(place, AnyOf) else place}-{recipe}" for place, recipe in pairs]
-            metafunc.parametrize("cell", pairs, ids=ids, indirect=True, scope="session")
+            cells = [
+                pytest.param((place, recipe), id=f"{'any' if isinstance(place, AnyOf) else place}-{recipe}")
+                for place, recipe in pairs
+            ]
+            cells += nowhere if pairs else []
+            metafunc.parametrize("cell", cells, indirect=True, scope="session")
         if "leg" in metafunc.fixturenames:
             legs = [
                 (device, model, recipe, shape)
@@ -78,11 +87,16 @@ class DeviceTests:
                 for shape in run.options.shapes
             ]
             several = len(run.options.shapes) > 1
-            ids = [
-                f"{device}-{model.name}-{recipe.name}" + (f"-{shape.key}" if several else "")
+            planned = [
+                pytest.param(
+                    (device, model, recipe, shape),
+                    id=f"{device}-{model.name}-{recipe.name}" + (f"-{shape.key}" if several else ""),
+                )
                 for device, model, recipe, shape in legs
             ]
-            metafunc.parametrize("leg", legs, ids=ids, indirect=True, scope="session")
+            # With a cell as well, that says it already.
+            more = nowhere if legs and "cell" not in ours else []
+            metafunc.parametrize("leg", [*planned, *more], indirect=True, scope="session")
 
     def _devices(self, metafunc: pytest.Metafunc) -> tuple[str, ...] | NoDevice:
         definition = metafunc.definition
@@ -215,13 +229,19 @@ class Reporting:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         self.progress.summary(terminalreporter)
-        for each in self.run.not_run:
-            terminalreporter.write_line(f"not run: {each.title}: no device for {each.condition!r}")
-            for reason in each.reasons:
+
+        def why(each: NotRun) -> tuple[str, tuple[str, ...]]:
+            return each.condition, each.reasons
+
+        for (condition, reasons), tests in groupby(sorted(self.run.not_run, key=why), why):
+            titles = [each.title for each in tests]
+            what = titles[0] if len(titles) == 1 else f"{len(titles)} tests"
+            terminalreporter.write_line(f"not run: {what}: no device for {condition!r}")
+            for reason in reasons:
                 terminalreporter.write_line(f"  {reason}")
 
     def pytest_report_header(self) -> list[str]:
-        lines = [f"kvfarm devices: {', '.join(self.run.devices)}"]
+        lines = [f"kvfarm devices: {', '.join(self.run.devices) or 'none'}"]
         if self.run.options.resume:
             lines.append(f"goes on with run {self.run.run_id}: {len(self.run.done)} checks are done")
         return lines + [f"  not chosen: {each.name}: {each.reason}" for each in self.run.passed_over]
@@ -240,6 +260,11 @@ class RunPlugin(DeviceTests, Reporting):
         self.run.begin(plan.checks, plan.legs, plan.not_run)
         self._leave_out_what_is_done(session, plan)
         self.progress.begin(len(session.items))
+
+
+def _skipped(nobody: NoDevice, name: str = "no-device") -> Any:
+    """What a test is parametrized with where it cannot run."""
+    return pytest.param(nobody, marks=pytest.mark.skip(reason=nobody.sentence), id=name)
 
 
 def _one_of_each(pairs: Sequence[tuple[str | AnyOf, str]]) -> list[tuple[str | AnyOf, str]]:

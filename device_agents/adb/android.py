@@ -118,6 +118,7 @@ class AndroidDevice:
             abi=facts.abi,
             os=facts.os,
             build=facts.fingerprint or probed.build,
+            cores=facts.cores or probed.cores,
             ram_bytes=facts.ram_bytes or probed.ram_bytes,
             serial=facts.serial,
             api_level=facts.api,
@@ -257,13 +258,15 @@ class AndroidDevice:
             return
         words = (result.stderr + result.stdout).decode(errors="replace").strip()[-500:]
         if result.returncode not in (126, 127) and not _NOT_EXECUTED.search(words):
-            raise RunnerDied(f"{self._name}: the bundle's Python gave {result.returncode}: {words}")
+            raise RunnerDied(
+                f"{self._name}: the bundle's Python ends with exit code {result.returncode}\nit said: {words}"
+            )
         facts = self.facts(deadline)
         mount = transport.shell(f"df {folder} | tail -n 1; grep ' /data ' /proc/mounts", deadline)
         where = mount.stdout.decode(errors="replace").strip()
         selinux = {True: "enforcing", False: "not enforcing", None: "unknown"}[facts.enforcing]
         hint = "the folder is mounted noexec" if "noexec" in where else f"SELinux is {selinux}"
         raise UnsupportedDevice(
-            f"{self._name} ({facts.model}, {facts.abi}) does not execute programs in {folder}: {words}; "
-            f"{hint}; its mount: {where}"
+            f"{self._name} ({facts.model}, {facts.abi}) does not execute programs in {folder}: {hint}\n"
+            f"its shell said: {words}\nits mount: {where}"
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import threading
@@ -154,7 +155,8 @@ class AdbServer:
             DeviceUnreachable: the device is absent or offline. Unauthorized: it does not trust us.
             AdbFailure: it refuses the service. DeadlineExceeded.
         """
-        connection = self.open(f"{serial}: {service[:60]}", deadline)
+        # Its kind is enough: the rest of a shell's is the whole script.
+        connection = self.open(f"{serial}: adb's {re.split('[,:]', service)[0]}", deadline)
         try:
             connection.command(f"host:tport:serial:{serial}", deadline)
             connection.receive(8, deadline)  # the transport's number

@@ -289,7 +289,10 @@ class PhoneStore:
             return
         words = result.stderr.decode(errors="replace").strip()
         kind = NoSpace if "No space left" in words else DeployFailed
-        raise kind(f"{self._transport.serial}: writing blob {blob.name}: {words[-300:]}")
+        full = ", its storage is full" if kind is NoSpace else ""
+        raise kind(
+            f"{self._transport.serial}: writing blob {blob.name} failed{full}\nits shell said: {words[-300:]}"
+        )
 
     def _adopt(self, blobs: Sequence[PhoneFile], deadline: Deadline) -> list[PhoneFile]:
         """Give those whose sha256 is right their place; returns the others, which are removed."""

@@ -51,7 +51,10 @@ class AdbTransport:
         result = self.shell(script, deadline, stdin)
         if result.returncode != 0:
             words = (result.stderr or result.stdout).decode(errors="replace").strip()
-            raise AdbFailure(f"{self.serial}: `{script[:120]}` gave {result.returncode}: {words[-500:]}")
+            raise AdbFailure(
+                f"{self.serial}: a shell command fails there with exit code {result.returncode}\n"
+                f"it was: {script[:120]}\nit said: {words[-500:]}"
+            )
         return result.stdout.decode(errors="replace")
 
     def run(self, argv: Sequence[str], deadline: Deadline) -> RunResult:

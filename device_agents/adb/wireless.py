@@ -40,7 +40,7 @@ def connect(server: AdbServer, address: str, deadline: Deadline) -> Connected:
         DeviceUnreachable: no shell answers; with what the server said. Unauthorized. AdbFailure: no
         adb server, or no address. DeadlineExceeded.
     """
-    serial = _address(address, DEFAULT_PORT)
+    serial = serial_of(address)
     said = server.connect(serial, deadline).strip()
     transport = AdbTransport(server, serial, reach_s=_PROBE_S)
     try:
@@ -53,6 +53,16 @@ def connect(server: AdbServer, address: str, deadline: Deadline) -> Connected:
     if lines[:1] != ["kvfarm-42"]:
         raise AdbFailure(f"{serial}: sought a shell, found {' '.join(lines)[:200]!r}")
     return Connected(serial, lines[1].strip() if len(lines) > 1 else "")
+
+
+def serial_of(address: str) -> str:
+    """HOST:PORT of ADDRESS[:PORT], as adb names a phone without a cable. Raises AdbFailure."""
+    return _address(address, DEFAULT_PORT)
+
+
+def check_pairing_address(text: str) -> None:
+    """Before anybody is asked for a code. Raises AdbFailure: no HOST:PORT."""
+    _address(text, None)
 
 
 def pair(server: AdbServer, address: str, code: str, deadline: Deadline) -> str:

@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,8 +22,9 @@ from device_agents.virtual import namespaces as ns
 from device_agents.virtual.layout import ADBD, GROUPS, LIBRARIES, QEMU, SERVICES_SOCKET, SHELL_UID
 from device_agents.virtual.loop import READ, WRITE, Loop
 from device_agents.virtual.physics import Physics
+from device_agents.virtual.procfs import cpuinfo_arm, cpuinfo_x86, meminfo
 from device_agents.virtual.profile import Abi, Profile
-from device_agents.virtual.properties import cpuinfo, sysfs
+from device_agents.virtual.properties import sysfs
 from device_agents.virtual.services import AndroidServices, Answer
 
 _ADBD_PORT = 5555
@@ -36,6 +38,7 @@ _MESSAGE_MOST = 1 << 16
 _FORBIDDEN = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENODEV)
 _DATA_FLAGS = ns.MS_NOSUID | ns.MS_NODEV
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 _ENVIRONMENT = {
     "ADBD_PORT": str(_ADBD_PORT),
     "PATH": "/product/bin:/apex/com.android.runtime/bin:/system/bin:/system/xbin:/odm/bin:/vendor/bin",
@@ -66,6 +69,7 @@ class PhoneConfig:
     parent: int  # PID of the process that the phone must not outlive
     # Bytes that /data holds; it is in memory then, and empty again after a reboot. 0: a folder of the host.
     storage: int = 0
+    shared: bool = False  # the user's own adb server may know it, and is to forget it when it ends
     latency_s: float = 0.0  # of its link, in each direction
 
 
@@ -135,15 +139,27 @@ class Init:
         for name in ("null", "zero", "urandom", "random", "tty"):
             (root / "dev" / name).touch()
             ns.bind(Path("/dev") / name, root / "dev" / name)
-        if self._emulated:
-            arm = self._folder / "cpuinfo"
-            arm.write_text(cpuinfo(self._config.profile))
-            arm.chmod(0o444)
-            ns.bind(arm, root / "proc" / "cpuinfo")
+        self._mount_proc_files()
 
-    @property
-    def _emulated(self) -> bool:
-        return (Path(self._config.template) / QEMU.lstrip("/")).exists()
+    def _mount_proc_files(self) -> None:
+        """In place of the kernel's, which tell of this machine."""
+        profile, host = self._config.profile, Path("/proc/cpuinfo").read_text()
+        arm = self._config.abi != "x86_64"
+        for name, text in {
+            "cpuinfo": cpuinfo_arm(profile) if arm else cpuinfo_x86(profile, host),
+            "meminfo": self._meminfo(0),
+        }.items():
+            (self._folder / name).write_text(text)
+            ns.bind(self._folder / name, self._root / "proc" / name)
+            ns.make_read_only(self._root / "proc" / name)
+
+    def _meminfo(self, held: int) -> str:
+        return meminfo(self._config.profile, held, Path("/proc/meminfo").read_text())
+
+    def _write_meminfo(self) -> None:
+        """Over itself: what is bound is this very file, and who reads it must find a whole one."""
+        with (self._folder / "meminfo").open("r+") as file:
+            file.write(self._meminfo(resident_bytes(self._root / "proc")))
 
     def _data(self) -> Path:
         """What the phone may write; it outlives a reboot."""
@@ -353,6 +369,7 @@ class Init:
     def _tick(self) -> None:
         self._advance()
         self._write_sys()
+        self._write_meminfo()
         self._loop.later(_TICK_S, self._tick)
 
     def _advance(self) -> None:
@@ -374,13 +391,20 @@ def cpu_seconds(proc: Path) -> float:
     A process that has ended counts where it was waited for. PID 1's own time is the simulation's.
     """
     ticks = 0
-    for entry in proc.iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
+    for pid, fields in _stats(proc):
         own, waited_for = fields[11:13], fields[13:15]
-        ticks += sum(map(int, waited_for if entry.name == "1" else own + waited_for))
+        ticks += sum(map(int, waited_for if pid == 1 else own + waited_for))
     return ticks / _CLOCK_TICKS
+
+
+def resident_bytes(proc: Path) -> int:
+    """What the processes of this PID namespace but PID 1 hold; shared pages count for each. proc(5)."""
+    return sum(int(fields[21]) for pid, fields in _stats(proc) if pid != 1) * _PAGE
+
+
+def _stats(proc: Path) -> Iterator[tuple[int, list[str]]]:
+    """Each process and its /proc/PID/stat from the state on, which is field 3 of proc_pid_stat(5)."""
+    for entry in proc.iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                yield int(entry.name), (entry / "stat").read_text().rpartition(")")[2].split()

@@ -16,18 +16,21 @@ import signal
 import socket
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 from device_agents.virtual import namespaces as ns
 from device_agents.virtual.control import FrameReader, frame
+from device_agents.virtual.forget import forget, forget_if_gone
 from device_agents.virtual.init import Init, PhoneConfig, failure
 from device_agents.virtual.loop import READ, Loop
 from device_agents.virtual.relay import Relay
 from kvengine.codec import decode
 
 LOCK = "phone.lock"
+_DEAD = ".dead-"
+_ADDRESS = "port"  # of a phone that the user's own adb server may know
 _MESSAGE_MOST = 1 << 16
 
 
@@ -44,6 +47,8 @@ class Launcher:
         # Made here, outside of the phone's network, and on no other interface.
         self._listener.bind(("127.0.0.1", config.port))
         self._listener.listen(64)
+        if config.shared:
+            (self._folder / _ADDRESS).write_text(str(self.port))
         self._relay = Relay(loop, self._listener, self._dial, config.latency_s)
         self._dials = 0  # that init has not answered
         self._dead = False  # its first process ended, and nobody will start it again
@@ -125,9 +130,14 @@ class Launcher:
         """Kill the phone and remove all there was of it."""
         self._power_off()
         self._loop.forget(self._listener)
+        if self._config.shared:
+            forget(self.port)
         self._listener.close()
-        _remove(self._folder)
-        os.close(self._lock)
+        with contextlib.suppress(FileNotFoundError):  # somebody removed it already
+            with _turn(self._folder.parent):
+                dead = _set_aside(self._folder)
+            os.close(self._lock)
+            _remove(dead)
 
     def _power_off(self) -> None:
         """The kernel ends every process of the phone before the last of these waits returns."""
@@ -228,29 +238,64 @@ def enter_namespaces() -> bool:
 
 
 def _claim(folder: Path) -> int:
-    """The phone's folder, empty and locked; what dead phones left beside it is removed."""
-    for other in folder.parent.glob(f"*/{LOCK}"):
-        if other.parent != folder:
-            with contextlib.suppress(OSError):
-                lock = os.open(other, os.O_RDWR)
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    _remove(other.parent)
-                finally:
-                    os.close(lock)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """The phone's folder, empty and locked; what dead phones left beside it is removed.
+
+    Raises OSError: EBUSY, a phone runs there.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    dead = []
+    with _turn(folder.parent):
+        for other in folder.parent.iterdir():
+            if other.name.startswith(_DEAD):
+                dead.append(other)  # whoever was to remove it was killed
+            elif _abandoned(other):
+                dead.append(_set_aside(other))
+        if (folder / LOCK).exists():
+            raise OSError(errno.EBUSY, f"a virtual phone runs in {folder}")
+        if folder.exists():  # whoever made it was killed at once
+            dead.append(_set_aside(folder))
+        for name in ("root", "sys", "data"):
+            (folder / name).mkdir(parents=True)
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    for each in dead:
+        with contextlib.suppress(OSError, ValueError):
+            forget_if_gone(int((each / _ADDRESS).read_text()))
+        _remove(each)
+    return lock
+
+
+@contextlib.contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """Phones that begin and end in ``folder`` at the same moment do so one after the other."""
+    place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX)  # held for as long as a few renames take; ends with its process
+        yield
+    finally:
+        os.close(place)
+
+
+def _abandoned(folder: Path) -> bool:
+    """Whether it is of a phone whose launcher has died."""
+    try:
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        return False
+    finally:
         os.close(lock)
-        raise OSError(errno.EBUSY, f"a virtual phone of this name runs in {folder}") from None
-    for old in folder.iterdir():
-        if old.name != LOCK:
-            _remove(old)
-    for name in ("root", "sys", "data"):
-        (folder / name).mkdir()
-    return lock
+    return True
+
+
+def _set_aside(folder: Path) -> Path:
+    """Another name, which no phone has, so that one of this name can begin while it is being removed."""
+    dead = folder.with_name(f"{_DEAD}{os.getpid()}-{folder.name}")
+    folder.rename(dead)
+    return dead
 
 
 def _remove(path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import secrets
 import sys
 import threading
 from pathlib import Path
@@ -42,10 +43,11 @@ ALLOW = (
 class VirtualPhone:
     """One phone, running between ``start`` and ``stop``. Calls may come from any thread.
 
-    root: a folder for the phones of this lab; each has one of its own name in it while it runs.
+    root: a folder for phones, of this and of other processes; each has one of its own in it while it runs.
     cache: where the file system made of Debian's packages is kept. storage: bytes that its /data holds,
-    in memory and until its next reboot; 0: what this machine has. latency_s: added to its link in each
-    direction, as of a slow network. Nothing outlives this process:
+    in memory and until its next reboot; 0: what this machine has. shared: users reach it through an adb
+    server of their own, which is told when it ends. latency_s: added to its link in each direction, as of a
+    slow network. Nothing outlives this process:
     when it dies, also by SIGKILL, the launcher ends the phone and removes its folder.
     """
 
@@ -57,6 +59,7 @@ class VirtualPhone:
         root: Path,
         cache: Path | None = None,
         storage: int = 0,
+        shared: bool = False,
         latency_s: float = 0.0,
     ) -> None:
         """Raises VirtualPhoneFailed for a name that is no folder name of letters, digits, - and _."""
@@ -65,8 +68,9 @@ class VirtualPhone:
                 f"a virtual phone cannot be named {name!r}; use letters, digits, - and _"
             )
         self.name, self.profile, self.abi = name, profile, abi
-        self.folder = root.resolve() / name
-        self._storage, self._latency_s = storage, latency_s
+        self._root, self._storage, self._shared = root.resolve(), storage, shared
+        self._latency_s = latency_s
+        self.folder = self._root / name
         self._cache = (cache or default_cache()).resolve()
         self._stream: ProcessStream | None = None
         self._port = 0
@@ -83,6 +87,8 @@ class VirtualPhone:
         with self._turn:
             if self._stream is None:
                 template = prepare(self.abi, self._cache, deadline)
+                # Two runs in one folder may well have phones of the same name.
+                self.folder = self._root / f"{self.name}-{os.getpid()}-{secrets.token_hex(4)}"
                 config = PhoneConfig(
                     self.name,
                     self.abi,
@@ -92,6 +98,7 @@ class VirtualPhone:
                     port=0,
                     parent=os.getpid(),
                     storage=self._storage,
+                    shared=self._shared,
                     latency_s=self._latency_s,
                 )
                 stream = ProcessStream(_LAUNCHER, local_environment({}), grace_s=_GRACE_S)

@@ -29,6 +29,12 @@ print("as root" if as_root else "in a user namespace")
 """
 
 
+def why_not(abi: Abi, cache: Path, deadline: Deadline) -> str:
+    """What keeps this machine from having virtual phones of ``abi``, and what to do; "" if nothing does."""
+    found = (namespaces(deadline), parts(abi, cache, True, deadline))
+    return "; ".join(f"{each.found}: {each.do}" for each in found if each.state == "fix")
+
+
 def namespaces(deadline: Deadline) -> Finding:
     """Whether this machine lets a phone have namespaces of its own, and as whom."""
     argv = (sys.executable, "-P", "-S", "-c", _PROGRAM)

@@ -117,16 +117,18 @@ class Thermal:
 
 @dataclass(frozen=True)
 class Quirk:
-    """What this model does differently, and where that was seen."""
+    """What this model does differently, and where that was seen; not ``seen``: nowhere, it is ours."""
 
     what: str
     source: str
+    seen: bool = True
 
 
 @dataclass(frozen=True)
 class Profile:
     """A model of phone. abi: of the real one; a virtual phone may be started with another.
 
+    ram_mib: what its kernel tells as MemTotal, which is less than what it is sold with.
     rails: of a power meter that the shell user may read. number_format: how its dumps write numbers.
     cut_dumps: every how many dumps of a service one breaks off; 0: none does.
     """
@@ -145,6 +147,7 @@ class Profile:
     fingerprint: str
     security_patch: str
     page_size: int
+    ram_mib: int
     clusters: tuple[Cluster, ...]
     battery: Battery
     thermal: Thermal

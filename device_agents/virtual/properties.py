@@ -1,4 +1,4 @@
-"""What `getprop` and the files under /sys and /proc of a virtual phone say; from its profile."""
+"""What `getprop` and the files under /sys of a virtual phone say; from its profile."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from device_agents.virtual.profile import Abi, Profile
 # What kvfarm looks for to mark everything measured here as virtual.
 VIRTUAL_PROPERTY = "ro.kvfarm.virtual"
 
-_FEATURES = (
-    "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm jscvt fcma lrcpc dcpop"
-)
 DENIED = 0o000  # not even for its owner, who in a user namespace is the shell
 READABLE = 0o444
 
@@ -128,19 +125,6 @@ def _cpus(profile: Profile, fixed_performance: bool, clock_share: float) -> Iter
         for name, value in policy.items():
             yield f"{root}/cpufreq/policy{first}/{name}", f"{value}\n", READABLE
         first += cluster.cores
-
-
-def cpuinfo(profile: Profile) -> str:
-    """/proc/cpuinfo of an Arm kernel. With the host's own, qemu 7.2 crashes on import of onnxruntime."""
-    blocks: list[str] = []
-    for cluster in profile.clusters:
-        for _ in range(cluster.cores):
-            blocks.append(
-                f"processor\t: {len(blocks)}\nBogoMIPS\t: 49.15\nFeatures\t: {_FEATURES}\n"
-                f"CPU implementer\t: {cluster.implementer:#04x}\nCPU architecture: 8\nCPU variant\t: 0x1\n"
-                f"CPU part\t: {cluster.part:#05x}\nCPU revision\t: 0\n\n"
-            )
-    return "".join(blocks)
 
 
 def _span(first: int, count: int) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from device_agents.errors import InfrastructureError
 from harness.ablation.steps import Ladder, ladder, order
+from harness.errors import InventoryError
 from harness.measuring import Shape
 from harness.recipes import parse_recipe
 from harness.run import DeviceRun
@@ -74,6 +75,8 @@ def ablate(options: AblationOptions, on_step: Step, on_leg: Step) -> RunResults:
     )
     with contextlib.ExitStack() as stack:
         stack.callback(run.close)
+        if run.impossible:
+            raise InventoryError(f"{run.impossible[0].name}: {run.impossible[0].reason}")
         plan = list(_plan(run, steps, options.rounds))
         run.ablation = _info(run, steps, options, len(plan))
         run.begin(planned_checks=0, planned_legs=len(plan))

@@ -49,7 +49,8 @@ def up(
         note("taking the parts of a virtual phone from this machine's Debian archive, once")
     root = cache / "virtual" / "phones"
     phones = [
-        VirtualPhone(f"virtual-{os.getpid()}-{n}", played, kind, root, cache) for n in range(1, count + 1)
+        VirtualPhone(f"virtual-{os.getpid()}-{n}", played, kind, root, cache, shared=True)
+        for n in range(1, count + 1)
     ]
     # Ctrl-C is how this ends, also where a shell started it in the background and has it ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -71,12 +72,11 @@ def up(
 def possible(as_json: JsonOption = False) -> None:
     """Say whether this machine can run virtual phones, and what is in the way; exit code 1 if it cannot."""
     from device_agents.deadline import Deadline
-    from device_agents.virtual.possible import namespaces, parts
+    from device_agents.virtual.possible import why_not
     from device_agents.virtual.rootfs import native_abi
 
-    asked = (namespaces(Deadline(_ASK_S)), parts(native_abi(), CACHE, True, Deadline(_ASK_S)))
-    wrong = [finding for finding in asked if finding.state == "fix"]
-    text = "; ".join(f"{finding.found}: {finding.do}" for finding in wrong) or "yes"
+    wrong = why_not(native_abi(), CACHE, Deadline(_ASK_S))
+    text = wrong or "yes"
     show(as_json, {"possible": not wrong, "why": text}, f"virtual phones: {text}")
     if wrong:
         raise typer.Exit(1)
@@ -88,12 +88,15 @@ def profiles(as_json: JsonOption = False) -> None:
     from device_agents.virtual import load_profile, profile_names
 
     known = [load_profile(name) for name in profile_names()]
-    table = Table("virtual profile", "plays", "Android", "SoC", "cores", "quirks")
+    table = Table("virtual profile", "plays", "Android", "SoC", "cores", "memory", "quirks")
     for each in known:
         soc = f"{each.soc_manufacturer} {each.soc_model}"
-        quirks = "\n".join(f"- {quirk.what}" for quirk in each.quirks)
+        quirks = "\n".join(
+            f"- {quirk.what}{'' if quirk.seen else ' (ours: not seen anywhere)'}" for quirk in each.quirks
+        )
         model = f"{each.manufacturer} {each.model} (virtual)"
-        table.add_row(each.name, model, each.android, soc, str(each.cores), quirks)
+        memory = f"{each.ram_mib / 1024:.1f} GiB"
+        table.add_row(each.name, model, each.android, soc, str(each.cores), memory, quirks)
     show(as_json, {"profiles": known, "virtual": True}, table)
 
 

@@ -31,8 +31,9 @@ def connect(
     from device_agents.adb.connection import AdbServer
     from device_agents.deadline import Deadline
 
-    note(f"connecting to {address}, up to {_CONNECT_S:g} s")
-    found = wireless.connect(AdbServer.default(), address, Deadline(_CONNECT_S))
+    serial = wireless.serial_of(address)
+    note(f"connecting to {serial}, up to {_CONNECT_S:g} s")
+    found = wireless.connect(AdbServer.default(), serial, Deadline(_CONNECT_S))
     text = (
         f"{found.serial}: {found.model or 'a phone'} answers; use it with --devices=adb, or in farm.toml:\n"
     )
@@ -56,6 +57,7 @@ def pair(
     from device_agents.adb.connection import AdbServer
     from device_agents.deadline import Deadline
 
+    wireless.check_pairing_address(address)
     code = _asked() if sys.stdin.isatty() else sys.stdin.readline()
     note(f"pairing with {address}, up to {_PAIR_S:g} s")
     name = wireless.pair(AdbServer.default(), address, code.strip(), Deadline(_PAIR_S))

@@ -398,10 +398,11 @@ class GateSession:
 
     def _set_aside(self, device: str, evidence: str) -> None:
         self._store.add_infrastructure(self._run_id, f"{device} was quarantined: {evidence}")
+        sentence = evidence.partition("\n")[0]
         if device in self._devices:
-            self._devices[device] = replace(self._devices[device], quarantined=evidence)
+            self._devices[device] = replace(self._devices[device], quarantined=sentence)
             self._store.add_device(self._run_id, self._devices[device])
-        self._give_up([t for t in self._plan.tracks if t.device == device], f"quarantined: {evidence}")
+        self._give_up([t for t in self._plan.tracks if t.device == device], f"quarantined: {sentence}")
 
     def _retried(self, device: str, reason: str) -> None:
         self._watcher.on_note(f"{device}: again, after {reason}")

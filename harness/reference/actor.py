@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -107,20 +108,51 @@ def start_reference(
         CheckpointError: the folder has no complete set of safetensors.
         InfrastructureError: Ray is not running, or the actor did not start in ``load_seconds``.
     """
-    actor = _new_actor()
-    try:
-        return _loaded(actor, checkpoint, threads, cache_folder, load_seconds, call_seconds)
-    except BaseException:
-        ray.kill(actor)
-        raise
+    begun = begin_reference(
+        checkpoint,
+        threads=threads,
+        cache_folder=cache_folder,
+        load_seconds=load_seconds,
+        call_seconds=call_seconds,
+    )
+    return begun()
 
 
-def offer_reference(name: str) -> Any:
-    """A Ray actor, still without a checkpoint, that other processes of the cluster ``share_reference``.
+def begin_reference(
+    checkpoint: str | Path,
+    *,
+    threads: int = 1,
+    cache_folder: Path | None = None,
+    load_seconds: float = LOAD_SECONDS,
+    call_seconds: float = CALL_SECONDS,
+) -> Callable[[], RayReference]:
+    """As ``start_reference``, but what is returned waits for it: importing torch takes seconds.
 
-    It ends when what is returned is forgotten, or with this process. Raises InfrastructureError.
+    Raises InfrastructureError: Ray is not running.
     """
-    return _new_actor(name)
+    actor = _new_actor()
+    promise = _load(actor, checkpoint, threads, cache_folder)
+
+    def loaded() -> RayReference:
+        try:
+            return RayReference(actor, _get(promise, "load", load_seconds), call_seconds)
+        except BaseException:
+            ray.kill(actor)
+            raise
+
+    return loaded
+
+
+def offer_reference(name: str, checkpoint: Path | None) -> Any:
+    """A Ray actor that other processes of the cluster ``share_reference``; it begins to load ``checkpoint``.
+
+    checkpoint: None where it is not made yet. The actor ends when what is returned is forgotten, or with
+    this process. Raises InfrastructureError.
+    """
+    actor = _new_actor(name)
+    if checkpoint is not None:
+        _load(actor, checkpoint, 1, None)
+    return actor
 
 
 def share_reference(name: str, checkpoint: str | Path) -> RayReference:
@@ -132,7 +164,7 @@ def share_reference(name: str, checkpoint: str | Path) -> RayReference:
         actor = ray.get_actor(name, NAMESPACE)
     except ValueError as error:
         raise InfrastructureError(f"sought the run's reference {name}, found none: {error}") from error
-    return _loaded(actor, checkpoint, 1, None, LOAD_SECONDS, CALL_SECONDS)
+    return RayReference(actor, _get(_load(actor, checkpoint, 1, None), "load", LOAD_SECONDS), CALL_SECONDS)
 
 
 def _new_actor(name: str | None = None) -> Any:
@@ -145,12 +177,10 @@ def _new_actor(name: str | None = None) -> Any:
     return remote.options(name=name, namespace=NAMESPACE if name else None).remote()
 
 
-def _loaded(
-    actor: Any, checkpoint: str | Path, threads: int, folder: Path | None, load_seconds: float, seconds: float
-) -> RayReference:
+def _load(actor: Any, checkpoint: str | Path, threads: int, folder: Path | None) -> Any:
+    """A promise of the reference's identity."""
     arguments = (str(Path(checkpoint).resolve()), threads, None if folder is None else str(folder))
-    identity: str = _get(actor.load.remote(*arguments), "load", load_seconds)
-    return RayReference(actor, identity, seconds)
+    return actor.load.remote(*arguments)
 
 
 def _get(promise: Any, what: str, seconds: float) -> Any:

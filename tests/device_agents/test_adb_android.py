@@ -152,7 +152,7 @@ def test_a_phone_that_executes_nothing_is_unsupported_and_the_reason_is_told(
     add_command(commands, "getenforce", "echo Enforcing")
     bundle = make_bundle(tmp_path / "broken", run_sh)
     device = AndroidDevice("pixel8", lambda deadline: phone, lambda abi: bundle, root=str(root))
-    with pytest.raises(UnsupportedDevice, match=f"{words}.*SELinux is enforcing"):
+    with pytest.raises(UnsupportedDevice, match=rf"(?s)^[^\n]*: SELinux is enforcing\n.*{words}"):
         device.identity(Deadline(30))
 
 

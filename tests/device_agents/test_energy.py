@@ -20,8 +20,8 @@ SEEDS = range(20)
 RIGHT = 0.03
 # What each profile must give; of the seeds, a few may ask for a longer measurement.
 SUPPORTED = {
-    "fire-hd-8": "gauge",
     "galaxy-a54-arabic": "gauge",
+    "galaxy-s24": "gauge",
     "moto-g-smoothed": "gauge",
     "oneplus-7t": "gauge",
     "oppo-cut-dumps": "gauge",
@@ -32,7 +32,7 @@ SUPPORTED = {
 }
 REFUSED = {
     "armor-27t-pro": "current_now cannot be read, or says that it is unknown",
-    "galaxy-s24": "the charge counter ",
+    "fire-hd-8": "the charge counter ",
     "generic-stuck-counter": "the charge counter does not move",
     "honor-stopped": "UPDATES STOPPED",
     "nexus-one-slow": "current_now follows the load only after",

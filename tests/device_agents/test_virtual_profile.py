@@ -8,11 +8,13 @@ from dataclasses import replace
 
 import pytest
 
+from device_agents.adb.facts import mem_total
 from device_agents.recording.answers import parse_gauge, parse_vitals
 from device_agents.virtual.errors import VirtualPhoneUnavailable
 from device_agents.virtual.physics import Physics
+from device_agents.virtual.procfs import cpuinfo_arm, cpuinfo_x86, meminfo
 from device_agents.virtual.profile import FOLDER, Battery, Profile, load_profile, parse_abi, profile_names
-from device_agents.virtual.properties import DENIED, cpuinfo, sysfs
+from device_agents.virtual.properties import DENIED, sysfs
 from device_agents.virtual.services import AndroidServices
 
 PIXEL, GALAXY, STOPPED = "pixel-8", "galaxy-s24", "honor-stopped"
@@ -60,6 +62,46 @@ def test_every_profile_is_whole_and_says_where_its_quirks_were_seen(name: str) -
         assert cluster.min_khz < cluster.fixed_khz <= cluster.max_khz
     assert list(profile.thermal.throttle_c) == sorted(profile.thermal.throttle_c)
     assert len(profile.thermal.throttle_c) == 6
+
+
+def test_the_quirks_of_at_least_12_profiles_were_all_seen_somewhere() -> None:
+    assert len([name for name in profile_names() if all(q.seen for q in load_profile(name).quirks)]) >= 12
+
+
+def test_no_source_is_a_guess() -> None:
+    for name in profile_names():
+        for quirk in load_profile(name).quirks:
+            if quirk.seen:
+                assert not re.search("assumed|not looked up|plausible", quirk.source), (name, quirk)
+
+
+HOST_MEMORY = "MemTotal:       24684092 kB\nMemFree:  1 kB\nMemAvailable:   {} kB\n"
+
+
+def available(text: str) -> int:
+    """kB."""
+    found = re.search(r"^MemAvailable: +(\d+) kB$", text, re.MULTILINE)
+    assert found is not None
+    return int(found[1])
+
+
+def test_memory_is_the_profiles_less_what_its_processes_hold() -> None:
+    profile = load_profile("pixel-8")
+    told = meminfo(profile, 100 << 20, HOST_MEMORY.format(20_000_000))
+    assert mem_total(told) == profile.ram_mib << 20
+    assert available(told) == (profile.ram_mib - 100) * 1024
+    # No phone has more left than the machine that it runs on.
+    assert available(meminfo(profile, 0, HOST_MEMORY.format(123456))) == 123456
+    assert available(meminfo(profile, 99 << 30, HOST_MEMORY.format(20_000_000))) == 0
+    assert len({len(meminfo(profile, held, HOST_MEMORY.format(9))) for held in (0, 1 << 20, 1 << 40)}) == 1
+
+
+def test_an_x86_phone_has_the_processors_of_its_profile_with_the_flags_of_this_machine() -> None:
+    host = "processor\t: 0\nmodel name\t: Some CPU\nsiblings\t: 2\nflags\t\t: fpu avx2\n\nprocessor\t: 1\n\n"
+    told = cpuinfo_x86(load_profile("pixel-8"), host)
+    assert re.findall(r"^processor\t: (\d+)$", told, re.MULTILINE) == [str(n) for n in range(9)]
+    assert told.count("flags\t\t: fpu avx2\n") == told.count("siblings\t: 9\n") == 9
+    assert "Some CPU" not in told
 
 
 def test_an_unknown_profile_lists_those_there_are() -> None:
@@ -227,7 +269,7 @@ def test_two_zones_can_have_the_same_type() -> None:
 
 
 def test_cpuinfo_is_that_of_an_arm_kernel() -> None:
-    text = cpuinfo(load_profile(PIXEL))
+    text = cpuinfo_arm(load_profile(PIXEL))
     assert re.findall(r"processor\t: (\d+)", text) == [str(n) for n in range(9)]
     assert re.findall(r"CPU part\t: (\w+)", text) == ["0xd46"] * 4 + ["0xd4d"] * 4 + ["0xd4e"]
     assert "model name" not in text

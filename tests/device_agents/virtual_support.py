@@ -82,6 +82,7 @@ class Adb:
     """The real adb client, on one device of our own server."""
 
     def __init__(self, server: PrivateAdbServer, address: str) -> None:
+        self.address = address
         self._command = [*find_adb(), "-P", str(server.port), "-s", address]
 
     def __call__(self, command: str) -> str:

@@ -16,11 +16,15 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 
+from device_agents.adb.connection import AdbServer
+from device_agents.adb.facts import read_facts
+from device_agents.adb.transport import AdbTransport
 from device_agents.deadline import Deadline
 from device_agents.errors import AdbFailure, InfrastructureError
 from device_agents.virtual import (
@@ -108,7 +112,8 @@ def test_the_phone_sees_itself_and_no_host(phone: MakePhone, server: PrivateAdbS
     adb = connect(server, phone())
     mounted = {line.split()[1] for line in adb("cat /proc/mounts").splitlines()}
     nodes = {f"/dev/{name}" for name in ("pts", "null", "zero", "urandom", "random", "tty")}
-    assert mounted == {"/", "/system", "/apex", "/data", "/proc", "/sys"} | nodes
+    proc = {"/proc/meminfo", "/proc/cpuinfo"}  # of the phone, not of this machine
+    assert mounted == {"/", "/system", "/apex", "/data", "/proc", "/sys"} | nodes | proc
     processes = adb("ps -A -o PID,NAME").splitlines()[1:]
     assert 2 <= len(processes) < 12
     assert [line.split()[0] for line in adb("tail -n +3 /proc/net/dev").splitlines()] == ["lo:"]
@@ -259,7 +264,7 @@ def test_without_privilege_it_runs_in_a_user_namespace(
             adb = Adb(server, address)
             assert adb("id -u") == "2000\n"
             assert "CapEff:\t0000000000000000" in adb("cat /proc/self/status")
-            for path in ("/system/x", "/x", "/sys/x"):
+            for path in ("/system/x", "/x", "/sys/x", "/proc/meminfo", "/proc/cpuinfo"):
                 assert adb.run(f"touch {path}").returncode != 0, path
             assert adb.run("cat /sys/class/power_supply/battery/current_now").returncode != 0
             assert adb.run("[ -t 1 ] && echo terminal", "-tt").stdout == "terminal\n"
@@ -287,11 +292,57 @@ def test_where_no_namespace_is_allowed_the_reason_is_given(
     assert list((tmp_path / "phones").iterdir()) == []
 
 
-def test_a_second_phone_of_the_same_name_is_refused(phone: MakePhone) -> None:
-    first = phone()
-    with pytest.raises(VirtualPhoneFailed, match="of this name runs"):
-        phone()
-    assert first.truth().cpu_s >= 0
+def test_two_runs_in_one_folder_have_phones_of_the_same_name(cache: Path, tmp_path: Path) -> None:
+    """All at the same moment, and beside what killed ones left: nobody takes a living phone's folder."""
+    folder = tmp_path / "phones"
+    for n in range(4):
+        (folder / f"phone-{n}").mkdir(parents=True)
+        (folder / f"phone-{n}" / "phone.lock").touch()
+    phones = [VirtualPhone("phone", load_profile(), "x86_64", folder, cache) for _ in range(4)]
+    try:
+        with ThreadPoolExecutor(len(phones)) as pool:
+            assert len(set(pool.map(lambda each: each.start(Deadline(60)), phones))) == len(phones)
+        assert {each.folder for each in phones} == set(folder.iterdir())
+        for each in phones:
+            each.truth()
+    finally:
+        for each in phones:
+            each.stop()
+    assert list(folder.iterdir()) == []
+
+
+def test_memory_and_cores_are_the_profiles(phone: MakePhone, server: PrivateAdbServer) -> None:
+    """Not this machine's."""
+    profile = load_profile("pixel-9-16k")
+    adb = connect(server, phone("pixel-9-16k"))
+    facts = read_facts(AdbTransport(AdbServer(server.port, start=False), adb.address), Deadline(20))
+    assert (facts.ram_bytes, facts.cores) == (profile.ram_mib << 20, profile.cores)
+    assert adb("grep -c ^processor /proc/cpuinfo") == f"{profile.cores}\n"
+    assert adb("ls -d /sys/devices/system/cpu/cpu[0-9]* | wc -l") == f"{profile.cores}\n"
+    assert 0 < int(adb("grep MemAvailable /proc/meminfo").split()[1]) < profile.ram_mib * 1024
+
+
+def test_the_users_adb_server_forgets_a_phone_that_ends_however_it_ends(
+    cache: Path, server: PrivateAdbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", str(server.port))
+
+    def started() -> VirtualPhone:
+        made = VirtualPhone("phone", load_profile(), "x86_64", tmp_path / "phones", cache, shared=True)
+        server.connect(made.start(Deadline(60)), Deadline(20))
+        return made
+
+    made = started()
+    assert server.query("host:devices", Deadline(5)) == f"{made.address}\tdevice\n"
+    made.stop()
+    assert server.query("host:devices", Deadline(5)) == ""
+    killed = started()
+    os.kill(killed.launcher_pid, signal.SIGKILL)
+    wait_for(lambda: "offline" in server.query("host:devices", Deadline(5)), 5, "its end")
+    following = started()
+    assert server.query("host:devices", Deadline(5)) == f"{following.address}\tdevice\n"
+    killed.stop()
+    following.stop()
 
 
 def test_three_phones_at_once_do_not_meet(phone: MakePhone, server: PrivateAdbServer) -> None:

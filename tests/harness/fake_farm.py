@@ -103,6 +103,8 @@ class FakeFarm:
     def identity(self, name: str) -> DeviceIdentity:
         return DeviceIdentity(name, "host", "fake", "", "x86_64", "", "", 1, 1 << 30, (), {}, "a fake")
 
+    def get_ready(self, name: str) -> None: ...
+
     def vitals(self, name: str) -> Vitals:
         return Vitals(time.time())
 
@@ -164,8 +166,8 @@ def pytest_addoption() -> None:
     # Before any pytest_configure: that is where a run begins.
     for name, fake in (
         ("Farm", FakeFarm),
-        ("offer_reference", lambda name: None),
+        ("offer_reference", lambda name, checkpoint: None),
         ("share_reference", lambda name, checkpoint: FakeReference()),
-        ("start_reference", lambda checkpoint: FakeReference()),
+        ("begin_reference", lambda checkpoint: FakeReference),
     ):
         setattr(opened, name, fake)

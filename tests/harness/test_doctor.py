@@ -233,6 +233,23 @@ def test_what_killed_runs_left_is_told(tmp_path: Path) -> None:
     assert [this_machine._leftovers(set(), folders).state for folders in ([abandoned], [])] == ["note", "ok"]
 
 
+def test_a_process_that_a_killed_run_left_stands_in_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real one, whose command line names a folder of a run that is gone."""
+    monkeypatch.setattr(this_machine, "_try", lambda *_: WELL)
+    with subprocess.Popen(["true"]) as run:
+        run.wait()
+    waits = "import sys; sys.stdin.read()"
+    command = [sys.executable, "-S", "-c", waits, f"--dir=/tmp/kvfarm-ray-{run.pid}-abc/session"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as left:
+        row = by_what(this_machine.ray_starts(None, Deadline(5)))["leftovers"]
+        assert row.state == "fix"
+        assert str(left.pid) in row.found.split()
+        assert row.do.startswith("kill ")
+        left.communicate()
+    ended = by_what(this_machine.ray_starts(None, Deadline(5)))["leftovers"]
+    assert str(left.pid) not in ended.found.split()
+
+
 def test_what_ends_meanwhile_was_not_left(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([{1, 2}, {2, 3}])
     monkeypatch.setattr(this_machine, "orphans", lambda: next(answers))

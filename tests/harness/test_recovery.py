@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -108,15 +109,28 @@ def test_a_device_that_does_not_come_back_is_quarantined_at_once(device: Device)
     device.probes = [DeviceUnreachable("still away")] * 99
     recovery, aside = recovery_of(device, HASTY)
     assert lose(recovery, device.work) == []
-    assert "DeviceUnreachable: cable; then it did not answer again within 0.05 s" in aside[0][1]
-    assert "still away" in aside[0][1]
+    sentence, first, last = aside[0][1].splitlines()
+    assert sentence == "it stopped answering, and did not answer again within 0.05 s"
+    assert (first, last) == ("DeviceUnreachable: cable", "DeviceUnreachable: still away")
 
 
 def test_a_device_that_can_never_do_it_is_not_asked_twice(device: Device) -> None:
     device.fails = [UnsupportedDevice("noexec")]
     recovery, aside = recovery_of(device)
     lose(recovery, device.work)
-    assert (device.tries, aside) == (1, [("one", "UnsupportedDevice: noexec")])
+    assert (device.tries, aside) == (1, [("one", "noexec")])
+
+
+def test_why_a_device_is_set_aside_is_one_sentence_with_what_was_seen_apart(device: Device) -> None:
+    said = "it does not execute programs in /data: the folder is mounted noexec"
+    seen = "its shell said: sh: can't execute: Permission denied\nits mount: tmpfs /data tmpfs rw,noexec 0 0"
+    device.fails = [UnsupportedDevice(f"{said}\n{seen}")]
+    recovery, aside = recovery_of(device)
+    lose(recovery, device.work)
+    assert aside == [("one", f"{said}\nUnsupportedDevice: {said}\n{seen}")]
+    with pytest.raises(Quarantined, match=f"^quarantined: {re.escape(said)}$"):
+        recovery.attempt("one", device.work, [])
+    assert recovery.quarantined == {"one": said}
 
 
 def test_other_devices_do_not_pay(device: Device) -> None:
@@ -180,7 +194,7 @@ def test_what_power_does_not_bring_back_is_set_aside_with_both_in_the_evidence(
     lose(recovery, device.work)
     after = "power-cycled with hub: DeviceUnreachable: still gone"
     without = "not revived: InfrastructureError: its limit is 3"
-    assert aside[0][1].endswith(after if works else without)
+    assert aside[0][1].splitlines()[0].endswith(after if works else without)
     with pytest.raises(Quarantined):
         recovery.attempt("one", device.work, [])
 

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,6 +58,22 @@ def test_the_pairing_code_is_read_from_stdin_and_told_nobody(
     said = capsys.readouterr()
     assert (f"adb-{SERIAL}" in said.out) == (accepted == CODE)
     assert CODE not in said.out + said.err + caplog.text
+
+
+def test_a_malformed_address_is_refused_before_a_code_is_asked_for(
+    adb: FakeAdb, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Unread(io.StringIO):
+        def readline(self, *_: object) -> Any:
+            raise AssertionError("a code was asked for")
+
+    monkeypatch.setattr("sys.stdin", Unread())
+    assert cli.run(["pair", "192.0.2.7"]) == 2
+    said = capsys.readouterr().err
+    assert "sought an address such as 192.0.2.7:37123, found '192.0.2.7'" in said
+    assert cli.run(["connect", "192.0.2.7:phone"]) == 2
+    assert "connecting to" not in capsys.readouterr().err
+    assert adb.requests == []
 
 
 def test_the_pairing_code_is_no_option() -> None:
