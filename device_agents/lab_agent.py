@@ -28,10 +28,12 @@ from device_agents.deadline import Deadline
 from device_agents.errors import DeployFailed, InfrastructureError, LeaseError, NoSuchDevice, RootTaken
 from device_agents.host import HostDevice
 from device_agents.lab_types import AgentBudgets, DeviceStatus, Lease, Standing
-from device_agents.leases import protocol
+from device_agents.leases import audit, protocol
+from device_agents.leases.audit import Event
 from device_agents.leases.ledger import Ledger
-from device_agents.leases.model import Held, Request
+from device_agents.leases.model import Held, How, Request
 from device_agents.leases.process import this_process
+from device_agents.observing import Observed, observe, status_of
 from device_agents.recording.record import Plan, Record, Records
 from device_agents.remote_session import RunnerSession
 from device_agents.slots import Slot
@@ -139,6 +141,15 @@ class LabAgent:
         self._check_running()
         return tuple(lease for slot in self._slots.values() if (lease := self._lease(slot)) is not None)
 
+    def observe(self) -> Observed:
+        """Devices and leases as they are known here; asks no device."""
+        self._check_running()
+        return observe(self._slots.values(), self._ledger)
+
+    def audit(self) -> tuple[Event, ...]:
+        """Who did what to the devices of this machine, oldest first."""
+        return tuple(audit.events(audit.entries(self._ledger.path.parent)))
+
     @property
     def in_use(self) -> bool:
         """Whether somebody has a device through this agent, or waits for one."""
@@ -213,6 +224,7 @@ class LabAgent:
             found = slot.device.claim(Deadline(self._budgets.claim_s))
             with slot.lock:
                 slot.settings = found
+            _log.info("claimed")
         return found
 
     def renew(self, device: str, token: int, ttl_s: float) -> Lease:
@@ -249,6 +261,10 @@ class LabAgent:
         """End a quarantine."""
         self._ledger.act(protocol.lift(self._slot(device).key, by))
 
+    def restarting(self, device: str, how: How, by: str, why: str, most: int) -> None:
+        """Somebody is about to start the device anew. Raises LeaseError: the day's ``most`` are used up."""
+        self._ledger.act(protocol.restart(self._slot(device).key, how, by, why, most))
+
     # -- artifacts ------------------------------------------------------------------------
 
     def missing_blobs(self, manifest_json: str) -> tuple[MissingBlob, ...]:
@@ -273,6 +289,7 @@ class LabAgent:
             remote = slot.device.deploy(folder, Deadline(self._budgets.deploy_s))
             with slot.lock:
                 slot.deployed[manifest.id] = remote
+            _log.info("deployed artifact %s", manifest.id)
         return manifest.id
 
     # -- sessions -------------------------------------------------------------------------
@@ -298,6 +315,7 @@ class LabAgent:
                 if slot.is_current(token):
                     session_id = f"{device}/{uuid.uuid4().hex}"
                     slot.sessions[session_id] = engine
+                    _log.info("opened session %s", session_id)
                     return session_id, engine.info
             engine.close()
             raise LeaseError(f"{device}: the lease expired while the session was being opened")
@@ -373,19 +391,7 @@ class LabAgent:
             self._identity(slot)
         except InfrastructureError as problem:
             error = str(problem)
-        lease = self._lease(slot)
-        state, _ = self._ledger.state()
-        bad = state.quarantined.get(slot.key)
-        waiting = sum(slot.key in each.request.devices for each in state.waiting.values())
-        return DeviceStatus(
-            slot.config.name,
-            slot.config.kind,
-            slot.identity,
-            error,
-            lease,
-            f"by {bad.by}: {bad.evidence}" if bad else "",
-            waiting,
-        )
+        return status_of(slot, error, self._lease(slot), self._ledger)
 
     def _lease(self, slot: Slot) -> Lease | None:
         slot.follow()
@@ -436,8 +442,11 @@ class LabAgent:
         if engine is None:
             raise LeaseError(f"no session {session_id!r} is open; open one")
         try:
-            return work(engine)
+            with slot.about(token):
+                return work(engine)
         except InfrastructureError as error:
+            with slot.about(token):
+                _log.warning("session %s broke: %s: %s", session_id, type(error).__name__, error)
             if not slot.is_current(token):
                 raise LeaseError(f"{session_id}: the lease ended during the call: {error}") from error
             raise

@@ -25,6 +25,7 @@ from device_agents.config import DeviceConfig
 from device_agents.deadline import Deadline
 from device_agents.errors import InfrastructureError, LeaseError, NoSuchDevice
 from device_agents.lab_types import AgentBudgets, DeviceStatus, Lease
+from device_agents.logs import about
 from device_agents.recording.record import Plan, Record
 from device_agents.remote_session import Budgets
 from harness import leasing
@@ -32,6 +33,7 @@ from harness.cluster import RayConnection, ensure_ray
 from harness.inventory import LOCAL_LAB, Inventory
 from harness.lab import Lab, find_node, here
 from harness.leasing import CALL_S, Terms, holder
+from harness.spans import SHORT_S, Recorder, recording_nothing
 from kvengine.artifact import Artifact
 from kvengine.program import Measurement, Observation, Program, Workload
 from kvengine.recipe import SessionRecipe
@@ -49,8 +51,12 @@ _log = logging.getLogger(__name__)
 class DeviceSession:
     """An EngineSession on a device. Made by ``Farm.open``."""
 
-    def __init__(self, lab: Lab, device: str, token: int, session_id: str, info: SessionInfo) -> None:
+    def __init__(
+        self, lab: Lab, device: str, token: int, session_id: str, info: SessionInfo, recorder: Recorder
+    ) -> None:
         self.device = device
+        self._recorder = recorder
+        self._began = time.time()
         self._lab = lab
         self._token = token
         self._id = session_id
@@ -68,12 +74,15 @@ class DeviceSession:
 
     def run_program(self, program: Program) -> tuple[Observation, ...]:
         """Raises KvEngineError: the program as a whole is refused. InfrastructureError: see Farm."""
-        found = self._call("run_program", Budgets().program_s, program)
+        with self._recorder.doing(self.device, "program", f"{len(program.operations)} operations"):
+            found = self._call("run_program", Budgets().program_s, program)
         return tuple(_own(observation) for observation in found)
 
     def run_workload(self, workload: Workload) -> Measurement:
         """Raises as ``run_program``."""
-        measured: Measurement = self._call("run_workload", Budgets().workload_s, workload)
+        what = f"prompt {len(workload.prompt)} + {workload.new_tokens} new, {workload.repeats} times"
+        with self._recorder.doing(self.device, "workload", what):
+            measured: Measurement = self._call("run_workload", Budgets().workload_s, workload)
         return measured
 
     def start_recording(self, plan: Plan) -> None:
@@ -91,6 +100,7 @@ class DeviceSession:
         if self._closed:
             return
         self._closed = True
+        self._recorder.part(self.device, "session", self._id[-8:], self._began, time.time())
         with contextlib.suppress(InfrastructureError):
             self._lab.call("close_session", Budgets().close_s + GRACE_S, self._id, self._token)
 
@@ -120,6 +130,7 @@ class _Device:
     lab: Lab
     lease: Lease | None = None
     claimed: bool = False  # as its farm file wants it, since the lease or the agent began
+    leased_at: float = 0.0  # Unix time, s
     patience: Deadline | None = None  # for the lease that is wanted now
     identity: DeviceIdentity | None = None
     settings: dict[str, str] = field(default_factory=dict)
@@ -138,6 +149,7 @@ class Farm:
     join, HOST:PORT; None uses this process's Ray or starts one on this machine for as long as
     the farm is open. root: folder of the agent on this machine. guest: another process opened the same
     farm and called ``invite``; it ends the lab agents. terms: of leases. on_wait: told why we wait for one.
+    recorder: told when what begins and ends.
     """
 
     def __init__(
@@ -150,7 +162,9 @@ class Farm:
         guest: bool = False,
         terms: Terms | None = None,
         on_wait: Callable[[str], None] = lambda reason: None,
+        recorder: Recorder | None = None,
     ) -> None:
+        self._recorder = recorder or recording_nothing()
         self._guest = guest
         self._terms = terms or Terms()
         self._on_wait = on_wait
@@ -257,16 +271,18 @@ class Farm:
         device = self._device(name)
         lab, token = device.lab, self._lease(device)
         budgets = AgentBudgets()
-        self._ship(lab, artifact, progress)
         text = artifact.manifest.to_json()
         try:
-            artifact_id = lab.call("deploy", budgets.deploy_s + GRACE_S, name, token, text)
-            opened = lab.call("open_session", budgets.open_s + GRACE_S, name, token, artifact_id, recipe)
+            with self._recorder.doing(name, "deploy", artifact.id[:12]):
+                self._ship(lab, artifact, progress)
+                artifact_id = lab.call("deploy", budgets.deploy_s + GRACE_S, name, token, text)
+            with self._recorder.doing(name, "open", artifact.id[:12]):
+                opened = lab.call("open_session", budgets.open_s + GRACE_S, name, token, artifact_id, recipe)
         except LeaseError:
             self._forget(device, token)
             raise
         session_id, info = opened
-        return DeviceSession(lab, name, token, session_id, info)
+        return DeviceSession(lab, name, token, session_id, info, self._recorder)
 
     def hold(self, count: int, names: Sequence[str]) -> tuple[Lease, ...]:
         """Lease ``count`` of the devices, all at once, without opening anything.
@@ -430,7 +446,7 @@ class Farm:
         self, lab: Lab, devices: list[_Device], patience: Deadline, count: int | None = None
     ) -> tuple[Lease, ...]:
         """All of the devices of one lab host at once, or ``count`` of them."""
-        began = time.monotonic()
+        began, began_at = time.monotonic(), time.time()
         names = tuple(each.config.name for each in devices)
         try:
             leases = leasing.lease(
@@ -448,6 +464,13 @@ class Farm:
             for lease in leases:
                 device = self._devices[lease.device]
                 device.lease, device.claimed, device.patience = lease, False, None
+                device.leased_at = time.time()
+        for lease in leases:
+            if time.time() - began_at > SHORT_S:
+                self._recorder.part(lease.device, "wait", "in line for a lease", began_at, time.time())
+            self._recorder.lease(lease.device, lease.token, self._devices[lease.device].leased_at, None)
+            with about(device=lease.device, lease=lease.token):
+                _log.info("leased")
         return leases
 
     def _claim(self, device: _Device, lease: Lease) -> None:
@@ -463,15 +486,21 @@ class Farm:
     def _forget(self, device: _Device, token: int) -> None:
         """The next ``open`` acquires the device anew."""
         with self._lock:
-            if device.lease is not None and device.lease.token == token:
-                device.lease, device.claimed = None, False
+            lease = device.lease
+            if lease is None or lease.token != token:
+                return
+            device.lease, device.claimed = None, False
+        self._recorder.lease(lease.device, token, device.leased_at, time.time())
 
     def _release(self, device: _Device) -> None:
         with self._lock:
             lease, device.lease, device.claimed = device.lease, None, False
-        if lease is not None and device.lab.running:
+        if lease is None:
+            return
+        if device.lab.running:
             with contextlib.suppress(InfrastructureError):
                 device.lab.call("release", GRACE_S, lease.device, lease.token)
+        self._recorder.lease(lease.device, lease.token, device.leased_at, time.time())
 
     def _renew(self) -> None:
         """Heartbeats, whatever the test does meanwhile."""

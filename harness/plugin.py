@@ -127,6 +127,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="devices are free again so long after this run fell silent (default: %(default)s)",
     )
     add(
+        "--kvfarm-log",
+        type=Path,
+        metavar="FILE",
+        help="append what happens to this file, a JSON object a line, with run, device and lease",
+    )
+    add(
         "--measure",
         action="append",
         default=[],
@@ -150,6 +156,7 @@ def pytest_configure(config: pytest.Config) -> None:
         ours = str(Path(__file__).parent / "suite")
         theirs = config.args if config.args_source is pytest.Config.ArgsSource.TESTPATHS else []
         config.args = [ours, *theirs]
+    from device_agents import logs
     from device_agents.errors import InfrastructureError
     from harness import termination
     from harness.errors import HarnessError
@@ -157,6 +164,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
     termination.end_in_order(config)
     try:
+        # What workers and agents start from the environment; pytest itself shows what is logged meanwhile.
+        logs.set_up(config.getoption("kvfarm_log"), terminal=False)
         options = _options(config)
         config.pluginmanager.register(_plugin(config, options), PLUGIN)
     except (HarnessError, KvEngineError, InfrastructureError) as error:

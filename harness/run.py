@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import secrets
 import shlex
+import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from device_agents import logs
 from device_agents.api import DeviceIdentity
 from device_agents.errors import InfrastructureError
 from harness import choosing, inventory
@@ -30,8 +33,9 @@ from harness.quiet import WAIT_S
 from harness.recipes import Recipe, parse_recipes, settings
 from harness.recovery import Recovery
 from harness.run_options import RunOptions
+from harness.spans import Recorder
 from harness.store import open_store
-from harness.store.protocol import Store
+from harness.store.protocol import Span, Store
 from kvengine.codec import decode, encode
 from reports.ablation_results import AblationInfo
 from reports.results import (
@@ -46,6 +50,8 @@ from reports.results import (
 
 if TYPE_CHECKING:
     from reports.trend import Series
+
+_log = logging.getLogger(__name__)
 
 
 class DeviceRun(Opened):
@@ -82,18 +88,22 @@ class DeviceRun(Opened):
         self.ablation: AblationInfo | None = None  # what the legs are for, where they are an ablation's
         self._identities: dict[str, DeviceIdentity] = {}
         self._stored: set[str] = set()  # devices
-        self.recovery = Recovery(self._answers, options.recovery, self._set_aside, on_retry)
+        self._tell_retry = on_retry
+        self.recovery = Recovery(self._answers, options.recovery, self._set_aside, self._on_retry)
         self._provenance = provenance()
+        self.recorder = Recorder(lambda span: self.store.add_span(self.run_id, span) if self.begun else None)
         if handover is not None:
             self.seed, self.run_id, self.started_at = handover.seed, handover.run_id, handover.started_at
             self.inventory, self.devices = handover.inventory, handover.devices
             self.passed_over = handover.passed_over
+            logs.always_about(run=self.run_id)
             return
         self.seed = options.seed if options.seed is not None else secrets.randbits(32)
         self.started_at = now()
         # Not the seed: two runs with one seed may begin in the same second.
         moment = self.started_at.replace(":", "").replace("+0000", "Z")
         self.run_id = f"{moment}-{secrets.token_hex(4)}"
+        logs.always_about(run=self.run_id)
         selection = choosing.read(options.devices, inventory.load(options.farm))
         self.inventory, self.devices = selection.inventory, selection.names
         self.passed_over = selection.passed_over
@@ -214,10 +224,17 @@ class DeviceRun(Opened):
             calibrations=options.cache / "calibrations" if energy else None,
         )
         retries: list[str] = []
-        leg = self.recovery.attempt(device, lambda: self._measure(device, model, recipe, plan), retries)
+        what, began = f"{recipe.name} · {model.name} · {plan.shape.label}", time.time()
+        try:
+            leg = self.recovery.attempt(device, lambda: self._measure(device, model, recipe, plan), retries)
+        except InfrastructureError:
+            lost = Span(device, "leg", what, began, time.time(), "infrastructure", len(retries))
+            self.recorder.span(lost)
+            raise
         provenance = leg.provenance | {"effort": f"{self.effort(device):g}"}
         leg = dataclasses.replace(leg, retries=tuple(retries), provenance=provenance)
         self.store.add_leg(self.run_id, leg)
+        self.recorder.span(Span(device, "leg", what, began, time.time(), leg.validity, len(retries)))
         return leg
 
     def _measure(self, device: str, model: Path, recipe: Recipe, plan: LegPlan) -> LegResult:
@@ -227,9 +244,14 @@ class DeviceRun(Opened):
             identity = self.identity(device)
             return measure_leg(self.farm, identity, subject, plan, self._provenance["commit"], self._on_step)
 
-    def keep(self, check: CheckResult) -> None:
-        """Store a check's result; durable when this returns."""
+    def keep(self, check: CheckResult, began: float | None = None, ended: float | None = None) -> None:
+        """Store a check's result; durable when this returns. began, ended: Unix times, s, where known."""
         self.store.add_check(self.run_id, check)
+        _log.info("%s with %s: %s", check.check, check.recipe, check.outcome)
+        if began is not None and ended is not None:
+            what = f"{check.recipe} · {check.check}"
+            tries = len(check.retries)
+            self.recorder.span(Span(check.device, "check", what, began, ended, check.outcome, tries))
 
     def keep_lost_leg(self, device: str, what: str, error: InfrastructureError) -> None:
         """Store why a measurement gave no result."""
@@ -309,9 +331,14 @@ class DeviceRun(Opened):
     def _answers(self, device: str) -> None:
         self.farm.vitals(device)
 
+    def _on_retry(self, device: str, reason: str) -> None:
+        self.recorder.instant(device, "retry", reason)
+        self._tell_retry(device, reason)
+
     def _set_aside(self, device: str, evidence: str) -> None:
         """A device in quarantine: the store says so, and nothing of it is kept open."""
         self.store.add_infrastructure(self.run_id, f"{device} was quarantined: {evidence}")
+        self.recorder.quarantine(device, evidence)
         if device in self._identities:
             info = dataclasses.replace(self._info(device), quarantined=evidence)
             self.store.add_device(self.run_id, info)
@@ -361,6 +388,10 @@ class DeviceRun(Opened):
         """Who was passed over is said where the run is signed."""
         passed = "; ".join(f"{each.name}: {each.reason}" for each in self.passed_over)
         return {"devices": self.options.devices} | ({"devices not chosen": passed} if passed else {})
+
+    def close(self) -> None:
+        super().close()
+        self.recorder.flush()
 
     def finish(self, complete: bool) -> RunResults:
         """Stop everything; with ``complete`` the run counts as finished, else as interrupted."""

@@ -131,7 +131,7 @@ class DeviceTests:
         waited_s = self.run.take_waited() if call.when == "call" else 0.0
         result = check_result(item, call, self.run, waited_s)
         if result is not None:
-            self.run.keep(result)
+            self.run.keep(result, call.start, call.stop)
         error = call.excinfo.value if call.excinfo else None
         if isinstance(error, Unsupported):
             report.outcome = "skipped"

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 import kvengine
+from device_agents import logs
 from harness.cli import (
     ablate,
+    audit,
     bundle,
     comparing,
+    dash,
     devices,
     doctor,
     gate,
@@ -24,6 +29,7 @@ from harness.cli import (
     nightly,
     phones,
     runs,
+    timeline,
     wireless,
 )
 from harness.cli.output import EXPECTED, REFUSED, fail
@@ -44,6 +50,9 @@ for module in (
     doctor,
     devices,
     leases,
+    audit,
+    dash,
+    timeline,
     wireless,
     phones,
     runs,
@@ -71,8 +80,12 @@ def _options(
     version: bool = typer.Option(
         False, "--version", callback=_show_version, is_eager=True, help="Print kvfarm's version and exit."
     ),
+    log_file: Annotated[
+        Path | None,
+        typer.Option(help="Append what happens to this file, a JSON object a line; also of what it starts."),
+    ] = None,
 ) -> None:
-    pass
+    logs.set_up(log_file)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from device_agents.lab_types import DeviceStatus
@@ -67,7 +68,8 @@ def devices(
         statuses = tuple(s for s in statuses if s.name in meant.choose(statuses).names)
     table = Table("device", "kind", "model", "SoC", "ABI", "API", "cores", "memory", "ORT", "state")
     for status in statuses:
-        table.add_row(status.name, status.kind, *_identity_cells(status), _state(status))
+        cells = (status.name, status.kind, *_identity_cells(status), _state(status))
+        table.add_row(*map(escape, cells))
     data = {"devices": [_row(status, meant.inventory) for status in statuses]}
     show(as_json, data | {"not_chosen": _reasons(choice)["not_chosen"]}, table)
     for each in meant.passed_over if meant.condition is None else ():
@@ -167,9 +169,9 @@ def _reasons(choice: Choice) -> dict[str, Any]:
 def _why_table(choice: Choice) -> Table:
     table = Table("device", "chosen", "why not")
     for name in choice.names:
-        table.add_row(name, "yes", "")
+        table.add_row(escape(name), "yes", "")
     for each in choice.passed_over:
-        table.add_row(each.name, "no", each.reason)
+        table.add_row(escape(each.name), "no", escape(each.reason))
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -12,16 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from device_agents.deadline import Deadline
 from device_agents.lab_types import DeviceStatus, Lease
 from harness import inventory
 from harness.cli.options import AddressOption, FarmOption, PriorityOption, UserOption, WaitOption
-from harness.cli.output import JsonOption, note, show
-from harness.leasing import Terms, duration, user_name
+from harness.cli.output import Console, JsonOption, note, show
+from harness.leasing import Terms, duration, holder, user_name
 
 if TYPE_CHECKING:
     from harness.farm import Farm
@@ -89,7 +90,7 @@ def quarantine(
     """Lend a device to nobody; whoever has it loses it."""
     with _farm(device, farm_file, farm_address) as farm:
         seconds = None if limit is None else duration(limit)
-        farm.quarantine(device, evidence, user or user_name(), seconds)
+        farm.quarantine(device, evidence, holder(os.getpid(), user), seconds)
     note(
         f"{device} is quarantined {f'for {limit}' if limit else f'until `kvfarm lift {device}`'}: {evidence}"
     )
@@ -103,7 +104,7 @@ def lift(
 ) -> None:
     """End a device's quarantine."""
     with _farm(device, farm_file, farm_address) as farm:
-        farm.lift(device, user or user_name())
+        farm.lift(device, holder(os.getpid(), user))
     note(f"{device} may be leased again")
 
 
@@ -134,10 +135,10 @@ def table(statuses: tuple[DeviceStatus, ...]) -> Table:
         cells = ("", "", "", "")
         if held is not None:
             ago = f"{max(0.0, time.time() - held.beat):.0f} s ago"
-            cells = (held.holder, _clock(held.since), _clock(held.until), ago)
+            cells = (escape(held.holder), _clock(held.since), _clock(held.until), ago)
         elif status.quarantined or status.error:
-            cells = (status.quarantined or status.error, "", "", "")
-        found.add_row(status.name, f"[{style}]{word}[/]", *cells, waiting)
+            cells = (escape(status.quarantined or status.error), "", "", "")
+        found.add_row(escape(status.name), f"[{style}]{word}[/]", *cells, waiting)
     return found
 
 

@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from device_agents.errors import InfrastructureError
+from device_agents.printable import printable
 from harness.errors import HarnessError
 from kvengine.codec import DecodeError, encode
 from kvengine.errors import KvEngineError
@@ -27,6 +29,13 @@ REFUSED = 2
 
 Report = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
+
+
+class Console(RichConsole):
+    """Rich's; what a device, a model or a log says never commands the terminal (rich lets an ESC through)."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
 
 
 def show(as_json: bool, data: dict[str, Any], text: Any) -> None:
