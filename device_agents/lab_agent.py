@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TypeVar
 
+from device_agents import restarting
 from device_agents.api import Device, DeviceIdentity, Finding, Vitals
 from device_agents.arrivals import Arrivals
 from device_agents.blobs import BlobStore, MissingBlob, parse_manifest
@@ -29,8 +30,7 @@ from device_agents.errors import DeployFailed, InfrastructureError, LeaseError, 
 from device_agents.host import HostDevice
 from device_agents.lab_types import AgentBudgets, DeviceStatus, Lease, Standing
 from device_agents.leases import audit, protocol
-from device_agents.leases.audit import Event
-from device_agents.leases.ledger import Ledger
+from device_agents.leases.ledger import Entry, Ledger
 from device_agents.leases.model import Held, How, Request
 from device_agents.leases.process import this_process
 from device_agents.observing import Observed, observe, status_of
@@ -146,9 +146,9 @@ class LabAgent:
         self._check_running()
         return observe(self._slots.values(), self._ledger)
 
-    def audit(self) -> tuple[Event, ...]:
-        """Who did what to the devices of this machine, oldest first."""
-        return tuple(audit.events(audit.entries(self._ledger.path.parent)))
+    def journal(self) -> tuple[Entry, ...]:
+        """Who did what to the devices of this machine, oldest first; see leases.audit."""
+        return tuple(audit.entries(self._ledger.path.parent))
 
     @property
     def in_use(self) -> bool:
@@ -261,9 +261,15 @@ class LabAgent:
         """End a quarantine."""
         self._ledger.act(protocol.lift(self._slot(device).key, by))
 
-    def restarting(self, device: str, how: How, by: str, why: str, most: int) -> None:
-        """Somebody is about to start the device anew. Raises LeaseError: the day's ``most`` are used up."""
-        self._ledger.act(protocol.restart(self._slot(device).key, how, by, why, most))
+    def restart(self, device: str, how: How, by: str, why: str, most: int) -> None:
+        """Start the device anew, ``most`` times a day. Raises LeaseError: they are used up.
+
+        InfrastructureError: it cannot be, or does not take it.
+        """
+        slot = self._slot(device)
+        restarting.check(slot.device, how)
+        self._ledger.act(protocol.restart(slot.key, how, by, why, most))
+        restarting.restart(slot.device, how, Deadline(self._budgets.restart_s))
 
     # -- artifacts ------------------------------------------------------------------------
 

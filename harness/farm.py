@@ -25,6 +25,7 @@ from device_agents.config import DeviceConfig
 from device_agents.deadline import Deadline
 from device_agents.errors import InfrastructureError, LeaseError, NoSuchDevice
 from device_agents.lab_types import AgentBudgets, DeviceStatus, Lease
+from device_agents.leases.model import How
 from device_agents.logs import about
 from device_agents.recording.record import Plan, Record
 from device_agents.remote_session import Budgets
@@ -347,6 +348,11 @@ class Farm:
         """Lend the device to nobody for so long, None: until ``lift``; whoever has it loses it."""
         lab = self._ready(self._device(name).lab)
         lab.call("quarantine", CALL_S, name, evidence, by, seconds)
+
+    def restart(self, name: str, how: How, by: str, why: str, most: int) -> None:
+        """See LabAgent.restart."""
+        lab = self._ready(self._device(name).lab)
+        lab.call("restart", AgentBudgets().restart_s + GRACE_S, name, how, by, why, most)
 
     def lift(self, name: str, by: str) -> None:
         """End the device's quarantine."""

@@ -106,6 +106,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="SECONDS",
         help="a device that answers no more for so long is quarantined (default: %(default)g)",
     )
+    add(
+        "--golden-job",
+        choices=("phones", "all", "none"),
+        default="phones",
+        help="whose health a tiny program with a known answer tells, before work begins and after an "
+        "infrastructure failure (default: %(default)s)",
+    )
+    for how in ("reboots", "power-cycles"):
+        add(
+            f"--{how}",
+            type=int,
+            default=0,
+            metavar="N",
+            help=f"{how} a day that a device which does not answer may get, by all runs together (default: "
+            "%(default)s)",
+        )
     add("--user", metavar="NAME", help="in whose name devices are leased (default: who runs this)")
     add(
         "--priority",
@@ -192,6 +208,7 @@ def _plugin(config: pytest.Config, options: RunOptions) -> DeviceTests | Reporti
 
 def _options(config: pytest.Config) -> RunOptions:
     from harness.recovery import RecoveryPolicy
+    from harness.restarting import RestartPolicy
     from harness.run_options import RunOptions
     from harness.store import DEFAULT_STORE
     from harness.tags import tags_of
@@ -218,6 +235,8 @@ def _options(config: pytest.Config) -> RunOptions:
         measure=tuple(_measure(text) for text in get("measure")),
         energy=get("energy"),
         terms=_terms(config),
+        golden=get("golden_job"),
+        restarts=RestartPolicy(get("reboots"), get("power_cycles")),
         command=(Path(sys.argv[0]).name, *config.invocation_params.args),
         tags=tags_of(get("tag")),
     )

@@ -51,6 +51,7 @@ class RecoveryPolicy:
     answer_s: float = 180.0  # a phone takes a minute and more to boot
     lost_in_a_row: int = 2
     pause_s: float = 0.5  # between two questions whether it answers
+    restart_after_s: float = 60.0  # a device that has not answered for so long is started anew, if it can be
 
 
 class Recovery:
@@ -58,7 +59,10 @@ class Recovery:
 
     probe: asks a device for a sign of life, under a deadline of its own; raises InfrastructureError.
     on_quarantine: called once for each device that is set aside, with its name and the evidence.
-    on_retry: called before each further try, with the device's name and the reason.
+    on_retry: called before each further try, with the device's name and the reason. on_sick: called as
+    on_quarantine, but only where the device itself is at fault, so that no other run should get it either.
+    restart: starts a device that does not answer anew, for a reason; says how, "" if nothing can. Called once
+    while a device is waited for.
     """
 
     def __init__(
@@ -67,11 +71,15 @@ class Recovery:
         policy: RecoveryPolicy | None = None,
         on_quarantine: Callable[[str, str], None] = lambda device, evidence: None,
         on_retry: Callable[[str, str], None] = lambda device, reason: None,
+        on_sick: Callable[[str, str], None] = lambda device, evidence: None,
+        restart: Callable[[str, str], str] = lambda device, reason: "",
     ) -> None:
         self._probe = probe
         self._policy = policy or RecoveryPolicy()
         self._on_quarantine = on_quarantine
         self._on_retry = on_retry
+        self._on_sick = on_sick
+        self._restart = restart
         self._lost: dict[str, int] = {}  # checks and legs lost in a row
         self._evidence: dict[str, str] = {}
 
@@ -113,7 +121,7 @@ class Recovery:
     def _consider(self, device: str, error: InfrastructureError, retries: list[str]) -> None:
         """Returns when ``work`` may be tried again, else raises ``error``."""
         if isinstance(error, _LASTING):
-            self._set_aside(device, one_line(error))
+            self._set_aside(device, one_line(error), sick=False)
             raise error
         if len(retries) >= self._policy.retries:
             lost = self._lost[device] = self._lost.get(device, 0) + 1
@@ -135,6 +143,8 @@ class Recovery:
     def _await_answer(self, device: str) -> float:
         """Seconds until the device answered. Raises the last InfrastructureError when it is late."""
         began, deadline, pause = time.monotonic(), Deadline(self._policy.answer_s), threading.Event()
+        patience = Deadline(min(self._policy.restart_after_s, self._policy.answer_s / 2))
+        restarted = False
         while True:
             try:
                 self._probe(device)
@@ -142,12 +152,18 @@ class Recovery:
             except InfrastructureError as error:
                 if isinstance(error, _LASTING) or deadline.remaining <= self._policy.pause_s:
                     raise
+                if patience.expired and not restarted:
+                    restarted = True
+                    if how := self._restart(device, one_line(error)):
+                        _log.warning("%s: %s, for it does not answer: %s", device, how, error)
             pause.wait(self._policy.pause_s)
 
-    def _set_aside(self, device: str, evidence: str) -> None:
+    def _set_aside(self, device: str, evidence: str, *, sick: bool = True) -> None:
         self._evidence[device] = evidence
         _log.error("%s is quarantined: %s", device, evidence)
         self._on_quarantine(device, evidence)
+        if sick:
+            self._on_sick(device, evidence)
 
 
 def one_line(error: BaseException) -> str:

@@ -23,6 +23,7 @@ from harness.artifacts import resolved
 from harness.checking import Cell, Tally
 from harness.errors import InventoryError
 from harness.handover import Handover, RunFolder
+from harness.health import Health
 from harness.inventory import effort_of, share
 from harness.legs import LegPlan, Subject, measure_leg
 from harness.measuring import Shape
@@ -89,7 +90,15 @@ class DeviceRun(Opened):
         self._identities: dict[str, DeviceIdentity] = {}
         self._stored: set[str] = set()  # devices
         self._tell_retry = on_retry
-        self.recovery = Recovery(self._answers, options.recovery, self._set_aside, self._on_retry)
+        self._health = Health(self)
+        self.recovery = Recovery(
+            self._health.answers,
+            options.recovery,
+            self._set_aside,
+            self._on_retry,
+            self._health.sick,
+            self._health.restart,
+        )
         self._provenance = provenance()
         self.recorder = Recorder(lambda span: self.store.add_span(self.run_id, span) if self.begun else None)
         if handover is not None:
@@ -239,6 +248,7 @@ class DeviceRun(Opened):
 
     def _measure(self, device: str, model: Path, recipe: Recipe, plan: LegPlan) -> LegResult:
         with self.working(device):
+            self._health.before_work(device)
             subject = Subject(model.name, recipe, self.artifact(model, recipe))
         with self._alone(device):
             identity = self.identity(device)
@@ -277,6 +287,11 @@ class DeviceRun(Opened):
     @cached_property
     def store(self) -> Store:
         return open_store(self.options.store)
+
+    def ready(self, device: str) -> DeviceIdentity:
+        """Who the device is, whose health is known. Raises InfrastructureError: see Health.before_work."""
+        self._health.before_work(device)
+        return self.identity(device)
 
     def identity(self, device: str) -> DeviceIdentity:
         """Who the device is; asked and stored once a run."""
@@ -327,9 +342,6 @@ class DeviceRun(Opened):
             raise
         self.devices, self.passed_over = choice.names, choice.passed_over
         self._identities = {s.name: s.identity for s in statuses if s.identity is not None}
-
-    def _answers(self, device: str) -> None:
-        self.farm.vitals(device)
 
     def _on_retry(self, device: str, reason: str) -> None:
         self.recorder.instant(device, "retry", reason)
@@ -393,12 +405,21 @@ class DeviceRun(Opened):
         super().close()
         self.recorder.flush()
 
+    def _count_flakes(self) -> None:
+        """Devices as they are known now: with how often infrastructure stopped them lately."""
+        flakes = self.store.flakes()
+        for device in self.store.results(self.run_id).devices:
+            if (found := flakes.get(device.name)) is not None:
+                told = dataclasses.replace(device, results=found.results, stopped=found.stopped)
+                self.store.add_device(self.run_id, told)
+
     def finish(self, complete: bool) -> RunResults:
         """Stop everything; with ``complete`` the run counts as finished, else as interrupted."""
         try:
             self.close()
         except InfrastructureError as error:
             self.store.add_infrastructure(self.run_id, f"while stopping: {error}")
+        self._count_flakes()
         if complete:
             self.store.finish_run(self.run_id, now())
         results = self.store.results(self.run_id)

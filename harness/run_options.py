@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from harness.leasing import Terms
 from harness.measuring import Shape
 from harness.recovery import RecoveryPolicy
+from harness.restarting import RestartPolicy
 
 
 @dataclass(frozen=True)
@@ -31,5 +33,7 @@ class RunOptions:
     energy: bool = False  # also measure energy for each token: minutes a leg
     recovery: RecoveryPolicy = field(default_factory=RecoveryPolicy)
     terms: Terms = field(default_factory=Terms)  # of leases
+    golden: Literal["phones", "all", "none"] = "phones"  # whose health a golden job tells
+    restarts: RestartPolicy = field(default_factory=RestartPolicy)
     command: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()

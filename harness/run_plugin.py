@@ -109,7 +109,7 @@ class DeviceTests:
         def work() -> None:
             cell.take_tally()
             with self.run.working(device):
-                self.run.identity(device)
+                self.run.ready(device)
                 pyfuncitem.obj(**arguments)
 
         self.run.recovery.attempt(device, work, retries_of(pyfuncitem))

@@ -11,7 +11,7 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from device_agents.api import Vitals
 from device_agents.errors import InfrastructureError
-from device_agents.leases.audit import Event
+from device_agents.leases.ledger import Entry
 from device_agents.observing import Observed
 from harness.cluster import NAMESPACE
 from harness.lab import AGENT_NAME, Answer
@@ -29,8 +29,8 @@ class Agent:
         found: Observed = self._call("observe")
         return found
 
-    def audit(self) -> tuple[Event, ...]:
-        found: tuple[Event, ...] = self._call("audit")
+    def journal(self) -> tuple[Entry, ...]:
+        found: tuple[Entry, ...] = self._call("journal")
         return found
 
     def vitals(self, device: str) -> Vitals:
@@ -60,3 +60,8 @@ def agents() -> tuple[Agent, ...]:
         raise InfrastructureError(f"the Ray cluster does not say which lab agents it has: {error}") from error
     names = sorted(each["name"] for each in found if each["namespace"] == NAMESPACE)
     return tuple(Agent(name) for name in names if name.startswith(AGENT_NAME))
+
+
+def all_entries() -> tuple[Entry, ...]:
+    """Of the lease journals of all lab hosts, host by host."""
+    return tuple(entry for agent in agents() for entry in agent.journal())

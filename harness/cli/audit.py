@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from device_agents.leases import audit as journal
 from harness import auditing, inventory
 from harness.auditing import Deed
 from harness.cli.history import since_when
@@ -51,10 +52,9 @@ def audit(
 
 def _leases(known: inventory.Inventory, address: str | None) -> Iterator[Deed]:
     if address is None:
-        from device_agents.leases import audit
         from harness.lab import leases_folder
 
-        events = audit.events(audit.entries(leases_folder()))
+        events = journal.events(journal.entries(leases_folder()))
         yield from auditing.at_host(socket.gethostname(), events, known)
         return
     from harness import watching
@@ -62,7 +62,8 @@ def _leases(known: inventory.Inventory, address: str | None) -> Iterator[Deed]:
 
     with ensure_ray(address):
         for agent in watching.agents():
-            yield from auditing.at_host(agent.observe().host, agent.audit(), known)
+            events = journal.events(agent.journal())
+            yield from auditing.at_host(agent.observe().host, events, known)
 
 
 def _table(deeds: list[Deed]) -> Table:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from reports.gate_results import GateVerdict
-from reports.results import CheckResult, DeviceInfo, LegResult, RunResults
+from reports.results import CheckResult, DeviceInfo, LegResult, RunResults, VitalsInfo
 
 HistoryMetric = Literal["ttft", "decode", "tokens_per_s", "memory", "energy"]
 GateKind = Literal["gate", "calibration"]
@@ -288,6 +288,14 @@ class Store(Protocol):
 
     def flakes(self, last: int = 100) -> dict[str, Flakes]:
         """Of each device's ``last`` checks and legs, over all runs but drills (Flutter looks at 100 too)."""
+        ...
+
+    def devices(self) -> dict[str, DeviceInfo]:
+        """Every device that any run used, by name, as the newest of them found it."""
+        ...
+
+    def vitals(self) -> dict[str, VitalsInfo]:
+        """Of each device, after its newest leg."""
         ...
 
     def outcomes(self) -> dict[tuple[str, str], int]:

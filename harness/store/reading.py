@@ -24,6 +24,7 @@ from harness.store.protocol import (
 )
 from harness.store.rows import load
 from harness.store.tables import Check, Device, Gate, GateCell, Leg, Measured, Run, SpanRow, Tag
+from reports.results import DeviceInfo, LegResult, VitalsInfo
 
 Chosen = dict[Any, str | None]  # by column: what it must be
 NEWEST = (Run.started_at.desc(), Run.seq.desc())
@@ -215,6 +216,18 @@ def flakes(connection: Connection, last: int) -> dict[str, Flakes]:
         .group_by(results.c.device)
     )
     return {device: Flakes(count, int(bad)) for device, count, bad in connection.execute(statement)}
+
+
+def devices(connection: Connection) -> dict[str, DeviceInfo]:
+    newest = select(func.max(Device.seq)).group_by(Device.name)
+    statement = select(Device.name, Device.payload).where(Device.seq.in_(newest))
+    return {name: load(DeviceInfo, payload) for name, payload in connection.execute(statement)}
+
+
+def vitals(connection: Connection) -> dict[str, VitalsInfo]:
+    newest = select(func.max(Measured.seq)).group_by(Measured.device)
+    payloads = connection.scalars(select(Leg.payload).where(Leg.seq.in_(newest)))
+    return {leg.device: leg.vitals_after for leg in (load(LegResult, payload) for payload in payloads)}
 
 
 def outcomes(connection: Connection) -> dict[tuple[str, str], int]:

@@ -40,7 +40,7 @@ from harness.store.tables import (
     Tag,
 )
 from reports.gate_results import GateInfo
-from reports.results import CheckResult, DeviceInfo, LegResult, RunResults
+from reports.results import CheckResult, DeviceInfo, LegResult, RunResults, VitalsInfo
 
 DEFAULT_STORE = Path(".kvfarm") / "results.db"
 T = TypeVar("T")
@@ -249,6 +249,12 @@ class SqlStore:
 
     def flakes(self, last: int = 100) -> dict[str, Flakes]:
         return self._do("count what infrastructure stopped", lambda c: reading.flakes(c, last), reads=True)
+
+    def devices(self) -> dict[str, DeviceInfo]:
+        return self._do("list the devices", reading.devices, reads=True)
+
+    def vitals(self) -> dict[str, VitalsInfo]:
+        return self._do("read the newest vitals", reading.vitals, reads=True)
 
     def outcomes(self) -> dict[tuple[str, str], int]:
         return self._do("count checks", reading.outcomes, reads=True)
