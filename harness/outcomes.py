@@ -10,6 +10,7 @@ from typing import cast
 import pytest
 
 from device_agents.errors import InfrastructureError
+from device_agents.printable import printable
 from harness.checking import Cell, Unsupported
 from harness.compare import CheckFailed
 from harness.handover import Kind, Plan, Planned
@@ -150,7 +151,7 @@ def describe_failure(item: pytest.Function, call: pytest.CallInfo[None], run: De
     if isinstance(error, InfrastructureError):
         tried = [f"tried again after {reason}" for reason in retries_of(item)]
         said = f"{title_of(item)}: infrastructure error, not a test failure"
-        return "\n".join([said, *tried, f"{type(error).__name__}: {error}"])
+        return printable("\n".join([said, *tried, f"{type(error).__name__}: {error}"]))
     if not isinstance(error, CheckFailed):
         return ""
     device, recipe = _cell_names(item)
@@ -160,7 +161,7 @@ def describe_failure(item: pytest.Function, call: pytest.CallInfo[None], run: De
     program = error.program.to_json()
     lines += ["minimal program:", textwrap.indent(program, "  ")]
     lines += ["replay:", "  " + run.replay_command(device, recipe, program)]
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def _cell_names(item: pytest.Function) -> tuple[str, str]:

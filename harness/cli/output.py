@@ -50,7 +50,7 @@ def show(as_json: bool, data: dict[str, Any], text: Any) -> None:
 
 def note(message: str) -> None:
     """A line for the person who waits, to stderr."""
-    Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(message)
+    Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(printable(message))
 
 
 def fail(kind: str, message: str, as_json: bool) -> int:
