@@ -6,8 +6,10 @@ STAMP := $(VENV)/.installed
 TINY := .kvfarm/checkpoints/tiny-gemma3
 BIG := .kvfarm/checkpoints/gemma-3-1b
 REPORT := out/report
+# Without it every process of ours would compile everything anew, and pytest rewrite every assertion.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help venv farm test lint docs apt soak soak-faults soak-programs soak-fuzz mutants bench clean
+.PHONY: help venv farm test lint docs apt soak soak-faults soak-programs soak-fuzz mutants bench scale clean
 help:
 	@echo "make farm   check and measure the demo model on this host and three virtual phones, write $(REPORT)/index.html"
 	@echo "make test   the project's own tests"
@@ -15,6 +17,7 @@ help:
 	@echo "make soak   every fault 20 times (15 minutes), then the same properties with many more programs"
 	@echo "make mutants  the correctness suite against every known cache bug, and 10,000 programs without"
 	@echo "make bench  speed against onnxruntime-genai"
+	@echo "make scale  what 1,000 simulated devices cost, and how much sooner four phones are done than one"
 
 venv: $(STAMP)
 
@@ -50,7 +53,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 test: lint apt
-	KVFARM_POSTGRES=required $(BIN)/pytest -n 2 --dist loadfile tests
+	KVFARM_POSTGRES=required $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate_cli.py
@@ -75,6 +78,11 @@ mutants: $(STAMP)
 
 bench: $(BIG)
 	$(BIN)/python -m bench.genai --model $(BIG)
+
+# 15 minutes: 1,000 simulated devices, then four virtual phones beside one.
+scale: $(STAMP)
+	$(BIN)/python -m bench.scale --plot docs/scale.svg
+	$(BIN)/python -m bench.parallel
 
 clean:
 	rm -rf out .kvfarm

@@ -29,7 +29,7 @@ class DeviceIdentity:
     """
 
     name: str
-    kind: str  # host, android
+    kind: str  # host, android, simulated
     model: str
     soc: str
     abi: str  # x86_64, arm64-v8a

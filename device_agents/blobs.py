@@ -21,11 +21,12 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 from device_agents.deadline import Deadline
-from device_agents.errors import DeployFailed
+from device_agents.errors import BlobsMissing, DeployFailed
 from kvengine.artifact import MANIFEST, Blob, Manifest, sha256_of
 from kvengine.codec import decode
 
@@ -51,6 +52,7 @@ class MissingBlob:
     present: int
 
 
+@lru_cache(maxsize=32)  # the same few come again with every session that is opened
 def parse_manifest(text: str) -> Manifest:
     """A manifest from an untrusted client.
 
@@ -215,11 +217,11 @@ class BlobStore:
         """The artifact's folder, made or repaired from blobs that are all here.
 
         Raises:
-            DeployFailed: a blob is missing, or this disk knows no hard links.
+            BlobsMissing: not all are here. DeployFailed: this disk knows no hard links.
         """
         lacking = self.missing(manifest)
         if lacking:
-            raise DeployFailed(f"cannot lay out artifact {manifest.id[:16]}…: no blob {lacking[0].name} here")
+            raise BlobsMissing(f"cannot lay out artifact {manifest.id[:16]}…: no blob {lacking[0].name} here")
         folder = self._artifacts / manifest.id
         with self._layout:
             try:

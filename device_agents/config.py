@@ -23,9 +23,9 @@ class DeviceSettings:
 class DeviceConfig:
     """One attached device.
 
-    kind: "host" (this machine) or "android". threads: intra-op threads for recipes that leave it
+    kind: "host" (this machine), "android" or "simulated". threads: intra-op threads for recipes that leave it
     open; None leaves it to the engine. options: what only this kind of device understands; of
-    "android" see device_agents.adb.devices.
+    "android" see device_agents.adb.devices, of "simulated" device_agents.simulated.device.
     """
 
     name: str
@@ -37,8 +37,9 @@ class DeviceConfig:
     def key(self, agent: str) -> str:
         """What is leased: the same for all lab agents of a machine that mean the same device.
 
-        A phone is its serial number, whatever it is called. A virtual phone is its agent's, who started it.
+        A phone is its serial number, whatever it is called. A virtual phone is its agent's, who started it,
+        and so is a simulated device.
         """
-        if self.options.get("virtual") == "true":
+        if self.options.get("virtual") == "true" or self.kind == "simulated":
             return f"{self.name} of {agent}"
         return self.options.get("serial") or self.name

@@ -24,6 +24,10 @@ class DeployFailed(InfrastructureError):
     """An artifact could not be brought to the device whole."""
 
 
+class BlobsMissing(DeployFailed):
+    """The lab host lacks blobs of the artifact: send them, and try again."""
+
+
 class BundleError(InfrastructureError):
     """The bundle for a device could not be made, or is not whole."""
 

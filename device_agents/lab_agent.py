@@ -31,11 +31,12 @@ from device_agents.host import HostDevice
 from device_agents.lab_types import AgentBudgets, DeviceStatus, Lease, Standing
 from device_agents.leases import audit, protocol
 from device_agents.leases.ledger import Entry, Ledger
-from device_agents.leases.model import Held, How, Request
+from device_agents.leases.model import Held, Request
 from device_agents.leases.process import this_process
 from device_agents.observing import Observed, observe, status_of
 from device_agents.recording.record import Plan, Record, Records
 from device_agents.remote_session import RunnerSession
+from device_agents.simulated import make_simulated
 from device_agents.slots import Slot
 from kvengine.program import Measurement, Observation, Program, Workload
 from kvengine.recipe import SessionRecipe
@@ -58,8 +59,10 @@ def make_device(config: DeviceConfig, store: BlobStore) -> Device:
         from device_agents.adb.devices import make_android
 
         return make_android(config, store.root)
+    if config.kind == "simulated":
+        return make_simulated(config)
     raise NoSuchDevice(
-        f"device {config.name!r}: unknown kind {config.kind!r}; this agent knows: host, android"
+        f"device {config.name!r}: unknown kind {config.kind!r}; this agent knows: host, android, simulated"
     )
 
 
@@ -237,6 +240,16 @@ class LabAgent:
             state = self._ledger.act(protocol.beat(held.request.id, self._ledger.rules, ttl_s))
         return self._as_lease(protocol.current(state, slot.key, token, now), device)
 
+    def renew_all(self, leases: Sequence[tuple[str, int]], ttl_s: float) -> dict[str, str]:
+        """A heartbeat for each (device, token); says of those leases that have ended why."""
+        ended = {}
+        for device, token in leases:
+            try:
+                self.renew(device, token, ttl_s)
+            except (LeaseError, NoSuchDevice) as error:
+                ended[device] = str(error)
+        return ended
+
     def release(self, device: str, token: int) -> None:
         """Close what is open on the device and free it."""
         slot = self._leased(device, token)
@@ -261,15 +274,15 @@ class LabAgent:
         """End a quarantine."""
         self._ledger.act(protocol.lift(self._slot(device).key, by))
 
-    def restart(self, device: str, how: How, by: str, why: str, most: int) -> None:
-        """Start the device anew, ``most`` times a day. Raises LeaseError: they are used up.
+    def reboot(self, device: str, token: int, by: str, why: str, most: int) -> None:
+        """Start the device anew, ``most`` times a day. Raises LeaseError: they are used up; it is not yours.
 
         InfrastructureError: it cannot be, or does not take it.
         """
-        slot = self._slot(device)
-        restarting.check(slot.device, how)
-        self._ledger.act(protocol.restart(slot.key, how, by, why, most))
-        restarting.restart(slot.device, how, Deadline(self._budgets.restart_s))
+        with self._working(device, token) as slot:
+            able = restarting.check(slot.device)
+            self._ledger.act(protocol.restart(slot.key, "reboot", by, why, most))
+            able.reboot(Deadline(self._budgets.reboot_s))
 
     # -- artifacts ------------------------------------------------------------------------
 
@@ -325,6 +338,12 @@ class LabAgent:
                     return session_id, engine.info
             engine.close()
             raise LeaseError(f"{device}: the lease expired while the session was being opened")
+
+    def open_artifact(
+        self, device: str, token: int, manifest_json: str, recipe: SessionRecipe
+    ) -> tuple[str, SessionInfo]:
+        """``deploy``, then ``open_session``. Raises BlobsMissing besides: some are yet to be sent."""
+        return self.open_session(device, token, self.deploy(device, token, manifest_json), recipe)
 
     def run_program(self, session_id: str, token: int, program: Program) -> tuple[Observation, ...]:
         return self._in_session(session_id, token, lambda engine: engine.run_program(program))

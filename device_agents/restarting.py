@@ -7,7 +7,6 @@ from typing import Protocol, runtime_checkable
 from device_agents.api import Device
 from device_agents.deadline import Deadline
 from device_agents.errors import InfrastructureError
-from device_agents.leases.model import How
 
 
 @runtime_checkable
@@ -19,25 +18,8 @@ class Reboots(Protocol):
         ...
 
 
-@runtime_checkable
-class PowerCycles(Protocol):
-    """A device whose port can be switched off and on."""
-
-    def power_cycle(self, deadline: Deadline) -> None:
-        """Returns when the port is on again. Raises InfrastructureError."""
-        ...
-
-
-def check(device: Device, how: How) -> None:
-    """Raises InfrastructureError: it cannot be restarted so."""
-    if not isinstance(device, Reboots if how == "reboot" else PowerCycles):
-        raise InfrastructureError(f"{device.name}: sought a {how}, but there is no way to do one")
-
-
-def restart(device: Device, how: How, deadline: Deadline) -> None:
-    """Raises InfrastructureError: it cannot be, or does not take it."""
-    check(device, how)
-    if how == "reboot" and isinstance(device, Reboots):
-        device.reboot(deadline)
-    elif isinstance(device, PowerCycles):
-        device.power_cycle(deadline)
+def check(device: Device) -> Reboots:
+    """The device. Raises InfrastructureError: there is no way to reboot it."""
+    if not isinstance(device, Reboots):
+        raise InfrastructureError(f"{device.name}: sought a reboot, but there is no way to do one")
+    return device

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 COMMANDS = (
@@ -42,24 +43,35 @@ TARGET = Path(__file__).with_name("cli.md")
 
 def render() -> str:
     """The page: --help of kvfarm and of each command, at 100 columns."""
+    commands = ("", *COMMANDS)
     parts = ["# The kvfarm command\n\nMade by `make docs`; do not edit.\n"]
-    for command in ("", *COMMANDS):
+    for command, said in zip(commands, _helps(commands), strict=True):
         title = f"kvfarm {command}".strip()
-        parts.append(f"## {title}\n\n```\n{_help(command)}\n```\n")
+        parts.append(f"## {title}\n\n```\n{said}\n```\n")
     return "\n".join(parts)
 
 
-def _help(command: str) -> str:
-    arguments = [*command.split(), "--help"]
+# In a process of its own: typer asks for the width and for colours when it is imported.
+_SAY = """
+import sys
+from harness.cli import run
+for command in sys.argv[1:]:
+    run([*command.split(), "--help"])
+    print("\\f", flush=True)
+"""
+
+
+def _helps(commands: Sequence[str]) -> list[str]:
     done = subprocess.run(
-        [sys.executable, "-c", f"from harness.cli import run; raise SystemExit(run({arguments!r}))"],
+        [sys.executable, "-c", _SAY, *commands],
         env={**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"},
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
     )
-    return "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
+    pages = done.stdout.split("\f")[:-1]
+    return ["\n".join(line.rstrip() for line in page.strip().splitlines()) for page in pages]
 
 
 if __name__ == "__main__":

@@ -84,7 +84,8 @@ class Cell:
 
     open_plan: opens (and remembers) the session for the same recipe with another cache plan kind.
     examples: programs a property draws. shrink: look for the smallest failing one.
-    on_program: called before each, for the progress line.
+    on_program: called before each, for the progress line. simulated: the device has no engine, so there is
+    nothing to check: the first program, once it has run, ends the check as not supported.
     """
 
     device: str
@@ -97,6 +98,7 @@ class Cell:
     database: str | None = None
     shrink: bool = True
     on_program: Callable[[Tally], None] = lambda tally: None
+    simulated: bool = False
     tally: Tally = field(default_factory=Tally)
 
     def take_tally(self) -> Tally:
@@ -136,6 +138,8 @@ class Cell:
             raise InfrastructureStop(error) from error
         except NotSupported as error:
             raise Unsupported(str(error)) from error
+        if self.simulated:
+            raise Unsupported(f"{self.device} is simulated: it has no engine whose answers could be checked")
         # One of ours that refuses what the oracle expects is a failure, a foreign one's graph is as it is.
         if self.recipe.foreign is not None:
             for operation, seen in zip(program.operations, observations, strict=True):

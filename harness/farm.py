@@ -23,9 +23,8 @@ import numpy as np
 from device_agents.api import DeviceIdentity, Finding, Vitals
 from device_agents.config import DeviceConfig
 from device_agents.deadline import Deadline
-from device_agents.errors import InfrastructureError, LeaseError, NoSuchDevice
+from device_agents.errors import BlobsMissing, InfrastructureError, LeaseError, NoSuchDevice
 from device_agents.lab_types import AgentBudgets, DeviceStatus, Lease
-from device_agents.leases.model import How
 from device_agents.logs import about
 from device_agents.recording.record import Plan, Record
 from device_agents.remote_session import Budgets
@@ -271,22 +270,30 @@ class Farm:
         self.lease(name)
         device = self._device(name)
         lab, token = device.lab, self._lease(device)
-        budgets = AgentBudgets()
-        text = artifact.manifest.to_json()
+        seconds = AgentBudgets().deploy_s + AgentBudgets().open_s + GRACE_S
+        asked = (name, token, artifact.manifest.to_json(), recipe)
         try:
-            with self._recorder.doing(name, "deploy", artifact.id[:12]):
-                self._ship(lab, artifact, progress)
-                artifact_id = lab.call("deploy", budgets.deploy_s + GRACE_S, name, token, text)
             with self._recorder.doing(name, "open", artifact.id[:12]):
-                opened = lab.call("open_session", budgets.open_s + GRACE_S, name, token, artifact_id, recipe)
+                try:
+                    opened = lab.call("open_artifact", seconds, *asked)
+                except BlobsMissing:  # as the first time, or since it was evicted there
+                    with self._recorder.doing(name, "deploy", artifact.id[:12]):
+                        self._ship(lab, artifact, progress)
+                    opened = lab.call("open_artifact", seconds, *asked)
         except LeaseError:
             self._forget(device, token)
             raise
         session_id, info = opened
         return DeviceSession(lab, name, token, session_id, info, self._recorder)
 
-    def hold(self, count: int, names: Sequence[str]) -> tuple[Lease, ...]:
+    def holding(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Those of the devices that we have on lease."""
+        return tuple(name for name in names if self._device(name).lease is not None)
+
+    def hold(self, count: int, names: Sequence[str], wait_s: float | None = None) -> tuple[Lease, ...]:
         """Lease ``count`` of the devices, all at once, without opening anything.
+
+        wait_s: in line at most; None: as the terms say.
 
         Devices of several lab hosts: as many of each host as are free there, the rest from the first ones;
         then host by host in the order of their names.
@@ -294,7 +301,7 @@ class Farm:
         Raises:
             LeaseNotGranted, InfrastructureError: see the class.
         """
-        patience, taken = Deadline(self._terms.wait_s), list[Lease]()
+        patience, taken = Deadline(self._terms.wait_s if wait_s is None else wait_s), list[Lease]()
         try:
             for lab, share in self._shares(count, [self._device(name) for name in names]):
                 there = [self._devices[name] for name in names if self._devices[name].lab is lab]
@@ -349,10 +356,13 @@ class Farm:
         lab = self._ready(self._device(name).lab)
         lab.call("quarantine", CALL_S, name, evidence, by, seconds)
 
-    def restart(self, name: str, how: How, by: str, why: str, most: int) -> None:
-        """See LabAgent.restart."""
-        lab = self._ready(self._device(name).lab)
-        lab.call("restart", AgentBudgets().restart_s + GRACE_S, name, how, by, why, most)
+    def reboot(self, name: str, by: str, why: str, most: int) -> None:
+        """See LabAgent.reboot; only of a device that we have."""
+        device = self._device(name)
+        if device.lease is None:
+            raise LeaseError(f"{name} is not ours any more; whoever has it may reboot it")
+        seconds = AgentBudgets().reboot_s + GRACE_S
+        device.lab.call("reboot", seconds, name, device.lease.token, by, why, most)
 
     def lift(self, name: str, by: str) -> None:
         """End the device's quarantine."""
@@ -512,20 +522,28 @@ class Farm:
         """Heartbeats, whatever the test does meanwhile."""
         every_s = self._terms.beat_s / 3
         while not self._stopped.wait(every_s):
-            for device in list(self._devices.values()):
-                lease = device.lease
-                if lease is None:
-                    continue
-                try:
-                    device.lab.call("renew", every_s, lease.device, lease.token, self._terms.beat_s)
-                except LeaseError as error:
-                    _log.warning("the lease of %s is lost: %s", lease.device, error)
-                    self._forget(device, lease.token)
-                except InfrastructureError as error:
-                    _log.warning("the lease of %s was not renewed: %s", lease.device, error)
-                    if not device.lab.running:
-                        with contextlib.suppress(InfrastructureError):
-                            self._ready(device.lab)
+            for lab in list(self._labs.values()):
+                self._renew_at(lab, every_s)
+
+    def _renew_at(self, lab: Lab, seconds: float) -> None:
+        """In one call for all devices there: a farm of a thousand has no time for one each."""
+        devices = [each for each in self._devices.values() if each.lab is lab]
+        ours = [(each, lease) for each in devices if (lease := each.lease) is not None]
+        if not ours:
+            return
+        pairs = [(lease.device, lease.token) for _, lease in ours]
+        try:
+            ended = lab.call("renew_all", seconds, pairs, self._terms.beat_s)
+        except InfrastructureError as error:
+            _log.warning("leases at lab host %s were not renewed: %s", lab.name, error)
+            if not lab.running:
+                with contextlib.suppress(InfrastructureError):
+                    self._ready(lab)
+            return
+        for device, lease in ours:
+            if lease.device in ended:
+                _log.warning("the lease of %s is lost: %s", lease.device, ended[lease.device])
+                self._forget(device, lease.token)
 
     def _ship(self, lab: Lab, artifact: Artifact, progress: Progress | None) -> None:
         """Send the blobs that the lab host lacks, in pieces, going on where an earlier try stopped."""

@@ -59,7 +59,7 @@ class Handover:
 
 @dataclass(frozen=True)
 class Planned:
-    """One test. device, recipe: "" where it is for none."""
+    """One test. device, recipe: "" where it is for none. anywhere: it runs on one of these, decided then."""
 
     nodeid: str
     check: str
@@ -68,6 +68,7 @@ class Planned:
     kind: Kind
     device: str = ""
     recipe: str = ""
+    anywhere: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from device_agents.errors import InfrastructureError
+from device_agents.logs import about
 from harness import golden
 from harness.errors import GoldenJobFailed
 from harness.leasing import holder
-from harness.restarting import Restarter
 from harness.store.protocol import Span
 from kvengine.artifact import Artifact
 
@@ -59,8 +59,16 @@ class Health:
             with suppress(InfrastructureError):
                 self._run.farm.quarantine(device, evidence, self._by(), QUARANTINE_S)
 
-    def restart(self, device: str, why: str) -> str:
-        return Restarter(self._run.farm, self._run.options.restarts, self._by())(device, why)
+    def reboot(self, device: str, why: str) -> str:
+        """What was done about a device that does not answer, "" for nothing."""
+        most = self._run.options.reboots
+        if most > 0:
+            try:
+                self._run.farm.reboot(device, self._by(), why, most)
+                return "rebooted"
+            except InfrastructureError as error:
+                _log.warning("%s is not rebooted: %s", device, error)
+        return ""
 
     def _by(self) -> str:
         return f"{holder(os.getpid(), self._run.options.terms.user)} run {self._run.run_id}"
@@ -83,7 +91,8 @@ class Health:
             run.recorder.span(Span(device, "golden", "golden job", began, time.time(), outcome))
         with self._lock:
             self._sound.add(device)
-        _log.info("%s did the golden job in %.2f s", device, time.time() - began)
+        with about(device=device):
+            _log.info("golden job done in %.2f s", time.time() - began)
 
 
 def prove(farm: Farm, device: str, artifact: Artifact) -> None:

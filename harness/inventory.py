@@ -26,7 +26,9 @@
 Without a farm.toml, ``farm`` is this host and the phones that a running adb server knows; ``adb`` is
 those phones alone (harness.discovery). Devices are also chosen by what they are: harness.selection.
 Without being listed, ``virtual:N`` is N virtual phones named virtual-1, virtual-2, ...;
-``virtual:N:ABI``, ``virtual:N:PROFILE`` and ``virtual:N:ABI:PROFILE`` say which.
+``virtual:N:ABI``, ``virtual:N:PROFILE`` and ``virtual:N:ABI:PROFILE`` say which. ``simulated:N`` is N devices
+without an engine, simulated-1 and so on, whose latencies are drawn from recorded ones: for trying the farm
+itself, at any scale (device_agents.simulated).
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ ALL = "farm"  # the selection that means every device
 ADB = "adb"  # the selection that means every phone that adb knows
 LOCAL_LAB = "local"
 VIRTUAL = "virtual"
+SIMULATED: Literal["simulated"] = "simulated"
 MOST_VIRTUAL = 64  # a slip of the finger should not start a thousand
+MOST_SIMULATED = 1000
 FOREIGN_EFFORT = 0.12  # arm64 under qemu on x86_64 takes about 15 times as long (measured)
 
 
@@ -66,7 +70,7 @@ class DeviceEntry:
     the names of those recipes of a run that are for it; none: all.
     """
 
-    kind: Literal["host", "android"] = "host"
+    kind: Literal["host", "android", "simulated"] = "host"
     lab: str = LOCAL_LAB
     threads: int | None = None
     options: dict[str, str] = field(default_factory=dict)
@@ -109,7 +113,7 @@ class Inventory:
 
     def device(self, name: str) -> DeviceEntry:
         """One that is listed, or the virtual phone of that name. Raises InventoryError."""
-        entry = self.devices.get(name) or _virtual_entry(name)
+        entry = self.devices.get(name) or _virtual_entry(name) or _simulated_entry(name)
         if entry is None:
             raise InventoryError(f"sought device {name!r}; there are {_known(self)}")
         return entry
@@ -187,7 +191,9 @@ def _named(name: str, inventory: Inventory) -> tuple[str, ...]:
     """The one device of this name, or the virtual phones that it asks for."""
     if name.startswith(f"{VIRTUAL}:"):
         return _virtual_names(name)
-    if name in inventory.devices or _virtual_entry(name) is not None:
+    if name.startswith(f"{SIMULATED}:"):
+        return _simulated_names(name)
+    if name in inventory.devices or _virtual_entry(name) or _simulated_entry(name):
         return (name,)
     raise InventoryError(f"sought device or pool {name!r}; there are {_known(inventory)}")
 
@@ -227,6 +233,19 @@ def _virtual_entry(name: str) -> DeviceEntry | None:
     return None
 
 
+def _simulated_names(text: str) -> tuple[str, ...]:
+    """Of ``simulated:N``."""
+    count = text.partition(":")[2]
+    if not count.isdigit() or not 1 <= int(count) <= MOST_SIMULATED:
+        raise InventoryError(f"sought {SIMULATED}:N, N from 1 to {MOST_SIMULATED}; found {text!r}")
+    return tuple(f"{SIMULATED}-{number}" for number in range(1, int(count) + 1))
+
+
+def _simulated_entry(name: str) -> DeviceEntry | None:
+    kind, _, number = name.rpartition("-")
+    return DeviceEntry(SIMULATED) if kind == SIMULATED and number.isdigit() else None
+
+
 def _check(path: Path, inventory: Inventory) -> None:
     if not inventory.devices:
         raise InventoryError(f"{path} lists no device; add [devices.NAME] or remove the file")
@@ -244,7 +263,7 @@ def _check(path: Path, inventory: Inventory) -> None:
             raise InventoryError(f"{path}: device {name!r} is at lab {device.lab!r}; there are: {labs}")
         if device.threads is not None and device.threads < 1:
             raise InventoryError(f"{path}: device {name!r}: threads must be at least 1")
-        if device.settings != DeviceSettings() and device.kind == "host":
+        if device.settings != DeviceSettings() and device.kind != "android":
             raise InventoryError(f"{path}: device {name!r}: only phones have settings; take them out")
         if device.effort is not None and not 0 < device.effort <= 1:
             raise InventoryError(
@@ -271,5 +290,6 @@ def _known(inventory: Inventory) -> str:
             f"{ALL} (every device)",
             f"{ADB} (phones that adb knows)",
             f"{VIRTUAL}:N (virtual phones)",
+            f"{SIMULATED}:N (devices without an engine)",
         ]
     )

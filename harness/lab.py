@@ -131,6 +131,8 @@ class Lab:
     guest: for a worker of a run, whose controller, the host, ends it, whoever started it.
     """
 
+    actor: type[LabActor] = LabActor
+
     def __init__(
         self,
         name: str,
@@ -163,7 +165,7 @@ class Lab:
         """
         # One agent a machine, started by whoever asks first.
         self._actor = (
-            ray.remote(LabActor)
+            ray.remote(self.actor)
             .options(
                 name=self._actor_name,
                 namespace=NAMESPACE,

@@ -17,6 +17,7 @@ from harness import measuring
 from harness.during import during_info
 from harness.energy import energy_of
 from harness.farm import DeviceSession, Farm
+from harness.inventory import SIMULATED
 from harness.measuring import Shape
 from harness.recipes import Recipe
 from harness.sustained import sustain
@@ -148,6 +149,8 @@ def _row(
     validity, reasons = measuring.judge(
         measurement, ran.before, ran.after, ran.during, ran.sustained, ran.busy
     )
+    if identity.kind == SIMULATED:
+        validity, reasons = "INVALID", (f"{identity.name} is simulated: nothing was measured", *reasons)
     return LegResult(
         device=identity.name,
         recipe=subject.recipe.name,

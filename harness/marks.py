@@ -1,4 +1,7 @@
-"""``@pytest.mark.device("abi==arm64-v8a")``: on which of a run's devices a test is to run."""
+"""``@pytest.mark.device("abi==arm64-v8a")``: on which of a run's devices a test is to run.
+
+On each of them; with ``any=True`` on one of them, whichever is free (harness.anywhere).
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,7 @@ class DeviceMarks:
         Raises:
             InventoryError: a marker that is no condition; names ``where``.
         """
-        expressions = [_expression(mark, where) for mark in markers]
+        expressions = [text for mark in markers if (text := _expression(mark, where))]
         if not expressions:
             return self._run.devices
         conditions = [_condition(text, where) for text in expressions]
@@ -78,13 +81,22 @@ class DeviceMarks:
         return what_is_known(name, self._run.inventory, identity)
 
 
+def for_any(markers: Iterable[pytest.Mark]) -> bool:
+    """Whether one of the devices will do."""
+    return any(mark.kwargs.get("any") is True for mark in markers)
+
+
 def _expression(mark: pytest.Mark, where: str) -> str:
-    if len(mark.args) != 1 or mark.kwargs or not isinstance(mark.args[0], str):
+    """The condition; "" of a marker that says no more than any=True."""
+    texts = [text for text in mark.args if isinstance(text, str)]
+    known = all(name == "any" and isinstance(value, bool) for name, value in mark.kwargs.items())
+    if len(texts) != len(mark.args) or not known or not (len(texts) == 1 or (not texts and mark.kwargs)):
         found = ", ".join([*map(repr, mark.args), *(f"{k}={v!r}" for k, v in mark.kwargs.items())])
         raise InventoryError(
-            f"{where}: sought @pytest.mark.{MARKER}('a condition'), found @pytest.mark.{MARKER}({found})"
+            f"{where}: sought @pytest.mark.{MARKER}('a condition') or ('a condition', any=True), found "
+            f"@pytest.mark.{MARKER}({found})"
         )
-    return mark.args[0]
+    return texts[0] if texts else ""
 
 
 def _condition(text: str, where: str) -> Condition:

@@ -11,6 +11,7 @@ import pytest
 
 from device_agents.errors import InfrastructureError
 from device_agents.printable import printable
+from harness.anywhere import AnyOf
 from harness.checking import Cell, Unsupported
 from harness.compare import CheckFailed
 from harness.handover import Kind, Plan, Planned
@@ -23,10 +24,24 @@ def is_infrastructure(error: BaseException) -> bool:
     return isinstance(error, InfrastructureError)
 
 
+_CHOSEN = pytest.StashKey[str]()
+
+
 def device_of(item: pytest.Function) -> str:
-    """The device that a test of a cell or a leg is for."""
-    params = cast("dict[str, tuple[str, ...]]", item.callspec.params)
+    """The device that a test of a cell or a leg is for; of one for any device the one that it ran on last."""
+    place = place_of(item)
+    return item.stash.get(_CHOSEN, place.devices[0]) if isinstance(place, AnyOf) else place
+
+
+def place_of(item: pytest.Function) -> str | AnyOf:
+    """As it was planned."""
+    params = cast("dict[str, tuple[str | AnyOf, ...]]", item.callspec.params)
     return params["cell" if "cell" in params else "leg"][0]
+
+
+def runs_on(item: pytest.Function, device: str) -> None:
+    """Of a test for any device: it is this one now."""
+    item.stash[_CHOSEN] = device
 
 
 _RETRIES = pytest.StashKey[list[str]]()
@@ -52,7 +67,7 @@ def check_result(
     """
     if not on_a_device(item, "cell"):
         return None
-    device, recipe = _cell_names(item)
+    device, recipe = device_of(item), recipe_of(item)
     cell = item.funcargs.get("cell")
     tally = cell.take_tally() if isinstance(cell, Cell) else None
     error = call.excinfo.value if call.excinfo else None
@@ -98,11 +113,14 @@ def _planned(item: pytest.Item) -> Planned:
     kind: Kind = "both" if checks and measures else "check" if checks else "measurement"
     fixture = "cell" if checks else "leg"
     device = recipe = ""
+    anywhere: tuple[str, ...] = ()
     if on_a_device(item, fixture):
-        device, recipe = device_of(item), _cell_names(item)[1] if checks else ""
+        place, recipe = place_of(item), recipe_of(item) if checks else ""
+        device, anywhere = ("", place.devices) if isinstance(place, AnyOf) else (place, ())
     elif no_device(item, fixture) is None:
         kind = "other"
-    return Planned(item.nodeid, item.originalname, title_of(item), label(item), kind, device, recipe)
+    check, title = item.originalname, title_of(item)
+    return Planned(item.nodeid, check, title, label(item), kind, device, recipe, anywhere)
 
 
 def lost_check(test: Planned, message: str, retries: Sequence[str]) -> CheckResult:
@@ -154,7 +172,7 @@ def describe_failure(item: pytest.Function, call: pytest.CallInfo[None], run: De
         return printable("\n".join([said, *tried, f"{type(error).__name__}: {error}"]))
     if not isinstance(error, CheckFailed):
         return ""
-    device, recipe = _cell_names(item)
+    device, recipe = device_of(item), recipe_of(item)
     lines = [f"{title_of(item)}: not so on {device} with {recipe}", str(error)]
     if error.divergence:
         lines += _top_logits(error.divergence)
@@ -164,9 +182,9 @@ def describe_failure(item: pytest.Function, call: pytest.CallInfo[None], run: De
     return printable("\n".join(lines))
 
 
-def _cell_names(item: pytest.Function) -> tuple[str, str]:
-    """(device, recipe) as parametrized by harness.run_plugin."""
-    return cast("tuple[str, str]", item.callspec.params["cell"])
+def recipe_of(item: pytest.Function) -> str:
+    """As parametrized by harness.run_plugin."""
+    return cast("tuple[object, str]", item.callspec.params["cell"])[1]
 
 
 def _outcome(error: BaseException | None) -> Outcome:

@@ -19,11 +19,13 @@ from device_agents.errors import InfrastructureError
 from device_agents.virtual.namespaces import die_with_parent
 from harness.handover import KEY, Board, Handover, Plan, Planned, RunFolder, Teller
 from harness.inventory import LOCAL_LAB
-from harness.outcomes import lost_check, plan_of, retries_of
+from harness.outcomes import device_of, lost_check, plan_of, retries_of
 from harness.progress import Progress
 from harness.run import DeviceRun
 from harness.run_options import RunOptions
 from harness.run_plugin import DeviceTests, Reporting
+from harness.scheduling import Job, LongestFirst, Scheduler
+from harness.scheduling.history import History
 
 
 def is_worker(config: pytest.Config) -> bool:
@@ -110,8 +112,10 @@ class WorkerPlugin(DeviceTests):
             self.run.resume()
         retries_of(item).extend(self._folder.crashes(item.nodeid))
         found = yield
-        device = self._plan[item.nodeid].device
-        if device and (nextitem is None or self._plan[nextitem.nodeid].device != device):
+        planned = self._plan[item.nodeid]
+        # Of a test for any device: the one that it ran on.
+        device = device_of(item) if planned.anywhere and isinstance(item, pytest.Function) else planned.device
+        if device and (nextitem is None or not _goes_on(self._plan[nextitem.nodeid], device)):
             self.progress.idle()
             self.run.give_back(device)
         return found
@@ -134,6 +138,7 @@ class ControllerPlugin(Reporting):
         self._crashes: dict[str, list[str]] = {}
         self._handover = run.hand_over(folder)
         self._board = Board(folder.path, progress.devices) if progress.live else None
+        self._history = History.of(run.store, run.options.model.name)
 
     # -- workers ----------------------------------------------------------------------------------
 
@@ -160,6 +165,10 @@ class ControllerPlugin(Reporting):
     def device_of(self, nodeid: str) -> str:
         return self._test(nodeid).device
 
+    def expected_s(self, nodeid: str) -> float:
+        """By history."""
+        return self._history.seconds(self._test(nodeid))
+
     def may_run_again(self, nodeid: str) -> bool:
         """Of a test whose worker died. One that measures is not repeated: its legs may be stored."""
         tries = len(self._crashes.get(nodeid, ()))
@@ -181,6 +190,8 @@ class ControllerPlugin(Reporting):
         tries = self._crashes.get(crashitem, [])
         if test.kind in ("check", "both") and test.device:
             self.run.keep(lost_check(test, str(report.longrepr), tries))
+        elif test.anywhere:
+            self.run.keep_lost(f"{test.label}: its worker process died")
         if test.kind in ("measurement", "both"):
             self.run.keep_lost(f"{test.device}: {test.label}: its worker process died")
         self.progress.describe_lost(report, test.label)
@@ -203,8 +214,15 @@ class ControllerPlugin(Reporting):
         self._folder.remove()
 
 
+def _goes_on(test: Planned, device: str) -> bool:
+    return test.device == device or device in test.anywhere
+
+
 class DeviceScheduling(LoadScopeScheduling):  # type: ignore[misc]
-    """All tests of one device go to one worker, those of no device wherever there is room."""
+    """All tests of one device go to one worker, those of any or of no device wherever there is room.
+
+    What is expected to take longest is begun first, so that no long one is left over at the end.
+    """
 
     def __init__(self, config: pytest.Config, log: Any, run: ControllerPlugin) -> None:
         super().__init__(config, log)
@@ -213,6 +231,16 @@ class DeviceScheduling(LoadScopeScheduling):  # type: ignore[misc]
 
     def _split_scope(self, nodeid: str) -> str:
         return self._run.device_of(nodeid) or nodeid
+
+    def _assign_work_unit(self, node: Any) -> None:
+        """As the base, which takes the first."""
+        queue: Scheduler = LongestFirst()
+        for scope, unit in self.workqueue.items():
+            queue.add(Job(scope, sum(self._run.expected_s(id_) for id_, done in unit.items() if not done)))
+        queue.join(node.gateway.id)
+        if (job := queue.take(node.gateway.id)) is not None:
+            self.workqueue.move_to_end(job.id, last=False)
+        super()._assign_work_unit(node)
 
     def _reschedule(self, node: Any) -> None:
         """As the base, which stumbles over the second of two replaced workers that has not yet collected."""

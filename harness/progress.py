@@ -11,14 +11,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from device_agents.printable import printable
+from harness.anywhere import AnyOf
 from harness.checking import Tally
 from harness.handover import Teller
-from harness.outcomes import device_of, label, on_a_device
+from harness.outcomes import device_of, label, on_a_device, place_of
 from reports.results import CheckResult, RunResults
 from reports.verdict import summary_line, verdict
 
@@ -119,6 +120,8 @@ class Progress:
     ) -> None:
         """Puts its line on the report of a test, for ``test_finished`` here or in the controller."""
         details = []
+        if result is not None and isinstance(place_of(cast("pytest.Function", item)), AnyOf):
+            details.append(f"on {result.device}")
         if result is not None and result.programs:
             details.append(f"{result.programs} programs, worst {result.worst_error:.1e}")
         if waited_s >= _SHORT_WAIT_S:

@@ -77,7 +77,7 @@ class Recovery:
         self._probe = probe
         self._policy = policy or RecoveryPolicy()
         self._on_quarantine = on_quarantine
-        self._on_retry = on_retry
+        self.on_retry = on_retry
         self._on_sick = on_sick
         self._restart = restart
         self._lost: dict[str, int] = {}  # checks and legs lost in a row
@@ -92,8 +92,10 @@ class Recovery:
         """The device was set aside earlier in the same run, by another process."""
         self._evidence[device] = evidence
 
-    def attempt(self, device: str, work: Callable[[], T], retries: list[str]) -> T:
+    def attempt(self, device: str, work: Callable[[], T], retries: list[str], *, once: bool = False) -> T:
         """``work()``, again after an infrastructure failure; ``retries`` gets the reason of each further try.
+
+        once: there is another device to try it on, so it is not tried again on this one.
 
         Raises:
             Quarantined: the device has been set aside; ``work`` is not called.
@@ -108,7 +110,7 @@ class Recovery:
             except ReferenceFailed:
                 raise  # not this device's doing
             except InfrastructureError as error:
-                self._consider(device, error, retries)
+                self._consider(device, error, retries, once)
             except Exception:
                 self._lost.pop(device, None)
                 raise
@@ -118,12 +120,12 @@ class Recovery:
 
     # -- inside ---------------------------------------------------------------------------
 
-    def _consider(self, device: str, error: InfrastructureError, retries: list[str]) -> None:
+    def _consider(self, device: str, error: InfrastructureError, retries: list[str], once: bool) -> None:
         """Returns when ``work`` may be tried again, else raises ``error``."""
         if isinstance(error, _LASTING):
             self._set_aside(device, one_line(error), sick=False)
             raise error
-        if len(retries) >= self._policy.retries:
+        if once or len(retries) >= self._policy.retries:
             lost = self._lost[device] = self._lost.get(device, 0) + 1
             if lost >= self._policy.lost_in_a_row:
                 self._set_aside(device, f"{lost} checks or legs lost in a row, the last by {one_line(error)}")
@@ -138,7 +140,7 @@ class Recovery:
             )
             raise error from silence
         retries.append(f"{one_line(error)} (answered again after {seconds:.1f} s)")
-        self._on_retry(device, retries[-1])
+        self.on_retry(device, retries[-1])
 
     def _await_answer(self, device: str) -> float:
         """Seconds until the device answered. Raises the last InfrastructureError when it is late."""

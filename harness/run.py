@@ -97,7 +97,7 @@ class DeviceRun(Opened):
             self._set_aside,
             self._on_retry,
             self._health.sick,
-            self._health.restart,
+            self._health.reboot,
         )
         self._provenance = provenance()
         self.recorder = Recorder(lambda span: self.store.add_span(self.run_id, span) if self.begun else None)
@@ -204,6 +204,7 @@ class DeviceRun(Opened):
             seed=self.seed,
             database=str(self.options.cache / "examples"),
             on_program=self._on_program,
+            simulated=self.inventory.device(device).kind == inventory.SIMULATED,
         )
 
     def measure(
@@ -255,13 +256,14 @@ class DeviceRun(Opened):
             return measure_leg(self.farm, identity, subject, plan, self._provenance["commit"], self._on_step)
 
     def keep(self, check: CheckResult, began: float | None = None, ended: float | None = None) -> None:
-        """Store a check's result; durable when this returns. began, ended: Unix times, s, where known."""
+        """Store a check's result; durable when this returns. began, ended: Unix times, s; None: now."""
         self.store.add_check(self.run_id, check)
-        _log.info("%s with %s: %s", check.check, check.recipe, check.outcome)
-        if began is not None and ended is not None:
-            what = f"{check.recipe} · {check.check}"
-            tries = len(check.retries)
-            self.recorder.span(Span(check.device, "check", what, began, ended, check.outcome, tries))
+        with logs.about(device=check.device):
+            _log.info("%s with %s: %s", check.check, check.recipe, check.outcome)
+        what, tries = f"{check.recipe} · {check.check}", len(check.retries)
+        began = time.time() if began is None else began
+        ended = began if ended is None else ended
+        self.recorder.span(Span(check.device, "check", what, began, ended, check.outcome, tries))
 
     def keep_lost_leg(self, device: str, what: str, error: InfrastructureError) -> None:
         """Store why a measurement gave no result."""

@@ -9,7 +9,6 @@ from typing import Literal
 from harness.leasing import Terms
 from harness.measuring import Shape
 from harness.recovery import RecoveryPolicy
-from harness.restarting import RestartPolicy
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,6 @@ class RunOptions:
     recovery: RecoveryPolicy = field(default_factory=RecoveryPolicy)
     terms: Terms = field(default_factory=Terms)  # of leases
     golden: Literal["phones", "all", "none"] = "phones"  # whose health a golden job tells
-    restarts: RestartPolicy = field(default_factory=RestartPolicy)
+    reboots: int = 0  # a day that a device which does not answer may get; a phone may be somebody's own
     command: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()

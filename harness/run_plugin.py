@@ -5,23 +5,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
 
 from device_agents.errors import InfrastructureError
 from harness import termination
+from harness.anywhere import AnyOf, run_anywhere
 from harness.checking import Cell, Unsupported, applies
 from harness.errors import InventoryError
-from harness.marks import MARKER, DeviceMarks, NoDevice
+from harness.marks import MARKER, DeviceMarks, NoDevice, for_any
 from harness.outcomes import (
     check_result,
     describe_failure,
     device_of,
     is_infrastructure,
     label,
+    place_of,
     plan_of,
+    recipe_of,
     retries_of,
+    runs_on,
 )
 from harness.progress import Progress
 from harness.run import DeviceRun
@@ -54,13 +59,15 @@ class DeviceTests:
             return
         if "cell" in metafunc.fixturenames:
             marks = {mark.name for mark in metafunc.definition.iter_markers()}
-            pairs = [
+            pairs: list[tuple[str | AnyOf, str]] = [
                 (device, recipe.name)
                 for device in devices
                 for recipe in run.recipes_of(device)
                 if applies(marks, recipe)
             ]
-            ids = [f"{device}-{recipe}" for device, recipe in pairs]
+            if for_any(metafunc.definition.iter_markers(MARKER)):
+                pairs = _one_of_each(pairs)
+            ids = [f"{'any' if isinstance(place, AnyOf) else place}-{recipe}" for place, recipe in pairs]
             metafunc.parametrize("cell", pairs, ids=ids, indirect=True, scope="session")
         if "leg" in metafunc.fixturenames:
             legs = [
@@ -78,6 +85,11 @@ class DeviceTests:
 
     def _devices(self, metafunc: pytest.Metafunc) -> tuple[str, ...] | NoDevice:
         definition = metafunc.definition
+        if for_any(definition.iter_markers(MARKER)) and "leg" in metafunc.fixturenames:
+            raise pytest.Collector.CollectError(
+                f"{definition.nodeid}: any=True is for tests that take `cell` alone; a measurement is of one "
+                "certain device"
+            )
         try:
             return self._marks.devices(definition.iter_markers(MARKER), definition.nodeid)
         except InventoryError as error:
@@ -103,16 +115,25 @@ class DeviceTests:
         self.run.take_waited()
         if "cell" not in pyfuncitem.fixturenames or "leg" in pyfuncitem.fixturenames:
             return None
-        arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
-        device, cell = device_of(pyfuncitem), cast("Cell", pyfuncitem.funcargs["cell"])
+        place = place_of(pyfuncitem)
 
-        def work() -> None:
+        def work(device: str) -> None:
+            cell = cast("Cell", pyfuncitem.funcargs["cell"])
             cell.take_tally()
             with self.run.working(device):
                 self.run.ready(device)
-                pyfuncitem.obj(**arguments)
+                pyfuncitem.obj(
+                    **{name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+                )
 
-        self.run.recovery.attempt(device, work, retries_of(pyfuncitem))
+        def on_device(device: str) -> None:
+            runs_on(pyfuncitem, device)
+            pyfuncitem.funcargs["cell"] = self.run.cell(device, recipe_of(pyfuncitem))
+
+        if isinstance(place, AnyOf):
+            run_anywhere(self.run, place, work, retries_of(pyfuncitem), on_device)
+        else:
+            self.run.recovery.attempt(place, lambda: work(place), retries_of(pyfuncitem))
         return True
 
     @pytest.hookimpl(wrapper=True)
@@ -197,6 +218,14 @@ class RunPlugin(DeviceTests, Reporting):
         plan = plan_of(session.items)
         self.run.begin(plan.checks, plan.legs, plan.not_run)
         self.progress.begin(len(plan.tests))
+
+
+def _one_of_each(pairs: Sequence[tuple[str | AnyOf, str]]) -> list[tuple[str | AnyOf, str]]:
+    """Each recipe once, for any of the devices that it is for."""
+    devices: dict[str, list[str]] = {}
+    for device, recipe in pairs:
+        devices.setdefault(recipe, []).append(str(device))
+    return [(AnyOf(tuple(names)), recipe) for recipe, names in devices.items()]
 
 
 def _has_no_cell(item: pytest.Item) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -56,9 +57,14 @@ class Manifest:
     format: Literal["kvfarm-artifact/1"] = "kvfarm-artifact/1"
 
     def to_json(self) -> str:
+        return self._json
+
+    # Asked several times for each session that is opened.
+    @cached_property
+    def _json(self) -> str:
         return json.dumps(encode(self), indent=1, sort_keys=True) + "\n"
 
-    @property
+    @cached_property
     def id(self) -> str:
         """sha256 of the manifest, which holds the sha256 of everything else."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()

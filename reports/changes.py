@@ -25,10 +25,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import ruptures
-
 Floats = npt.NDArray[np.float64]
 
 MAGNITUDE = 0.05  # share of the old level
@@ -76,6 +72,9 @@ def _segments(logs: Floats) -> list[int]:
     """Where levels start, 0 included."""
     smooth = np.median(np.lib.stride_tricks.sliding_window_view(logs, 3), axis=1)
     penalty = PENALTY * _noise(logs) ** 2 * math.log(len(logs))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import ruptures  # it takes longer than many a run; a short history never needs it
     ends = ruptures.KernelCPD(kernel="linear", min_size=1).fit(smooth).predict(pen=penalty)
     # The first smooth value at a new level is the median of the night before and two of the new ones.
     return [0, *(int(end) + 1 for end in ends[:-1])]

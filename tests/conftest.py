@@ -17,8 +17,19 @@ from kvengine.recipe import ExportRecipe, SessionRecipe
 ExportTiny = Callable[[ExportRecipe], Artifact]
 OpenTiny = Callable[[ExportRecipe], LocalEngine]
 
-# adbd, also the fake one, ends what it started by SIGHUP, which nohup has every child ignore.
+# adbd, also the fake one, ends what it started by SIGHUP, which nohup has every child ignore; and a script's
+# background jobs ignore SIGINT, which tests send as Ctrl-C.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Files whose tests take longest, begun first: at the end no worker waits for another's last minutes.
+LONGEST = ("e2e/", "soak/", "harness/test_parallel.py", "test_docs.py", "harness/test_mutants.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests = Path(__file__).parent
+    items.sort(key=lambda item: not item.path.relative_to(tests).as_posix().startswith(LONGEST))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -49,7 +49,13 @@ def test_nothing_is_unpickled_or_evaluated_outside_rays_cluster(path: Path) -> N
 
 
 def test_the_check_sees_what_executes() -> None:
-    for source in ("import pickle", "def f():\n    from yaml import load", "eval(x)", "np.load(f)", "torch.load(f)"):
+    for source in (
+        "import pickle",
+        "def f():\n    from yaml import load",
+        "eval(x)",
+        "np.load(f)",
+        "torch.load(f)",
+    ):
         assert executing(source), source
     assert executing("np.load(f, allow_pickle=False); re.compile(x); model.eval()") == []
 
@@ -61,22 +67,26 @@ def unquoted(source: str) -> list[str]:
     """Shells of this machine, and whatever a device's shell gets that nobody has quoted."""
     tree = ast.parse(source)
     known = set(_quoted_names(tree))
-    made: dict[str, list[ast.expr]] = {}  # scripts by the name they have before they are run
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign):
-            made.setdefault(ast.unparse(node.targets[0]), []).append(node.value)
     found = []
     for node in ast.walk(tree):
-        if not isinstance(node, ast.Call):
-            continue
-        called = ast.unparse(node.func)
-        if called in ("os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"):
-            found.append(called)
-        found += [f"{called}(shell=...)" for keyword in node.keywords if keyword.arg == "shell"]
-        if isinstance(node.func, ast.Attribute) and node.func.attr in SHELLS and node.args:
-            scripts = made.get(ast.unparse(node.args[0]), [node.args[0]])
-            parts = (part for script in scripts for part in _inserted(script))
-            found += [f"{called}: {part}" for part in parts if part not in known]
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            if called in ("os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"):
+                found.append(called)
+            found += [f"{called}(shell=...)" for keyword in node.keywords if keyword.arg == "shell"]
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    for within in functions or [tree]:
+        made: dict[str, list[ast.expr]] = {}  # scripts by the name they have before they are run
+        for node in ast.walk(within):
+            if isinstance(node, ast.Assign):
+                made.setdefault(ast.unparse(node.targets[0]), []).append(node.value)
+        for node in ast.walk(within):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or not node.args:
+                continue
+            if node.func.attr in SHELLS:
+                scripts = made.get(ast.unparse(node.args[0]), [node.args[0]])
+                parts = (part for script in scripts for part in _inserted(script))
+                found += [f"{node.func.attr}: {part}" for part in parts if part not in known]
     return found
 
 
@@ -101,12 +111,17 @@ def _quotes(value: ast.expr) -> bool:
 def _quoted_names(tree: ast.Module) -> Iterator[str]:
     """What was quoted before; whole numbers, which need not be; constants of the module."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and (_quotes(node.value) or _joins_quoted(node.value)):
+        if isinstance(node, ast.Assign) and _is_safe(node.value):
             yield from (ast.unparse(target) for target in node.targets)
-        if isinstance(node, ast.arg) and node.annotation is not None and ast.unparse(node.annotation) == "int":
+        if (
+            isinstance(node, ast.arg)
+            and node.annotation is not None
+            and ast.unparse(node.annotation) == "int"
+        ):
             yield node.arg
         if isinstance(node, ast.FunctionDef) and any(
-            isinstance(each, ast.Return) and each.value is not None and _quotes(each.value) for each in node.body
+            isinstance(each, ast.Return) and each.value is not None and _quotes(each.value)
+            for each in node.body
         ):
             yield from (node.name, f"self.{node.name}")
     for node in tree.body:
@@ -114,8 +129,10 @@ def _quoted_names(tree: ast.Module) -> Iterator[str]:
             yield from (ast.unparse(target) for target in node.targets)
 
 
-def _joins_quoted(value: ast.expr) -> bool:
-    return isinstance(value, ast.IfExp) and _quotes(value.body) and _quotes(value.orelse)
+def _is_safe(value: ast.expr) -> bool:
+    if isinstance(value, ast.IfExp):
+        return _is_safe(value.body) and _is_safe(value.orelse)
+    return isinstance(value, ast.Constant) or _quotes(value)
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
@@ -152,7 +169,9 @@ def commands(text: str) -> list[str]:
 
 def test_tables_of_devices_show_escape_sequences_as_text() -> None:
     lease = Lease(HOSTILE, HOSTILE, 1, user=HOSTILE)
-    identity = DeviceIdentity(HOSTILE, "android", HOSTILE, HOSTILE, "x", HOSTILE, "", 1, 1 << 30, (), {}, HOSTILE)
+    identity = DeviceIdentity(
+        HOSTILE, "android", HOSTILE, HOSTILE, "x", HOSTILE, "", 1, 1 << 30, (), {}, HOSTILE
+    )
     statuses = (
         DeviceStatus(HOSTILE, "android", identity, "", lease),
         DeviceStatus(HOSTILE, "android", None, HOSTILE),

@@ -282,7 +282,9 @@ class AndroidDevice:
         if result.returncode not in (126, 127) and not _NOT_EXECUTED.search(words):
             raise RunnerDied(f"{self._name}: the bundle's Python gave {result.returncode}: {words}")
         facts = self.facts(deadline)
-        mount = transport.shell(f"df {shlex.quote(folder)} | tail -n 1; grep ' /data ' /proc/mounts", deadline)
+        mount = transport.shell(
+            f"df {shlex.quote(folder)} | tail -n 1; grep ' /data ' /proc/mounts", deadline
+        )
         where = mount.stdout.decode(errors="replace").strip()
         selinux = {True: "enforcing", False: "not enforcing", None: "unknown"}[facts.enforcing]
         hint = "the folder is mounted noexec" if "noexec" in where else f"SELinux is {selinux}"

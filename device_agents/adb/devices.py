@@ -9,6 +9,7 @@ Options of a device of kind "android":
     virtual    "true": start a virtual phone instead of looking for a device; then also
     abi        of the virtual phone; default that of this machine
     profile    the model it plays; default device_agents.virtual.profile.DEFAULT
+    latency_ms added to its link in each direction, as of a slow network; default 0
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ from device_agents.virtual.adb import PrivateAdbServer
 from device_agents.virtual.profile import DEFAULT as DEFAULT_PROFILE
 from device_agents.virtual.rootfs import native_abi
 
-OPTIONS = frozenset({"serial", "adb_port", "root", "runtime", "virtual", "abi", "profile"})
-_ONLY_VIRTUAL = {"abi", "profile"}
+OPTIONS = frozenset({"serial", "adb_port", "root", "runtime", "virtual", "abi", "profile", "latency_ms"})
+_ONLY_VIRTUAL = {"abi", "profile", "latency_ms"}
+_MOST_LATENCY_MS = 10_000.0
 _LIST_S = 5.0
 
 _log = logging.getLogger(__name__)
@@ -55,7 +57,7 @@ def make_android(config: DeviceConfig, lab_root: Path) -> AndroidDevice:
     if unknown or options.get("virtual", "true") != "true" or (virtual and "serial" in options):
         raise NoSuchDevice(
             f"device {config.name!r}: its options make no sense: {options}; an android device takes serial, "
-            'adb_port, root and runtime, or virtual = "true" with abi and profile'
+            'adb_port, root and runtime, or virtual = "true" with abi, profile and latency_ms'
         )
     runtime = Path(options["runtime"]) if "runtime" in options else None
     root = options.get("root", ROOT)
@@ -102,6 +104,20 @@ def _bundle(abi: Abi, folder: Path, runtime: Path | None) -> Bundle:
     return build(abi, folder) if runtime is None else Bundle.from_runtime(runtime, folder, abi)
 
 
+def _latency_s(config: DeviceConfig) -> float:
+    """Raises NoSuchDevice."""
+    text = config.options.get("latency_ms", "0")
+    try:
+        found = float(text)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found <= _MOST_LATENCY_MS:
+        raise NoSuchDevice(
+            f"device {config.name!r}: latency_ms: sought 0 to {_MOST_LATENCY_MS:g} ms, found {text!r}"
+        )
+    return found / 1e3
+
+
 class AttachedPhone:
     """A virtual phone with an adb server of its own, so that nothing it suffers reaches another device.
 
@@ -113,6 +129,7 @@ class AttachedPhone:
         self, config: DeviceConfig, folder: Path, *, storage: int = 0, reach_s: float = 10.0
     ) -> None:
         self._config, self._storage, self._reach_s = config, storage, reach_s
+        self._latency_s = _latency_s(config)
         self._folder = folder
         self._server: PrivateAdbServer | None = None
         self._phone: VirtualPhone | None = None
@@ -165,7 +182,14 @@ class AttachedPhone:
         profile = load_profile(options.get("profile", DEFAULT_PROFILE))
         abi = parse_abi(options["abi"]) if "abi" in options else native_abi()
         self._folder.mkdir(parents=True, exist_ok=True)
-        return VirtualPhone(self._config.name, profile, abi, self._folder, storage=self._storage)
+        return VirtualPhone(
+            self._config.name,
+            profile,
+            abi,
+            self._folder,
+            storage=self._storage,
+            latency_s=self._latency_s,
+        )
 
     def _server_answers(self, deadline: Deadline) -> bool:
         """Without it: it is stopped, for it may hang as well."""

@@ -283,7 +283,7 @@ class PhoneStore:
             self.bytes_moved += size
 
         redirect = ">>" if start else ">"
-        script = f"exec cat {redirect} {self._root}/incoming/{blob.sha256}"
+        script = f"exec cat {redirect} {self._root}/incoming/{shlex.quote(blob.sha256)}"
         result = self._transport.shell(script, deadline, _pieces(blob.source, start, count))
         if result.returncode == 0:
             return

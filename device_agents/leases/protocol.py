@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import TypeVar
 
 from device_agents.errors import LeaseError, LeaseNotGranted
@@ -180,6 +181,7 @@ def died(is_dead: Callable[[Process], bool]) -> Command:
     """What ends because the process that asked, or the agent that did the work, is gone."""
 
     def command(state: State, _: float) -> Facts:
+        @cache  # most leases are of one client
         def gone(process: Process | None) -> bool:
             return process is not None and is_dead(process)
 

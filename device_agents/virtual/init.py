@@ -66,6 +66,7 @@ class PhoneConfig:
     parent: int  # PID of the process that the phone must not outlive
     # Bytes that /data holds; it is in memory then, and empty again after a reboot. 0: a folder of the host.
     storage: int = 0
+    latency_s: float = 0.0  # of its link, in each direction
 
 
 class Init:

@@ -44,7 +44,7 @@ class Launcher:
         # Made here, outside of the phone's network, and on no other interface.
         self._listener.bind(("127.0.0.1", config.port))
         self._listener.listen(64)
-        self._relay = Relay(loop, self._listener, self._dial)
+        self._relay = Relay(loop, self._listener, self._dial, config.latency_s)
         self._dials = 0  # that init has not answered
         self._dead = False  # its first process ended, and nobody will start it again
         self._init: socket.socket | None = None

@@ -44,7 +44,8 @@ class VirtualPhone:
 
     root: a folder for the phones of this lab; each has one of its own name in it while it runs.
     cache: where the file system made of Debian's packages is kept. storage: bytes that its /data holds,
-    in memory and until its next reboot; 0: what this machine has. Nothing outlives this process:
+    in memory and until its next reboot; 0: what this machine has. latency_s: added to its link in each
+    direction, as of a slow network. Nothing outlives this process:
     when it dies, also by SIGKILL, the launcher ends the phone and removes its folder.
     """
 
@@ -56,6 +57,7 @@ class VirtualPhone:
         root: Path,
         cache: Path | None = None,
         storage: int = 0,
+        latency_s: float = 0.0,
     ) -> None:
         """Raises VirtualPhoneFailed for a name that is no folder name of letters, digits, - and _."""
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
@@ -64,7 +66,7 @@ class VirtualPhone:
             )
         self.name, self.profile, self.abi = name, profile, abi
         self.folder = root.resolve() / name
-        self._storage = storage
+        self._storage, self._latency_s = storage, latency_s
         self._cache = (cache or default_cache()).resolve()
         self._stream: ProcessStream | None = None
         self._port = 0
@@ -90,6 +92,7 @@ class VirtualPhone:
                     port=0,
                     parent=os.getpid(),
                     storage=self._storage,
+                    latency_s=self._latency_s,
                 )
                 stream = ProcessStream(_LAUNCHER, local_environment({}), grace_s=_GRACE_S)
                 try:

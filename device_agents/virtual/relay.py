@@ -51,6 +51,7 @@ class _Pipe:
     def __init__(self, source: socket.socket, target: socket.socket, direction: Direction) -> None:
         self.source, self.target, self.direction = source, target, direction
         self.buffer = bytearray()
+        self.ripe = 0  # bytes of it that have been under way for long enough
         self.ended = False  # the source will send no more
         self.shut = False  # and the target knows
 
@@ -66,11 +67,15 @@ class Relay:
     """Carries bytes between connections to ``listener`` and to the phone, on ``loop``; implements Faults.
 
     dial: asks for a connection to the phone; whoever is asked answers each time, in order, by
-    ``connected``. The listener is the caller's to close.
+    ``connected``. The listener is the caller's to close. latency_s: how long each byte is under way, in each
+    direction; as over a network, more of them may be under way at once.
     """
 
-    def __init__(self, loop: Loop, listener: socket.socket, dial: Callable[[], None]) -> None:
+    def __init__(
+        self, loop: Loop, listener: socket.socket, dial: Callable[[], None], latency_s: float = 0.0
+    ) -> None:
         self._loop, self._listener, self._dial = loop, listener, dial
+        self._latency_s = latency_s
         self._waiting: deque[socket.socket | None] = deque()  # None: gone before the phone answered
         self._pairs: list[_Pair] = []
         self._frozen = 0  # freezes under way
@@ -161,14 +166,14 @@ class Relay:
             for pipe in pair.pipes:
                 if pipe.source is end and not pipe.ended and len(pipe.buffer) < _BUFFER:
                     events |= READ
-                if pipe.target is end and pipe.buffer:
+                if pipe.target is end and pipe.ripe:
                     events |= WRITE
             self._loop.watch(end, 0 if self._frozen else events, pair.on_ready)
 
     def _carry(self, pair: _Pair) -> None:
         try:
             for pipe in pair.pipes:
-                self._receive(pipe)
+                self._receive(pair, pipe)
                 self._send(pipe)
         except OSError:
             self._drop(pair)
@@ -178,7 +183,7 @@ class Relay:
         else:
             self._arm(pair)
 
-    def _receive(self, pipe: _Pipe) -> None:
+    def _receive(self, pair: _Pair, pipe: _Pipe) -> None:
         if pipe.ended or len(pipe.buffer) >= _BUFFER:
             return
         at, action = self._triggers.get(pipe.direction, (None, None))
@@ -192,19 +197,29 @@ class Relay:
             return
         pipe.buffer += self._corrupted(pipe.direction, piece)
         self.carried[pipe.direction] += len(piece)
+        if self._latency_s:
+            self._loop.later(self._latency_s, partial(self._ripen, pair, pipe, len(piece)))
+        else:
+            pipe.ripe += len(piece)
         if action is not None and at is not None and self.carried[pipe.direction] >= at:
             del self._triggers[pipe.direction]
             self._frozen += 1
             # Not now: it may take away the pair that is being served.
             self._loop.later(0.0, partial(self._pull, action))
 
+    def _ripen(self, pair: _Pair, pipe: _Pipe, size: int) -> None:
+        pipe.ripe += size
+        if pair in self._pairs:
+            self._arm(pair)
+
     def _send(self, pipe: _Pipe) -> None:
-        if pipe.buffer:
+        if pipe.ripe:
             try:
-                sent = pipe.target.send(pipe.buffer)
+                sent = pipe.target.send(pipe.buffer if self._latency_s == 0 else pipe.buffer[: pipe.ripe])
             except BlockingIOError:
                 return
             del pipe.buffer[:sent]
+            pipe.ripe -= sent
         if pipe.ended and not pipe.buffer and not pipe.shut:
             pipe.target.shutdown(socket.SHUT_WR)
             pipe.shut = True

@@ -92,7 +92,7 @@ def applied(drill: DrillSettings | None) -> Iterator[None]:
 @contextlib.contextmanager
 def suite(name: str) -> Iterator[None]:
     """Inside, a run of the suite in this process exports with the bug ``name``, and says so."""
-    import harness.run as run
+    from harness import opened, run
 
     drill, header = DrillSettings(mutant=name), run.DeviceRun.header
 
@@ -104,5 +104,5 @@ def suite(name: str) -> Iterator[None]:
         found = header(self)
         return dataclasses.replace(found, provenance=found.provenance | {DRILL: told(drill)})
 
-    with mock.patch.object(run, "artifact_of", wrong), mock.patch.object(run.DeviceRun, "header", loud):
+    with mock.patch.object(opened, "artifact_of", wrong), mock.patch.object(run.DeviceRun, "header", loud):
         yield

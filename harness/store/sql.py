@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, delete, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import OperationalError
 
 from harness.errors import StoreError
 from harness.provenance import without_password
 from harness.store import reading
 from harness.store.engine import attempts, open_engine, plainly, transaction
+from harness.store.grouping import GroupCommit, Write
 from harness.store.protocol import (
     Flakes,
     GateCellRow,
@@ -64,6 +66,7 @@ class SqlStore:
 
     def __init__(self, url: str) -> None:
         self._url = url
+        self._writes = GroupCommit(self._commit)
         with plainly(f"open the store {without_password(url)}", url):
             self._engine = open_engine(url)
             try:
@@ -271,14 +274,38 @@ class SqlStore:
     # -- how -----------------------------------------------------------------------------------
 
     def _do(self, what: str, work: Callable[[Connection], T], *, reads: bool = False) -> T:
-        """``work`` in one transaction, which may be tried again. what: for messages."""
+        """``work`` in one transaction, which may be tried again, and is shared with what other threads write
+        meanwhile. what: for messages."""
 
         def once() -> T:
-            with transaction(self._engine, reads=reads) as connection:
+            with transaction(self._engine, reads=True) as connection:
                 return work(connection)
 
         with plainly(what, self._url):
-            return attempts(self._engine)(once)
+            if reads:
+                return attempts(self._engine)(once)
+            found: T = self._writes.do(work)
+            return found
+
+    def _commit(self, group: Sequence[Write]) -> None:
+        """All of it, but for what fails by itself: that is undone alone, and the others stand."""
+
+        def once() -> None:
+            with transaction(self._engine) as connection:
+                for write in group:
+                    if len(group) == 1:
+                        write.result = write.work(connection)
+                        continue
+                    write.error = None
+                    try:
+                        with connection.begin_nested():
+                            write.result = write.work(connection)
+                    except OperationalError:
+                        raise  # the connection, not what was written
+                    except Exception as error:
+                        write.error = error
+
+        attempts(self._engine)(once)
 
     def _keep(self, what: str, table: type[Base], key: dict[str, Any], row: dict[str, Any]) -> None:
         self._do(f"keep {what}", lambda connection: self._upsert(connection, table, key, row))

@@ -354,5 +354,5 @@ def test_a_phone_is_told_to_reboot_and_one_that_will_not_says_why(
     device.reboot(Deadline(10))
     assert (tmp_path / "told").exists()
     add_command(commands, "reboot", "echo not permitted >&2; exit 1")
-    with pytest.raises(AdbFailure, match="pixel8 does not reboot.*not permitted"):
+    with pytest.raises(AdbFailure, match=r"pixel8 does not reboot.*not permitted"):
         device.reboot(Deadline(10))

@@ -16,6 +16,7 @@ from device_agents.blobs import BlobStore
 from device_agents.config import DeviceConfig
 from device_agents.deadline import Deadline
 from device_agents.errors import (
+    BlobsMissing,
     DeployFailed,
     InfrastructureError,
     LeaseError,
@@ -597,3 +598,26 @@ def test_a_diagnosis_says_what_is_wrong_and_who_has_the_device(tmp_path: Path, c
         assert agent.diagnose("broken")[-1].state == "ok"
     finally:
         agent.shutdown()
+
+
+def test_one_call_renews_all_and_says_which_have_ended(agent: LabAgent, clock: Clock) -> None:
+    left, right = (agent.acquire(name, "me", 30.0).token for name in ("left", "right"))
+    agent.revoke("right", "admin", "needed elsewhere")
+    clock.now += 20
+    pairs = [("left", left), ("right", right), ("no such", 7)]
+    ended = agent.renew_all(pairs, 30.0)
+    assert set(ended) == {"right", "no such"}
+    assert "needed elsewhere" in ended["right"]
+    clock.now += 20
+    agent.claim("left", left)
+
+
+def test_an_artifact_whose_blobs_are_not_here_is_told_by_its_own_error(agent: LabAgent) -> None:
+    token = agent.acquire("left", "me", 30.0).token
+    text = make_manifest(CONTENTS).to_json()
+    with pytest.raises(BlobsMissing):
+        agent.open_artifact("left", token, text, RECIPE)
+    upload(agent)
+    session, info = agent.open_artifact("left", token, text, RECIPE)
+    assert session.startswith("left/")
+    assert info.artifact_id

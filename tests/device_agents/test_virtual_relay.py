@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import socket
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -19,7 +20,7 @@ OpenClient = Callable[[], socket.socket]
 class Lab:
     """A relay in front of a server of ours, all on one loop that the test turns."""
 
-    def __init__(self) -> None:
+    def __init__(self, latency_s: float = 0.0) -> None:
         self.loop = Loop()
         self.phone_listens = True
         self.answers = True  # whether a dial is answered at once
@@ -28,7 +29,7 @@ class Lab:
         self.listener = _listener()
         self.accepted: list[socket.socket] = []
         self.clients: list[socket.socket] = []
-        self.relay = Relay(self.loop, self.listener, self._dial)
+        self.relay = Relay(self.loop, self.listener, self._dial, latency_s)
         self.server.setblocking(False)
         self.loop.watch(self.server, READ, self._accept)
 
@@ -133,6 +134,32 @@ def test_megabytes_go_both_ways_unchanged(lab: Lab) -> None:
     assert lab.carry(host, phone, data) == data
     assert lab.carry(phone, host, data[::-1]) == data[::-1]
     assert lab.relay.carried == {"to_phone": len(data), "to_host": len(data)}
+
+
+def test_with_latency_everything_comes_whole_and_no_sooner() -> None:
+    latency_s = 0.05
+    lab = Lab(latency_s)
+    try:
+        host, phone = lab.pair()
+        data = random.Random(2).randbytes(3_000_000)
+        assert lab.carry(host, phone, data) == data
+        for source, target in ((host, phone), (phone, host)):
+            began = time.monotonic()
+            assert lab.carry(source, target, b"ping") == b"ping"
+            assert time.monotonic() - began >= latency_s
+        host.send(b"the last")
+        host.shutdown(socket.SHUT_WR)
+        got = bytearray()
+
+        def ended() -> bool:
+            piece = _read(phone)
+            got.extend(piece or b"")
+            return piece == b""
+
+        lab.turn(ended)
+        assert got == b"the last"
+    finally:
+        lab.close()
 
 
 def test_a_sender_waits_for_a_receiver_that_does_not_read(lab: Lab) -> None:

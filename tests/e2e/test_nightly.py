@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from device_agents.deadline import Deadline
+from harness.store import open_store
 from harness.synth import synth
 from kvengine.codec import decode
 from reports.gate_night import NightInfo
@@ -63,6 +64,16 @@ def processes_in(folder: Path) -> list[str]:
     return found
 
 
+def at_work(folder: Path, night: subprocess.Popen[bytes]) -> bool:
+    """Whether its suite has begun: the run is in the store before its first check."""
+    assert night.poll() is None, night.communicate()[0].decode()
+    database = folder / ".kvfarm" / "results.db"
+    if not database.exists():
+        return False
+    with open_store(database) as store:
+        return bool(store.runs())
+
+
 def wait_for(what: str, true: Callable[[], bool]) -> None:
     deadline = Deadline(120)
     while not true():
@@ -73,8 +84,7 @@ def wait_for(what: str, true: Callable[[], bool]) -> None:
 def test_a_drill_is_killed_goes_on_and_finds_the_wrong_answers(folder: Path) -> None:
     with subprocess.Popen(COMMAND, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as night:
         try:
-            for part in ("harness.nightly.child", "device_agents.runner"):  # the suite, and its engine
-                wait_for(part, lambda part=part: any(part in line for line in processes_in(folder)))  # type: ignore[misc]
+            wait_for("its suite", lambda: at_work(folder, night))
         finally:
             night.send_signal(signal.SIGKILL)
     wait_for("the end of all that the night had started", lambda: processes_in(folder) == [])

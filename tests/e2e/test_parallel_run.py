@@ -19,9 +19,9 @@ CHEAP = "p08 or p09 or latency"
 FARM = "[devices.one]\n[devices.two]\n"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def rays_own() -> Iterator[list[psutil.Process]]:
-    """Ray's agents outlive their raylet by a minute, trying to reach it: awaited after the last test."""
+    """Ray's agents outlive their raylet by a minute, trying to reach it: awaited at the end of all."""
     agents: list[psutil.Process] = []
     yield agents
     _await_end_of(agents)

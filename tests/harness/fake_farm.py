@@ -6,11 +6,12 @@ lease is a file with its holder's PID, and log.jsonl has a line when anything be
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from device_agents.api import DeviceIdentity, Vitals
-from device_agents.errors import InfrastructureError, LeaseError
+from device_agents.errors import InfrastructureError, LeaseError, LeaseNotGranted
+from device_agents.lab_types import Lease
 from harness import opened
 from harness.inventory import Inventory
 from kvengine.artifact import Artifact
@@ -114,6 +116,17 @@ class FakeFarm:
             except FileExistsError:
                 raise LeaseError(f"{name} is leased to {lease.read_text()}") from None
             self.held.add(name)
+
+    def holding(self, names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(name for name in names if name in self.held)
+
+    def hold(self, count: int, names: Sequence[str], wait_s: float | None = None) -> tuple[Lease, ...]:
+        assert count == 1
+        for name in names:
+            with contextlib.suppress(LeaseError):
+                self.lease(name)
+                return (Lease(name, "fake", 1),)
+        raise LeaseNotGranted(f"all are taken: {', '.join(names)}")
 
     def open(self, name: str, artifact: Artifact, recipe: SessionRecipe, _: Any) -> FakeSession:
         self.lease(name)

@@ -24,7 +24,6 @@ from harness.health import QUARANTINE_S, Health
 from harness.inventory import DeviceEntry, Inventory
 from harness.recovery import Recovery, RecoveryPolicy
 from harness.reference import TransformersReference
-from harness.restarting import Restarter, RestartPolicy
 from harness.run_options import RunOptions
 from harness.spans import Recorder
 from harness.store.protocol import Span
@@ -143,6 +142,7 @@ class Run:
         self.recorder = Recorder(self.kept.append)
         self.said: list[tuple[Any, ...]] = []
         self.farm: Any = self
+        self.refuses: InfrastructureError | None = None
 
     @contextmanager
     def working(self, device: str) -> Iterator[None]:
@@ -158,8 +158,10 @@ class Run:
     def quarantine(self, *said: Any) -> None:
         self.said.append(("quarantine", *said))
 
-    def restart(self, *said: Any) -> None:
-        self.said.append(("restart", *said))
+    def reboot(self, *said: Any) -> None:
+        if self.refuses is not None:
+            raise self.refuses
+        self.said.append(("reboot", *said))
 
 
 def health(run: Run) -> Health:
@@ -256,30 +258,14 @@ def test_what_no_device_is_to_blame_for_makes_none_sick() -> None:
 # -- starting anew ------------------------------------------------------------------------------------
 
 
-class RestartFarm:
-    """Knows the ways in ``works``; others cannot be had."""
-
-    def __init__(self, *works: str) -> None:
-        self.works = works
-        self.asked: list[tuple[str, int]] = []
-
-    def restart(self, device: str, how: str, by: str, why: str, most: int) -> None:
-        self.asked.append((how, most))
-        if how not in self.works:
-            raise LeaseError(f"{device}: {how} {most} times in the last 24 h")
-
-
-def test_first_a_reboot_then_the_power_and_never_what_the_policy_forbids() -> None:
-    both = RestartPolicy(reboots=4, power_cycles=2)
-    for works, policy, how, asked in (
-        (("reboot", "power-cycle"), both, "reboot", [("reboot", 4)]),
-        (("power-cycle",), both, "power-cycle", [("reboot", 4), ("power-cycle", 2)]),
-        ((), both, "", [("reboot", 4), ("power-cycle", 2)]),
-        (("reboot", "power-cycle"), RestartPolicy(), "", []),  # a phone may be somebody's own
-    ):
-        farm = RestartFarm(*works)
-        assert Restarter(farm, policy, "ann")(PHONE, "silent") == how  # type: ignore[arg-type]
-        assert farm.asked == asked
+def test_a_silent_device_is_rebooted_only_where_the_run_may(tmp_path: Path) -> None:
+    may, may_not = Run((), tmp_path, reboots=4), Run((), tmp_path)
+    assert health(may).reboot(PHONE, "silent") == "rebooted"
+    assert health(may_not).reboot(PHONE, "silent") == ""
+    ((_, device, _, why, most),) = may.said
+    assert (device, why, most, may_not.said) == (PHONE, "silent", 4, [])
+    may.refuses = LeaseError("4 times in the last 24 h")
+    assert health(may).reboot(PHONE, "silent") == ""
 
 
 class Rebooting(HostDevice):
@@ -292,16 +278,22 @@ class Rebooting(HostDevice):
 def test_an_agent_restarts_what_it_can_and_as_often_as_a_day_allows(tmp_path: Path) -> None:
     made: dict[str, Rebooting] = {}
 
-    def make(config: DeviceConfig, store: BlobStore) -> Rebooting:
+    def make(config: DeviceConfig, store: BlobStore) -> HostDevice:
+        if config.name == "other":
+            return HostDevice(config.name, tmp_path)
         return made.setdefault(config.name, Rebooting(config.name, tmp_path))
 
-    agent = LabAgent(tmp_path / "lab", [DeviceConfig("host")], make=make, reap_every_s=None)
+    both = [DeviceConfig("host"), DeviceConfig("other")]
+    agent = LabAgent(tmp_path / "lab", both, make=make, reap_every_s=None)
     try:
-        with pytest.raises(InfrastructureError, match="no way"):
-            agent.restart("host", "power-cycle", "ann", "silent", 9)
-        agent.restart("host", "reboot", "ann", "silent", 1)
+        token, other = (agent.acquire(each.name, "ann", 60).token for each in both)
+        agent.reboot("host", token, "ann", "silent", 1)
         with pytest.raises(LeaseError, match="1 times in the last 24 h"):
-            agent.restart("host", "reboot", "ann", "silent", 1)
+            agent.reboot("host", token, "ann", "silent", 1)
+        with pytest.raises(LeaseError, match="not the current one"):
+            agent.reboot("host", token - 1, "eve", "because", 9)
+        with pytest.raises(InfrastructureError, match="no way"):
+            agent.reboot("other", other, "ann", "silent", 9)
         assert made["host"].reboots == 1
     finally:
         agent.shutdown()

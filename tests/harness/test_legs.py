@@ -87,9 +87,11 @@ def subject(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return Subject("tiny", parse_recipe("hybrid"), artifact)
 
 
-def measured(farm: FakeFarm, subject: Subject, take: Any = measure_leg, **changes: Any) -> LegResult:
+def measured(
+    farm: FakeFarm, subject: Subject, take: Any = measure_leg, kind: str = "host", **changes: Any
+) -> LegResult:
     identity = cast(
-        DeviceIdentity, type("Identity", (), {"name": "host", "kind": "host", "build": "b", "runtime": {}})
+        DeviceIdentity, type("Identity", (), {"name": "host", "kind": kind, "build": "b", "runtime": {}})
     )
     plan = LegPlan(**{"shape": Shape(8, 4, depth=16), "repeats": 3, "seed": 1, **changes})
     leg: LegResult = take(cast(Farm, farm), identity, subject, plan, "commit", lambda *_: None)
@@ -151,6 +153,12 @@ def test_a_weighing_is_one_process_without_a_speed(subject: Subject) -> None:
     assert [(w.repeats, w.warmup, w.ballast_bytes) for w in process.asked] == [(1, 0, 5)]
     assert (leg.peak_rss_bytes, leg.memory_pass, leg.samples) == (100 * MIB, True, ())
     assert leg.validity == "VALID"
+
+
+def test_what_a_simulated_device_says_is_never_valid(subject: Subject) -> None:
+    leg = measured(FakeFarm(), subject, kind="simulated")
+    assert leg.validity == "INVALID"
+    assert "simulated: nothing was measured" in leg.reasons[0]
 
 
 @pytest.mark.parametrize(("looked", "validity"), [(False, "NOISY"), (True, "VALID")])

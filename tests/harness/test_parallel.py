@@ -116,6 +116,16 @@ def outcomes(results: RunResults) -> Counter[tuple[str, str, str]]:
 EVERYTHING = {(d, f"test_{t}", "passed"): 1 for d in "ab" for t in ("one", "two", "three")}
 
 
+ANYWHERE = "".join(
+    f"""
+@pytest.mark.device({condition!r}, any=True)
+def test_{name}(cell):
+    cell.for_all(programs.any_sequence(cell.limits), cell.run)
+"""
+    for name, condition in (*((f"anywhere_{n}", "kind==host") for n in range(6)), ("on_b", "name==b"))
+)
+
+
 def programs_of(log: list[dict[str, Any]], device: str) -> list[str]:
     return [e["program"] for e in log if e["device"] == device and e["what"] == "program" and e["began"]]
 
@@ -158,6 +168,22 @@ def test_a_measurement_has_the_machine_to_itself(spread: Spread) -> None:
         key = entry["device"], entry["what"]
         busy = busy | {key} if entry["began"] else busy - {key}
         assert len(busy) == 1 or all(what == "program" for _, what in busy)
+
+
+@pytest.mark.parametrize("processes", ["-n2", "-n0"])
+def test_what_any_device_can_do_one_of_them_does(spread: Spread, processes: str) -> None:
+    spread.suite(more=ANYWHERE)
+    code, output = spread.pytest("--devices=a,b", processes)
+    assert code == 0, output
+    found = [(check.device, check.check) for check in spread.stored.checks]
+    anywhere = [name for _, name in found if name.startswith("test_anywhere")]
+    assert sorted(anywhere) == [f"test_anywhere_{n}" for n in range(6)], "each once, not once a device"
+    assert ("b", "test_on_b") in found
+    assert ("a", "test_on_b") not in found
+    assert Counter(found) >= Counter((d, c) for d, c, _ in EVERYTHING), "all others on every device"
+    assert spread.stored.planned_checks == len(found)
+    assert "any-static · anywhere 0" in output
+    assert spread.leases() == []
 
 
 DIES_ONCE = """died = __import__('pathlib').Path('died')
