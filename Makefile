@@ -9,12 +9,13 @@ REPORT := out/report
 # Without it every process of ours would compile everything anew, and pytest rewrite every assertion.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help venv farm test lint docs apt soak soak-faults soak-programs soak-fuzz mutants bench scale clean
+.PHONY: help venv farm test lint docs apt soak soak-faults soak-programs soak-fuzz chaos mutants bench scale clean
 help:
 	@echo "make farm   check and measure the demo model on this host and three virtual phones, write $(REPORT)/index.html"
 	@echo "make test   the project's own tests"
 	@echo "make lint   ruff and strict mypy"
 	@echo "make soak   every fault 20 times (15 minutes), then the same properties with many more programs"
+	@echo "make chaos  kills and full disks at random, 300 rounds (15 minutes): every result once, no device stuck"
 	@echo "make mutants  the correctness suite against every known cache bug, and 10,000 programs without"
 	@echo "make bench  speed against onnxruntime-genai"
 	@echo "make scale  what 1,000 simulated devices cost, and how much sooner four phones are done than one"
@@ -72,6 +73,9 @@ soak-fuzz: $(STAMP)
 	KVFARM_FUZZ=soak $(BIN)/pytest tests/device_agents/test_fuzz_frames.py tests/device_agents/test_hostile_graph.py \
 	  tests/kvengine/test_hostile_models.py
 	KVFARM_FUZZ=10000 $(BIN)/pytest tests/kvengine/test_fuzz.py
+
+chaos: $(STAMP) apt
+	$(BIN)/python -m tests.chaos
 
 mutants: $(STAMP)
 	$(BIN)/kvfarm mutants --programs 10000

@@ -9,16 +9,15 @@ that slept through its lease cannot disturb the next one. See device_agents.leas
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import logging
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 from device_agents import restarting
 from device_agents.api import Device, DeviceIdentity, Finding, Vitals
@@ -26,7 +25,7 @@ from device_agents.arrivals import Arrivals
 from device_agents.blobs import BlobStore, MissingBlob, parse_manifest
 from device_agents.config import DeviceConfig
 from device_agents.deadline import Deadline
-from device_agents.errors import DeployFailed, InfrastructureError, LeaseError, NoSuchDevice, RootTaken
+from device_agents.errors import DeployFailed, InfrastructureError, LeaseError, NoSuchDevice
 from device_agents.host import HostDevice
 from device_agents.lab_types import AgentBudgets, DeviceStatus, Lease, Standing
 from device_agents.leases import audit, protocol
@@ -36,6 +35,8 @@ from device_agents.leases.process import this_process
 from device_agents.observing import Observed, observe, status_of
 from device_agents.recording.record import Plan, Record, Records
 from device_agents.remote_session import RunnerSession
+from device_agents.results import Kept, Key, ResultJournal
+from device_agents.roots import lock_root
 from device_agents.simulated import make_simulated
 from device_agents.slots import Slot
 from kvengine.program import Measurement, Observation, Program, Workload
@@ -69,7 +70,8 @@ def make_device(config: DeviceConfig, store: BlobStore) -> Device:
 class LabAgent:
     """Owns ``devices``; keeps artifacts in ``root``, which it locks, and leases in the journal of ``leases``.
 
-    leases: the folder shared by all lab agents of this machine; None: one of its own, in ``root``.
+    leases: the folder shared by all lab agents of this machine, for results on their way as well; None: one
+    of its own, in ``root``.
     clock: monotonic seconds. store_limit_bytes: artifacts beyond it are evicted, longest unused first.
     reap_every_s: how often ended leases are looked for between calls; None: only in calls.
 
@@ -94,13 +96,15 @@ class LabAgent:
         if len(set(names)) != len(names):
             raise NoSuchDevice(f"each device needs a name of its own, found {names}")
         root.mkdir(parents=True, exist_ok=True)
-        self._root_lock = _lock_root(root)
+        self._root_lock = lock_root(root)
         try:
             self._id = str(root.absolute())
             self._store = BlobStore(root)
             self._budgets = budgets or AgentBudgets()
             self._clock = clock
-            self._ledger = Ledger(leases or root / "leases", clock=clock)
+            shared = leases or root / "leases"
+            self._ledger = Ledger(shared, clock=clock)
+            self._results = ResultJournal(shared / "results")
             self._slots = {
                 c.name: Slot(c, c.key(self._id), self._id, make(c, self._store), self._ledger, self._budgets)
                 for c in devices
@@ -351,6 +355,43 @@ class LabAgent:
     def run_workload(self, session_id: str, token: int, workload: Workload) -> Measurement:
         return self._in_session(session_id, token, lambda engine: engine.run_workload(workload))
 
+    def measure(
+        self,
+        session_id: str,
+        token: int,
+        workload: Workload,
+        plan: Plan,
+        key: Key | None = None,
+        note: str = "",
+    ) -> Kept:
+        """``run_workload``, recorded where the device can; once for all with ``key``: see ResultJournal."""
+
+        def work() -> Kept:
+            record = None
+            try:
+                self.start_recording(session_id, token, plan)
+            except InfrastructureError as error:
+                record = Record(note=f"not recorded: {error}")
+            try:
+                measurement = self.run_workload(session_id, token, workload)
+            finally:
+                if record is None:
+                    record = self._recorded(session_id, token)
+            after: Vitals | None = None
+            with suppress(InfrastructureError):
+                after = self.vitals(_device_of(session_id))
+            return Kept(measurement, record, after, note)
+
+        return self._results.once(key, work)
+
+    def kept(self, key: Key) -> Kept | None:
+        """The result of ``measure`` that nobody has acknowledged yet."""
+        return self._results.get(key)
+
+    def acknowledge(self, leg: str) -> None:
+        """The client has stored the leg: its results need not be kept any more."""
+        self._results.acknowledge(leg)
+
     def close_session(self, session_id: str, token: int) -> None:
         """Closing one that is closed does nothing."""
         slot = self._leased(_device_of(session_id), token)
@@ -476,6 +517,12 @@ class LabAgent:
                 raise LeaseError(f"{session_id}: the lease ended during the call: {error}") from error
             raise
 
+    def _recorded(self, session_id: str, token: int) -> Record:
+        try:
+            return self.stop_recording(session_id, token)
+        except InfrastructureError as error:
+            return Record(note=f"the recording is lost: {error}")
+
     def _follow_all(self, keys: Iterable[str]) -> None:
         wanted = set(keys)
         for slot in self._slots.values():
@@ -497,19 +544,6 @@ class LabAgent:
     def _check_running(self) -> None:
         if self._stopped.is_set():
             raise InfrastructureError("this lab agent has been shut down; start another")
-
-
-def _lock_root(root: Path) -> IO[str]:
-    """An flock, which the kernel takes back when the agent's process dies."""
-    file = (root / "agent.lock").open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise RootTaken(
-            f"another lab agent runs on {root}; join it, stop it, or give this one another folder"
-        ) from None
-    return file
 
 
 def _device_of(session_id: str) -> str:

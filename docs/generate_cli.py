@@ -24,6 +24,7 @@ COMMANDS = (
     "connect",
     "pair",
     "run",
+    "resume",
     "report",
     "history",
     "tag",

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from device_agents.errors import InfrastructureError, LeaseNotGranted
-from harness.errors import Quarantined, ReferenceFailed
+from harness.errors import ClusterLost, Quarantined, ReferenceFailed
 from harness.recovery import one_line
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def run_anywhere(
         may_move = len(place.devices) > 1 and len(retries) < run.options.recovery.retries
         try:
             return run.recovery.attempt(device, partial(work, device), retries, once=may_move)
-        except (ReferenceFailed, LeaseNotGranted):
+        except (ReferenceFailed, ClusterLost, LeaseNotGranted):
             raise
         except InfrastructureError as error:
             if not may_move:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -21,6 +22,7 @@ from ray._private import ray_constants
 
 from device_agents import scratch
 from device_agents.errors import DeadlineExceeded, InfrastructureError
+from harness.errors import ClusterLost
 from harness.this_machine import OBJECT_STORE_BYTES
 
 # Ray puts Unix sockets some 60 characters below its temporary folder; the kernel allows 107 in all.
@@ -51,6 +53,22 @@ class RayConnection:
         """HOST:PORT for other processes to join."""
         address: str = ray.get_runtime_context().gcs_address
         return address
+
+    def check_alive(self) -> None:
+        """Raises ClusterLost: the node of this process, or the head that would know it, is dead."""
+        found = list[bool]()
+
+        def look() -> None:
+            with contextlib.suppress(Exception):  # Ray raises a dozen unrelated classes
+                mine = ray.get_runtime_context().get_node_id()
+                found.extend(node["Alive"] for node in ray.nodes() if node["NodeID"] == mine)
+
+        # Without its head Ray waits for a minute, and then ends the process.
+        thread = threading.Thread(target=look, name="ray", daemon=True)
+        thread.start()
+        thread.join(CONNECT_S)
+        if not any(found):
+            raise ClusterLost("Ray's node or head has died; go on in another process: `kvfarm resume --last`")
 
     def close(self) -> None:
         """Leave the cluster, or stop the Ray that was started here; a second time does nothing."""

@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 class Recorded(Protocol):
-    """The part of harness.farm.DeviceSession that is needed."""
+    """The part of harness.device_session.DeviceSession that is needed."""
 
     def run_workload(self, workload: Workload) -> Measurement: ...
 

@@ -15,6 +15,18 @@ class StoreError(HarnessError):
     """The result store cannot be opened, is of another version, or lacks what was asked for."""
 
 
+class StoreAway(StoreError):
+    """The result store cannot be reached, is busy or full: the same may succeed later."""
+
+
+class CannotResume(HarnessError):
+    """The run cannot be gone on with: it is finished, unknown, or at work, or tests another model now."""
+
+
+class ClusterLost(InfrastructureError):
+    """The Ray beneath the run has died: nothing more can be done in this process."""
+
+
 class ReferenceFailed(InfrastructureError):
     """The process that computes the reference failed; no device had a part in it."""
 

@@ -8,7 +8,6 @@ between here and the engine is an InfrastructureError, what the engine refuses i
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import threading
 import time
@@ -16,9 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-import numpy as np
 
 from device_agents.api import DeviceIdentity, Finding, Vitals
 from device_agents.config import DeviceConfig
@@ -26,100 +22,22 @@ from device_agents.deadline import Deadline
 from device_agents.errors import BlobsMissing, InfrastructureError, LeaseError, NoSuchDevice
 from device_agents.lab_types import AgentBudgets, DeviceStatus, Lease
 from device_agents.logs import about
-from device_agents.recording.record import Plan, Record
-from device_agents.remote_session import Budgets
+from device_agents.results import Kept, Key
 from harness import leasing
 from harness.cluster import RayConnection, ensure_ray
+from harness.device_session import GRACE_S, DeviceSession
 from harness.inventory import LOCAL_LAB, Inventory
 from harness.lab import Lab, find_node, here
 from harness.leasing import CALL_S, Terms, holder
 from harness.spans import SHORT_S, Recorder, recording_nothing
 from kvengine.artifact import Artifact
-from kvengine.program import Measurement, Observation, Program, Workload
 from kvengine.recipe import SessionRecipe
-from kvengine.session import SessionInfo
 
 CHUNK_BYTES = 8 << 20
-# The agent's own deadlines are inside: they know the reason. Ours only catches a dead agent.
-GRACE_S = 30.0
 LOCAL_ROOT = Path(".kvfarm") / "lab"
 
 Progress = Callable[[str, int, int], None]
 _log = logging.getLogger(__name__)
-
-
-class DeviceSession:
-    """An EngineSession on a device. Made by ``Farm.open``."""
-
-    def __init__(
-        self, lab: Lab, device: str, token: int, session_id: str, info: SessionInfo, recorder: Recorder
-    ) -> None:
-        self.device = device
-        self._recorder = recorder
-        self._began = time.time()
-        self._lab = lab
-        self._token = token
-        self._id = session_id
-        self._info = info
-        self._closed = False
-
-    @property
-    def info(self) -> SessionInfo:
-        return self._info
-
-    @property
-    def closed(self) -> bool:
-        """Closed from our side, or broken: after an infrastructure error a session is of no more use."""
-        return self._closed
-
-    def run_program(self, program: Program) -> tuple[Observation, ...]:
-        """Raises KvEngineError: the program as a whole is refused. InfrastructureError: see Farm."""
-        with self._recorder.doing(self.device, "program", f"{len(program.operations)} operations"):
-            found = self._call("run_program", Budgets().program_s, program)
-        return tuple(_own(observation) for observation in found)
-
-    def run_workload(self, workload: Workload) -> Measurement:
-        """Raises as ``run_program``."""
-        what = f"prompt {len(workload.prompt)} + {workload.new_tokens} new, {workload.repeats} times"
-        with self._recorder.doing(self.device, "workload", what):
-            measured: Measurement = self._call("run_workload", Budgets().workload_s, workload)
-        return measured
-
-    def start_recording(self, plan: Plan) -> None:
-        """Let the device record what it does. A failure leaves the session as it was."""
-        budget = AgentBudgets().recording_s + GRACE_S
-        self._lab.call("start_recording", budget, self._id, self._token, plan)
-
-    def stop_recording(self) -> Record:
-        budget = AgentBudgets().recording_s + GRACE_S
-        record: Record = self._lab.call("stop_recording", budget, self._id, self._token)
-        return record
-
-    def close(self) -> None:
-        """End the runner. Never raises: a runner that cannot be closed ends with its lease."""
-        if self._closed:
-            return
-        self._closed = True
-        self._recorder.part(self.device, "session", self._id[-8:], self._began, time.time())
-        with contextlib.suppress(InfrastructureError):
-            self._lab.call("close_session", Budgets().close_s + GRACE_S, self._id, self._token)
-
-    def __enter__(self) -> DeviceSession:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _call(self, method: str, budget_s: float, *arguments: Any) -> Any:
-        if self._closed:
-            raise InfrastructureError(f"{self.device}: {method}: this session is closed; open another")
-        try:
-            return self._lab.call(method, budget_s + GRACE_S, self._id, self._token, *arguments)
-        except InfrastructureError:
-            self.close()
-            raise
 
 
 @dataclass
@@ -286,6 +204,16 @@ class Farm:
         session_id, info = opened
         return DeviceSession(lab, name, token, session_id, info, self._recorder)
 
+    def kept(self, name: str, key: Key) -> Kept | None:
+        """What the device's lab host has measured under ``key`` and nobody has acknowledged."""
+        found: Kept | None = self._ready(self._device(name).lab).call("kept", CALL_S, key)
+        return found
+
+    def acknowledge(self, name: str, leg: str) -> None:
+        """The leg is stored: its lab host may forget it. Never raises; what is not forgotten is evicted."""
+        with contextlib.suppress(InfrastructureError):
+            self._ready(self._device(name).lab).call("acknowledge", CALL_S, leg)
+
     def holding(self, names: Sequence[str]) -> tuple[str, ...]:
         """Those of the devices that we have on lease."""
         return tuple(name for name in names if self._device(name).lease is not None)
@@ -420,6 +348,7 @@ class Farm:
         """``lab`` with its agent running; one that died is started again, and knows our leases."""
         with self._starting:
             if not lab.running:
+                self.connection.check_alive()
                 mine = [d for d in self._devices.values() if d.lab is lab]
                 for device in mine:
                     device.claimed = False
@@ -447,7 +376,8 @@ class Farm:
         if patience is None:
             first = not self._guest and all(each.patience is None for each in self._devices.values())
             patience = Deadline(self._terms.wait_s)
-            wanted = list(self._devices.values()) if first else [device]
+            free = [each for each in self._devices.values() if each.lease is None]  # the rest is ours
+            wanted = free if first else [device]
             for each in wanted:
                 each.patience = patience
             # Always in this order: of two that want the same hosts none waits for the other's.
@@ -563,8 +493,3 @@ class Farm:
                     if not piece:
                         break
             lab.call("commit_blob", GRACE_S + blob.size / 50e6, blob.sha256)
-
-
-def _own(observation: Observation) -> Observation:
-    """Logits out of Ray's object store, which is small and lends its memory read-only."""
-    return dataclasses.replace(observation, logits=np.array(observation.logits))

@@ -35,7 +35,8 @@ Kind = Literal["check", "measurement", "both", "other"]
 class Handover:
     """The run that a worker is a part of.
 
-    controller: its PID. address: of its Ray. private: that ends with it. folder: of the run.
+    controller: its PID. address: of its Ray. private: that ends with it. folder: of the run. done: what
+    need not be run, as (device, recipe, check).
     """
 
     run_id: str
@@ -48,6 +49,7 @@ class Handover:
     address: str
     private: bool
     folder: str
+    done: tuple[tuple[str, ...], ...] = ()
 
     def to_json(self) -> str:
         return json.dumps(encode(self))

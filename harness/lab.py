@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import kvengine
@@ -179,7 +179,8 @@ class Lab:
             .remote()
         )
         try:
-            version = self._answer(self._actor.start.remote(self._root, tuple(configs)), "start", START_S)
+            actor = self._actor
+            version = self._answer(actor, actor.start.remote(self._root, tuple(configs)), "start", START_S)
             if version != kvengine.__version__:
                 raise InfrastructureError(
                     f"lab host {self.name} ({self._node.address}) has kvfarm {version}, here is "
@@ -200,7 +201,7 @@ class Lab:
         actor = self._actor
         if actor is None:
             raise InfrastructureError(f"{method}: the agent of lab host {self.name} is not running")
-        return self._answer(actor.call.remote(method, arguments), method, seconds)
+        return self._answer(actor, actor.call.remote(method, arguments), method, seconds)
 
     def begin(self, method: str, *arguments: Any) -> None:
         """As ``call``, without waiting for the answer, whatever it is."""
@@ -216,7 +217,7 @@ class Lab:
             return
         stopped = not self._shared
         with contextlib.suppress(InfrastructureError):
-            stopped = self._answer(actor.stop.remote(not self._shared), "stop", STOP_S)
+            stopped = self._answer(actor, actor.stop.remote(not self._shared), "stop", STOP_S)
         if stopped:
             # The agent's runners are ended; what is left is an empty process.
             with contextlib.suppress(RayError, ValueError):
@@ -237,7 +238,12 @@ class Lab:
         except (ValueError, RayError):
             return None
 
-    def _answer(self, promise: Any, what: str, seconds: float) -> Any:
+    def _forget(self, actor: Any) -> None:
+        """Unless somebody else has started another one by now."""
+        if self._actor is actor:
+            self._actor = None
+
+    def _answer(self, actor: Any, promise: Any, what: str, seconds: float) -> Any:
         try:
             answer: Answer = ray.get(promise, timeout=seconds)
         except GetTimeoutError:
@@ -246,12 +252,16 @@ class Lab:
                 f"within {seconds:g} s"
             ) from None
         except RayActorError as error:
-            self._actor = None
+            self._forget(actor)
+            if not isinstance(error, ActorUnavailableError):
+                # Else this process finds the dead one by its name again, for as long as it lives.
+                with contextlib.suppress(RayError, ValueError):
+                    ray.kill(actor)
             raise InfrastructureError(f"{what}: the agent of lab host {self.name} died: {error}") from error
         except RayError as error:  # also RayTaskError: a bug in the agent, with its traceback
             raise InfrastructureError(f"{what}: lab host {self.name}: {error}") from error
         if answer.ended:
-            self._actor = None
+            self._forget(actor)
             raise InfrastructureError(f"{what}: the agent of lab host {self.name} has ended")
         if answer.error is not None:
             raise answer.error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,15 +14,18 @@ from typing import TypeVar
 from device_agents.api import DeviceIdentity, Vitals
 from device_agents.errors import InfrastructureError
 from device_agents.recording.record import Plan, Record
+from device_agents.results import Kept, Key
 from harness import measuring
+from harness.device_session import DeviceSession
 from harness.during import during_info
 from harness.energy import energy_of
-from harness.farm import DeviceSession, Farm
+from harness.farm import Farm
 from harness.inventory import SIMULATED
 from harness.measuring import Shape
 from harness.recipes import Recipe
 from harness.sustained import sustain
 from kvengine.artifact import Artifact
+from kvengine.codec import decode, encode
 from kvengine.program import Measurement, Sample, Workload
 from reports.results import DuringInfo, EnergyInfo, LegResult, SustainedInfo
 
@@ -44,7 +48,8 @@ class LegPlan:
 
     calibrations: folder of the energy calibrations; None: energy is not measured. slowdown,
     ballast_bytes: injected, see kvengine.program.Workload. looked: whoever takes the leg has seen to it
-    that no other process is busy.
+    that no other process is busy. key: of the leg among all that any run takes; its processes are then run
+    once each, however often the leg is taken again, until Farm.acknowledge. "": nothing is kept.
     """
 
     shape: Shape
@@ -55,6 +60,17 @@ class LegPlan:
     slowdown: float = 0.0
     ballast_bytes: int = 0
     looked: bool = False
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class _Around:
+    """What the harness saw around a process, kept beside its measurement. busy: cores that others used."""
+
+    before: Vitals
+    busy: float | None
+    notes: tuple[str, ...]  # of its session
+    settings: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -68,6 +84,7 @@ class _Ran:
     before: Vitals
     after: Vitals
     notes: tuple[str, ...]
+    settings: dict[str, str]
     busy: float | None = None
     energy: EnergyInfo = field(default_factory=EnergyInfo)
     sustained: SustainedInfo | None = None
@@ -82,28 +99,21 @@ def measure_leg(
         KvEngineError: the engine refuses the artifact or the workload.
         InfrastructureError: see Farm.
     """
-    device, shape = identity.name, plan.shape
-    workload = _workload(subject, plan)
-    before = farm.vitals(device)
+    device, workload = identity.name, _workload(subject, plan)
     look = identity.kind == "host" and not plan.looked
-    busy = measuring.busy_cores(before, lambda: farm.vitals(device)) if look else None
-    sustained, energy = None, EnergyInfo()
-    with farm.open(device, subject.artifact, subject.recipe.session, on_step) as session:
-        if shape.sustained_s:
-            measurement, during, sustained = _sustained(session, workload, shape.sustained_s, on_step)
-        else:
-            measurement, during = _recorded(session, workload)
-        notes = session.info.notes
-        if plan.calibrations is not None:
-            energy = energy_of(session, identity, workload, plan.calibrations, on_step)
-    after = farm.vitals(device)
-    peak = measurement.peak_rss_bytes
+    if plan.shape.sustained_s or plan.calibrations is not None:
+        ran = _long(farm, identity, subject, plan, workload, look, on_step)
+    else:
+        ran = _timed(farm, device, subject, plan, workload, look, on_step)
     if plan.weigh:
-        weighed, weighing, _ = _weighed(farm, device, subject, workload, on_step)
-        peak = weighed.peak_rss_bytes
-        during = dataclasses.replace(during, pss_bytes=weighing.pss_bytes)
-    ran = _Ran(measurement, during, peak, plan.weigh, before, after, notes, busy, energy, sustained)
-    return _row(farm, identity, subject, plan, workload, commit, ran)
+        weighed = _weighed(farm, device, subject, plan, workload, on_step)
+        ran = dataclasses.replace(
+            ran,
+            peak_rss_bytes=weighed.peak_rss_bytes,
+            weighed=True,
+            during=dataclasses.replace(ran.during, pss_bytes=weighed.during.pss_bytes),
+        )
+    return _row(identity, subject, plan, workload, commit, ran)
 
 
 def weigh_leg(
@@ -111,13 +121,9 @@ def weigh_leg(
 ) -> LegResult:
     """Peak memory alone: of a fresh process that does one generation and ends. The row has no samples, for
     a first generation tells no speed. Raises as measure_leg."""
-    device, workload = identity.name, _workload(subject, plan)
-    before = farm.vitals(device)
-    measurement, during, notes = _weighed(farm, device, subject, workload, on_step)
-    peak, after = measurement.peak_rss_bytes, farm.vitals(device)
-    ran = _Ran(measurement, during, peak, True, before, after, notes)
-    row = _row(farm, identity, subject, plan, workload, commit, ran)
-    return dataclasses.replace(row, samples=())
+    workload = _workload(subject, plan)
+    ran = _weighed(farm, identity.name, subject, plan, workload, on_step)
+    return dataclasses.replace(_row(identity, subject, plan, workload, commit, ran), samples=())
 
 
 def _workload(subject: Subject, plan: LegPlan) -> Workload:
@@ -128,16 +134,75 @@ def _workload(subject: Subject, plan: LegPlan) -> Workload:
     return dataclasses.replace(workload, slowdown=plan.slowdown, ballast_bytes=plan.ballast_bytes)
 
 
+def _timed(
+    farm: Farm, device: str, subject: Subject, plan: LegPlan, workload: Workload, look: bool, on_step: Step
+) -> _Ran:
+    """One process, or what one did that nobody has stored."""
+    key = _key(plan, subject, workload)
+    kept = farm.kept(device, key) if key else None
+    if kept is None:
+        before = farm.vitals(device)
+        busy = measuring.busy_cores(before, lambda: farm.vitals(device)) if look else None
+        with farm.open(device, subject.artifact, subject.recipe.session, on_step) as session:
+            around = _Around(before, busy, session.info.notes, farm.settings(device))
+            kept = session.measure(workload, Plan(), key, json.dumps(encode(around)))
+    around = decode(_Around, json.loads(kept.note))
+    return _Ran(
+        kept.measurement,
+        _during(kept),
+        kept.measurement.peak_rss_bytes,
+        False,
+        around.before,
+        kept.after or farm.vitals(device),
+        around.notes,
+        around.settings,
+        around.busy,
+    )
+
+
 def _weighed(
-    farm: Farm, device: str, subject: Subject, workload: Workload, on_step: Step
-) -> tuple[Measurement, DuringInfo, tuple[str, ...]]:
+    farm: Farm, device: str, subject: Subject, plan: LegPlan, workload: Workload, on_step: Step
+) -> _Ran:
+    once = dataclasses.replace(workload, repeats=1, warmup=0)
+    ran = _timed(farm, device, subject, plan, once, False, on_step)
+    return dataclasses.replace(ran, weighed=True)
+
+
+def _long(
+    farm: Farm,
+    identity: DeviceIdentity,
+    subject: Subject,
+    plan: LegPlan,
+    workload: Workload,
+    look: bool,
+    on_step: Step,
+) -> _Ran:
+    """A window of time is of one process from its beginning to its end: no part of it is kept."""
+    device, energy, sustained = identity.name, EnergyInfo(), None
+    before = farm.vitals(device)
+    busy = measuring.busy_cores(before, lambda: farm.vitals(device)) if look else None
     with farm.open(device, subject.artifact, subject.recipe.session, on_step) as session:
-        found = _recorded(session, dataclasses.replace(workload, repeats=1, warmup=0))
-        return *found, session.info.notes
+        if plan.shape.sustained_s:
+            measurement, during, sustained = _sustained(session, workload, plan.shape.sustained_s, on_step)
+        else:
+            kept = session.measure(workload, Plan())
+            measurement, during = kept.measurement, _during(kept)
+        notes = session.info.notes
+        if plan.calibrations is not None:
+            energy = energy_of(session, identity, workload, plan.calibrations, on_step)
+    peak, settings, after = measurement.peak_rss_bytes, farm.settings(device), farm.vitals(device)
+    return _Ran(measurement, during, peak, False, before, after, notes, settings, busy, energy, sustained)
+
+
+def _key(plan: LegPlan, subject: Subject, workload: Workload) -> Key | None:
+    """The same for the same work alone: another artifact is never answered with this one's numbers."""
+    if not plan.key:
+        return None
+    doing = json.dumps(encode([workload, subject.recipe.session]), sort_keys=True)
+    return Key(plan.key, f"{subject.artifact.id} {hashlib.sha256(doing.encode()).hexdigest()}")
 
 
 def _row(
-    farm: Farm,
     identity: DeviceIdentity,
     subject: Subject,
     plan: LegPlan,
@@ -173,7 +238,7 @@ def _row(
             "artifact": subject.artifact.id,
             "tokens": tokens_digest(measurement.samples),
             "build": identity.build,
-            "settings": ", ".join(f"{k}: {v}" for k, v in farm.settings(identity.name).items()) or "as found",
+            "settings": ", ".join(f"{k}: {v}" for k, v in ran.settings.items()) or "as found",
             **identity.runtime,
         },
         notes=ran.notes,
@@ -190,12 +255,11 @@ def tokens_digest(samples: Sequence[Sample]) -> str:
     return hashlib.sha256(repr([sample.tokens for sample in samples[:1]]).encode()).hexdigest()
 
 
-def _recorded(session: DeviceSession, workload: Workload) -> tuple[Measurement, DuringInfo]:
+def _during(kept: Kept) -> DuringInfo:
     """A device that cannot record still measures, and the row says so."""
-    measurement, record = _with_record(session, Plan(), lambda: session.run_workload(workload))
-    if not record.samples:
-        return measurement, DuringInfo(note=record.note)
-    return measurement, during_info(record, measurement.began_s, measurement.ended_s)
+    if not kept.record.samples:
+        return DuringInfo(note=kept.record.note)
+    return during_info(kept.record, kept.measurement.began_s, kept.measurement.ended_s)
 
 
 def _sustained(

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from device_agents.deadline import Deadline
 from harness.artifacts import artifact_of
-from harness.farm import LOCAL_ROOT, DeviceSession, Farm
+from harness.device_session import DeviceSession
+from harness.farm import LOCAL_ROOT, Farm
 from harness.handover import Handover
 from harness.inventory import Inventory
 from harness.lab import leases_folder

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from device_agents.errors import InfrastructureError
 from device_agents.virtual.namespaces import die_with_parent
+from harness.errors import StoreError
 from harness.handover import KEY, Board, Handover, Plan, Planned, RunFolder, Teller
 from harness.inventory import LOCAL_LAB
 from harness.outcomes import device_of, lost_check, plan_of, retries_of
@@ -105,6 +107,7 @@ class WorkerPlugin(DeviceTests):
         plan = plan_of(session.items)
         self._plan = {test.nodeid: test for test in plan.tests}
         self._folder.write_plan(plan)
+        self._leave_out_what_is_done(session, plan)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> Any:
@@ -121,6 +124,8 @@ class WorkerPlugin(DeviceTests):
         return found
 
     def pytest_sessionfinish(self) -> None:
+        with suppress(StoreError):
+            self.run.store.drain()  # else the controller takes it over
         # Not at unconfigure: from the end of the session on the controller may stop Ray.
         self.run.close()
 
@@ -150,7 +155,7 @@ class ControllerPlugin(Reporting):
             return
         self._plan = self._folder.plan()
         self.run.begin(self._plan.checks, self._plan.legs, self._plan.not_run)
-        self.progress.begin(len(self._plan.tests))
+        self.progress.begin(len(ids))
 
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> DeviceScheduling:
         return DeviceScheduling(config, log, self)

@@ -30,8 +30,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add(
         "--devices",
         help="run on these: host, farm (all of farm.toml), adb (phones that adb knows), virtual:N (phones "
-        "started here), NAME,NAME, or a condition: 'abi==arm64-v8a and ram>=8GiB'; several work at the same "
-        "time, -n says how many at most",
+        "started here), simulated:N (no engine, recorded latencies), NAME,NAME, or a condition: "
+        "'abi==arm64-v8a and ram>=8GiB'; several work at the same time, -n says how many at most",
     )
     add("--model", type=Path, help="Hugging Face checkpoint folder to check and measure")
     add("--recipes", help=f"recipes to check and measure (default: {DEFAULT_RECIPES}; with --onnx: none)")
@@ -52,6 +52,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME",
         help="keep the run under this name, such as the release it is of; may be repeated",
     )
+    add("--kvfarm-resume", default="", metavar="RUN", help="go on with this run, as `kvfarm resume` does it")
     add("--farm", type=Path, metavar="FILE", help="inventory (default: ./farm.toml, else this host)")
     add("--farm-address", metavar="ADDRESS", help="Ray cluster to join (default: start one here)")
     add("--examples", type=int, default=25, help="programs each property draws (default: %(default)s)")
@@ -161,7 +162,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for marker in (
         "hybrid_only: a check that means something only for hybrid cache plans",
         "quantized_cache_only: a check that means something only for int8 and int4 caches",
-        "device(condition): run this test only on devices that satisfy it: 'abi==arm64-v8a and ram>=8GiB'",
+        "device(condition, any=False): run this test only on devices that satisfy the condition, such as "
+        "'abi==arm64-v8a and ram>=8GiB'; any=True: once, on whichever of them is free",
     ):
         config.addinivalue_line("markers", marker)
     if config.getoption("devices") is None:
@@ -237,6 +239,8 @@ def _options(config: pytest.Config) -> RunOptions:
         reboots=get("reboots"),
         command=(Path(sys.argv[0]).name, *config.invocation_params.args),
         tags=tags_of(get("tag")),
+        arguments=tuple(map(str, config.invocation_params.args)),
+        resume=get("kvfarm_resume"),
     )
 
 

@@ -171,6 +171,12 @@ class Progress:
         self._lines.append(f"run {results.run_id}, seed {results.seed}")
         return verdict(results).ok
 
+    def unfinished(self, run_id: str, why: str) -> None:
+        """The run cannot be finished now; see ``finished``."""
+        with self._screen:
+            self._clear()
+        self._lines = [f"run {run_id} is not finished: {why}"]
+
     def summary(self, reporter: Any) -> None:
         for index, line in enumerate(self._lines):
             reporter.write_line(line, bold=index == 0)

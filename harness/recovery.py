@@ -24,7 +24,7 @@ from device_agents.errors import (
     UnsupportedDevice,
 )
 from device_agents.virtual.errors import VirtualPhoneUnavailable
-from harness.errors import Quarantined, ReferenceFailed
+from harness.errors import ClusterLost, Quarantined, ReferenceFailed
 
 T = TypeVar("T")
 
@@ -38,6 +38,7 @@ _LASTING = (
     NoSuchDevice,
     VirtualPhoneUnavailable,
     LeaseNotGranted,  # we have waited for as long as we may
+    ClusterLost,
 )
 _LINE = 300  # characters of an error that a row keeps of each retry
 
@@ -107,7 +108,7 @@ class Recovery:
         while True:
             try:
                 found = work()
-            except ReferenceFailed:
+            except (ReferenceFailed, ClusterLost):
                 raise  # not this device's doing
             except InfrastructureError as error:
                 self._consider(device, error, retries, once)
@@ -132,6 +133,8 @@ class Recovery:
             raise error
         try:
             seconds = self._await_answer(device)
+        except ClusterLost:
+            raise
         except InfrastructureError as silence:
             self._set_aside(
                 device,

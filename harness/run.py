@@ -18,13 +18,14 @@ from urllib.parse import quote
 from device_agents import logs
 from device_agents.api import DeviceIdentity
 from device_agents.errors import InfrastructureError
-from harness import choosing, inventory
+from harness import choosing, inventory, resuming
 from harness.artifacts import resolved
 from harness.checking import Cell, Tally
 from harness.errors import InventoryError
 from harness.handover import Handover, RunFolder
 from harness.health import Health
 from harness.inventory import effort_of, share
+from harness.lab import leases_folder
 from harness.legs import LegPlan, Subject, measure_leg
 from harness.measuring import Shape
 from harness.mutants import score
@@ -33,10 +34,11 @@ from harness.provenance import command_line, now, provenance
 from harness.quiet import WAIT_S
 from harness.recipes import Recipe, parse_recipes, settings
 from harness.recovery import Recovery
+from harness.resuming import Done, RunLock
 from harness.run_options import RunOptions
 from harness.spans import Recorder
-from harness.store import open_store
-from harness.store.protocol import Span, Store
+from harness.store.protocol import Span
+from harness.store.spool import SpoolingStore
 from kvengine.codec import decode, encode
 from reports.ablation_results import AblationInfo
 from reports.results import (
@@ -46,6 +48,7 @@ from reports.results import (
     NotPlanned,
     NotRun,
     RecipeInfo,
+    RunRequest,
     RunResults,
 )
 
@@ -75,6 +78,7 @@ class DeviceRun(Opened):
         on_wait: Callable[[str], None] = lambda reason: None,
     ) -> None:
         super().__init__(options, on_step, on_wait, handover)
+        self._lock: RunLock | None = None
         self._on_program = on_program
         self.begun = False
         self.recipes = {r.name: resolved(r, options.model) for r in parse_recipes(options.recipes)}
@@ -101,24 +105,52 @@ class DeviceRun(Opened):
         )
         self._provenance = provenance()
         self.recorder = Recorder(lambda span: self.store.add_span(self.run_id, span) if self.begun else None)
+        self.done: frozenset[Done] = frozenset()  # of an earlier process of this run
+        self._before: RunResults | None = None  # the run as that left it
+        self._test, self._legs_of_test = "", 0
+        self._to_acknowledge: list[tuple[str, str]] = []  # (device, key) of stored legs
         if handover is not None:
             self.seed, self.run_id, self.started_at = handover.seed, handover.run_id, handover.started_at
             self.inventory, self.devices = handover.inventory, handover.devices
             self.passed_over = handover.passed_over
+            self.done = frozenset(Done(*each) for each in handover.done)
             logs.always_about(run=self.run_id)
             return
         self.seed = options.seed if options.seed is not None else secrets.randbits(32)
         self.started_at = now()
         # Not the seed: two runs with one seed may begin in the same second.
         moment = self.started_at.replace(":", "").replace("+0000", "Z")
-        self.run_id = f"{moment}-{secrets.token_hex(4)}"
+        self.run_id = options.resume or f"{moment}-{secrets.token_hex(4)}"
         logs.always_about(run=self.run_id)
-        selection = choosing.read(options.devices, inventory.load(options.farm))
-        self.inventory, self.devices = selection.inventory, selection.names
-        self.passed_over = selection.passed_over
-        if selection.condition is not None:
-            self._choose(selection)
-        self._check_recipes()
+        try:
+            self._lock = RunLock(leases_folder() / "runs", self.run_id)
+            selection = choosing.read(options.devices, inventory.load(options.farm))
+            self.inventory, self.devices = selection.inventory, selection.names
+            self.passed_over = selection.passed_over
+            if options.resume:
+                self._go_on()
+            elif selection.condition is not None:
+                self._choose(selection)
+            self._check_recipes()
+        except BaseException:
+            self.close()
+            raise
+
+    def _go_on(self) -> None:
+        """With the run that the options name: what is done stays as it is.
+
+        Raises:
+            CannotResume: see harness.resuming. StoreError.
+        """
+        self.store.adopt()
+        before = resuming.find(self.store, self.run_id)
+        resuming.check_subjects(before)
+        assert before.request is not None
+        for device in before.request.devices:
+            self.inventory.device(device)
+        self._before, self.devices, self.passed_over = before, before.request.devices, ()
+        self.seed, self.started_at = before.seed, before.started_at
+        self.done = resuming.done(before.checks)
 
     def _check_recipes(self) -> None:
         for _, recipe, names in self._further:
@@ -165,6 +197,7 @@ class DeviceRun(Opened):
             address=connection.address,
             private=not connection.joined,
             folder=str(folder.path),
+            done=tuple(sorted(self.done)),
         )
 
     def begin(self, planned_checks: int, planned_legs: int, not_run: tuple[NotRun, ...] = ()) -> None:
@@ -174,6 +207,8 @@ class DeviceRun(Opened):
         """
         self.planned_checks, self.planned_legs, self.not_run = planned_checks, planned_legs, not_run
         self.store.begin_run(self.header())
+        for device in resuming.second_chance(self._before):
+            self.store.add_device(self.run_id, device)
         self.begun = True
         for name in self._identities:
             self._store_device(name)
@@ -225,6 +260,10 @@ class DeviceRun(Opened):
             InfrastructureError: also for a device in quarantine; see Recovery.attempt.
         """
         options = self.options
+        key = f"{self._test}#{self._legs_of_test}"  # the same when the run is gone on with
+        self._legs_of_test += 1
+        if (stored := self._stored_legs.get(key)) is not None:
+            return stored
         energy = options.energy if energy is None else energy
         plan = LegPlan(
             shape=shape or options.shapes[0],
@@ -232,6 +271,7 @@ class DeviceRun(Opened):
             seed=self.seed,
             weigh=weigh,
             calibrations=options.cache / "calibrations" if energy else None,
+            key=f"{self.run_id}/{device}/{key}",
         )
         retries: list[str] = []
         what, began = f"{recipe.name} · {model.name} · {plan.shape.label}", time.time()
@@ -242,10 +282,27 @@ class DeviceRun(Opened):
             self.recorder.span(lost)
             raise
         provenance = leg.provenance | {"effort": f"{self.effort(device):g}"}
-        leg = dataclasses.replace(leg, retries=tuple(retries), provenance=provenance)
+        leg = dataclasses.replace(leg, retries=tuple(retries), provenance=provenance, key=key)
         self.store.add_leg(self.run_id, leg)
         self.recorder.span(Span(device, "leg", what, began, time.time(), leg.validity, len(retries)))
+        self._to_acknowledge.append((device, plan.key))
+        self._acknowledge()
         return leg
+
+    def _acknowledge(self) -> None:
+        """What the store has, its lab host may forget."""
+        if not self.store.waiting:
+            while self._to_acknowledge:
+                self.farm.acknowledge(*self._to_acknowledge.pop())
+
+    @cached_property
+    def _stored_legs(self) -> dict[str, LegResult]:
+        """What an earlier process of this run has measured, by key."""
+        return resuming.legs(self.store.results(self.run_id)) if self.options.resume else {}
+
+    def test_begins(self, nodeid: str) -> None:
+        """The legs that are measured from now on are this test's."""
+        self._test, self._legs_of_test = nodeid, 0
 
     def _measure(self, device: str, model: Path, recipe: Recipe, plan: LegPlan) -> LegResult:
         with self.working(device):
@@ -287,8 +344,10 @@ class DeviceRun(Opened):
         return effort_of(self.inventory.device(device))
 
     @cached_property
-    def store(self) -> Store:
-        return open_store(self.options.store)
+    def store(self) -> SpoolingStore:
+        worker = self._handover is not None
+        spool = self.options.cache / "spool"
+        return SpoolingStore(self.options.store, spool, self.run_id, self._on_wait, opened_before=worker)
 
     def ready(self, device: str) -> DeviceIdentity:
         """Who the device is, whose health is known. Raises InfrastructureError: see Health.before_work."""
@@ -361,6 +420,13 @@ class DeviceRun(Opened):
 
     def header(self) -> RunResults:
         """The run without its results."""
+        if self._before is not None:
+            return dataclasses.replace(
+                self._before,
+                planned_checks=self.planned_checks,
+                planned_legs=self.planned_legs,
+                not_run=self.not_run,
+            )
         named = self.recipes | {recipe.name: recipe for _, recipe, _ in self._further}
         return RunResults(
             run_id=self.run_id,
@@ -382,7 +448,17 @@ class DeviceRun(Opened):
             ablation=self.ablation,
             mutation=score.load(self.options.cache),
             tags=self.options.tags,
+            request=self._request(),
         )
+
+    def _request(self) -> RunRequest | None:
+        """None: nobody but who started the run can go on with it."""
+        arguments = self.options.arguments
+        if not arguments:
+            return None
+        models = [self.options.model, *(model for model, _, _ in self._further)]
+        recipes = [*self.recipes.values(), *(recipe for _, recipe, _ in self._further)]
+        return resuming.request(arguments, Path.cwd(), self.devices, resuming.subjects(models, recipes))
 
     def _not_planned(self) -> Iterator[NotPlanned]:
         """Devices and recipes of this run that do not belong together, and why."""
@@ -403,10 +479,6 @@ class DeviceRun(Opened):
         passed = "; ".join(f"{each.name}: {each.reason}" for each in self.passed_over)
         return {"devices": self.options.devices} | ({"devices not chosen": passed} if passed else {})
 
-    def close(self) -> None:
-        super().close()
-        self.recorder.flush()
-
     def _count_flakes(self) -> None:
         """Devices as they are known now: with how often infrastructure stopped them lately."""
         flakes = self.store.flakes()
@@ -416,11 +488,21 @@ class DeviceRun(Opened):
                 self.store.add_device(self.run_id, told)
 
     def finish(self, complete: bool) -> RunResults:
-        """Stop everything; with ``complete`` the run counts as finished, else as interrupted."""
+        """Stop everything; with ``complete`` the run counts as finished, else as interrupted.
+
+        Raises:
+            StoreError: not all results are in the store. The run is not finished then, and may be resumed.
+        """
+        self._acknowledge()
+        if not complete:
+            self.store.hurry()
         try:
-            self.close()
+            super().close()
         except InfrastructureError as error:
             self.store.add_infrastructure(self.run_id, f"while stopping: {error}")
+        self.recorder.flush()
+        self.store.drain()
+        self.store.adopt()  # what workers could not deliver
         self._count_flakes()
         if complete:
             self.store.finish_run(self.run_id, now())
@@ -429,5 +511,16 @@ class DeviceRun(Opened):
             from harness.trends import series_of_run  # and its libraries, which workers never need
 
             self.trend = series_of_run(self.store, results)
-        self.store.close()
+        self.close()
         return results
+
+    def close(self) -> None:
+        """As the base; what the store has not taken is in its spool, and others may go on with the run."""
+        super().close()
+        self.recorder.flush()
+        store: SpoolingStore | None = self.__dict__.pop("store", None)
+        if store is not None:
+            store.close()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None

@@ -36,3 +36,5 @@ class RunOptions:
     reboots: int = 0  # a day that a device which does not answer may get; a phone may be somebody's own
     command: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()  # pytest's, as the run keeps them for who goes on with it
+    resume: str = ""  # the run to go on with

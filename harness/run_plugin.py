@@ -11,10 +11,11 @@ from typing import Any, cast
 import pytest
 
 from device_agents.errors import InfrastructureError
-from harness import termination
+from harness import resuming, termination
 from harness.anywhere import AnyOf, run_anywhere
 from harness.checking import Cell, Unsupported, applies
-from harness.errors import InventoryError
+from harness.errors import ClusterLost, InventoryError, StoreError
+from harness.handover import Plan
 from harness.marks import MARKER, DeviceMarks, NoDevice, for_any
 from harness.outcomes import (
     check_result,
@@ -102,9 +103,17 @@ class DeviceTests:
             config.hook.pytest_deselected(items=empty)
             items[:] = [item for item in items if item not in empty]
 
+    def _leave_out_what_is_done(self, session: pytest.Session, plan: Plan) -> None:
+        """Checks of an earlier process of this run have their results; legs are looked for one by one."""
+        done = [test.nodeid for test in plan.tests if resuming.is_done(test, self.run.done)]
+        if done:
+            session.config.hook.pytest_deselected(items=[i for i in session.items if i.nodeid in done])
+            session.items[:] = [item for item in session.items if item.nodeid not in done]
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         self.progress.test_started(item)
+        self.run.test_begins(item.nodeid)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> bool | None:
@@ -151,9 +160,12 @@ class DeviceTests:
                 report.when = "setup"
         waited_s = self.run.take_waited() if call.when == "call" else 0.0
         result = check_result(item, call, self.run, waited_s)
+        error = call.excinfo.value if call.excinfo else None
+        if isinstance(error, ClusterLost):  # no result: whoever goes on with the run begins with this test
+            item.session.shouldstop = str(error)
+            return report
         if result is not None:
             self.run.keep(result, call.start, call.stop)
-        error = call.excinfo.value if call.excinfo else None
         if isinstance(error, Unsupported):
             report.outcome = "skipped"
             report.longrepr = str(item.path), (item.location[1] or 0) + 1, f"{NOT_SUPPORTED}: {error}"
@@ -188,8 +200,15 @@ class Reporting:
         yield
         if not self.run.begun:
             return
+        if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and self.run.done:
+            session.exitstatus = exitstatus = pytest.ExitCode.OK  # all had been done before
         complete = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
-        results = self.run.finish(complete)
+        try:
+            results = self.run.finish(complete)
+        except StoreError as error:
+            self.progress.unfinished(self.run.run_id, str(error))
+            session.exitstatus = pytest.ExitCode.INTERRUPTED
+            return
         green = self.progress.finished(results, self.run.options.report, self.run.trend)
         if exitstatus == pytest.ExitCode.OK and not green:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -203,6 +222,8 @@ class Reporting:
 
     def pytest_report_header(self) -> list[str]:
         lines = [f"kvfarm devices: {', '.join(self.run.devices)}"]
+        if self.run.options.resume:
+            lines.append(f"goes on with run {self.run.run_id}: {len(self.run.done)} checks are done")
         return lines + [f"  not chosen: {each.name}: {each.reason}" for each in self.run.passed_over]
 
     def pytest_unconfigure(self) -> None:
@@ -217,7 +238,8 @@ class RunPlugin(DeviceTests, Reporting):
             return
         plan = plan_of(session.items)
         self.run.begin(plan.checks, plan.legs, plan.not_run)
-        self.progress.begin(len(plan.tests))
+        self._leave_out_what_is_done(session, plan)
+        self.progress.begin(len(session.items))
 
 
 def _one_of_each(pairs: Sequence[tuple[str | AnyOf, str]]) -> list[tuple[str | AnyOf, str]]:

@@ -55,11 +55,8 @@ class Recorder:
         self._keep(replace(span, parts=parts))
 
     def lease(self, device: str, token: int, began: float, ended: float | None) -> None:
-        """It began, or has ended. What cannot be kept is logged: no device may hang on it."""
-        try:
-            self._keep(Span(device, "lease", f"lease {token}", began, ended))
-        except StoreError as error:
-            _log.warning("when the lease of %s began and ended is not kept: %s", device, error)
+        """It began, or has ended. Never raises: no device may hang on it."""
+        self._keep_or_log(Span(device, "lease", f"lease {token}", began, ended))
 
     def quarantine(self, device: str, evidence: str) -> None:
         """Raises StoreError."""
@@ -67,12 +64,18 @@ class Recorder:
         self._keep(Span(device, "quarantine", evidence, now, now))
 
     def flush(self) -> None:
-        """Keep what belongs to no check or leg: the last thing. Raises StoreError."""
+        """Keep what belongs to no check or leg: the last thing. Never raises."""
         with self._lock:
             rest, self._parts = self._parts, {}
         for device, parts in rest.items():
             began, ended = min(p.began for p in parts), max(p.ended for p in parts)
-            self._keep(Span(device, "rest", "before and after", began, ended, parts=tuple(parts)))
+            self._keep_or_log(Span(device, "rest", "before and after", began, ended, parts=tuple(parts)))
+
+    def _keep_or_log(self, span: Span) -> None:
+        try:
+            self._keep(span)
+        except StoreError as error:
+            _log.warning("what %s did is not kept (%s): %s", span.device, span.name, error)
 
 
 def recording_nothing() -> Recorder:

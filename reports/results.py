@@ -207,6 +207,7 @@ class LegResult:
     depth: int = 0  # tokens in the cache before the prompt
     memory_pass: bool = False  # peak_rss_bytes is of a process of its own, which did one generation
     sustained: SustainedInfo | None = None
+    key: str = ""  # which leg of its run it is: one row, however often it is delivered
 
 
 @dataclass(frozen=True)
@@ -272,6 +273,20 @@ class NotPlanned:
 
 
 @dataclass(frozen=True)
+class RunRequest:
+    """What a run was asked to do, to go on with it after a crash.
+
+    arguments: pytest's, without --store, which may hold a password. folder: in which it was started.
+    devices: that were chosen. subjects: digests of what is tested, by name.
+    """
+
+    arguments: tuple[str, ...]
+    folder: str
+    devices: tuple[str, ...]
+    subjects: dict[str, str]
+
+
+@dataclass(frozen=True)
 class RunResults:
     """One run, whole. ``planned_*`` against what is listed shows what did not happen."""
 
@@ -296,4 +311,5 @@ class RunResults:
     ablation: AblationInfo | None = None
     mutation: MutationScore | None = None  # measured by `kvfarm mutants`, maybe at another commit
     tags: tuple[str, ...] = ()  # names people gave the run, such as the release it is of
+    request: RunRequest | None = None  # of a run over devices
     format: Literal["kvfarm-results/1"] = "kvfarm-results/1"

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     app.command(context_settings={"allow_extra_args": True})(run)
+    app.command()(resume)
     app.command()(report)
 
 
@@ -68,7 +70,7 @@ def run(
     arguments = [f"{name}={value}" for name, value in options.items() if value is not None]
     arguments += [f"--tag={name}" for name in tag or ()]
     older = _written(output)
-    code = _pytest([*arguments, *context.args])
+    code = _pytest(suite_command([*arguments, *context.args]))
     results = _read(output) if _written(output) != older else None
     data: dict[str, Any] = {"exit_code": code, "report": str(output / "index.html")}
     if results is None:
@@ -77,6 +79,38 @@ def run(
     else:
         data |= _summary(results) | {"ok": code == 0}
         show(as_json, data, f"{data['summary']}\n{data['report']}")
+    raise typer.Exit(code)
+
+
+def resume(
+    run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run's id or tag.")] = None,
+    last: Annotated[bool, typer.Option("--last", help="The newest run that is not finished.")] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Go on with a run that was killed: what is done stays, the rest is done, in the folder it began in.
+
+    The report is written where it was to be written."""
+    from harness import resuming
+    from harness.store import DEFAULT_STORE, open_store
+    from harness.store.spool import SPOOL, SpoolingStore
+
+    if (run_id is None) != last:
+        raise typer.BadParameter("sought a run's id or --last, one of them")
+    must_exist(store)
+    where = store if store and "://" in store else str(Path(store or DEFAULT_STORE).absolute())
+    with closing(SpoolingStore(where, SPOOL, run_id or "none", note)) as spooling:
+        spooling.adopt()  # perhaps not even its beginning got into the store
+        run = resuming.find(spooling, run_id)
+    resuming.check_subjects(run)
+    assert run.request is not None
+    command = [*resuming.command(run.request), f"--store={where}", f"{resuming.OPTION}={run.run_id}"]
+    code = _pytest(command, Path(run.request.folder))
+    with open_store(where) as results_store:
+        results = results_store.results(run.run_id)
+    finished = results.finished_at is not None
+    data = {"exit_code": code, "ok": code == 0 and finished} | _summary(results)
+    show(as_json, data, data["summary"] if finished else f"{data['summary']}\nnot finished yet")
     raise typer.Exit(code)
 
 
@@ -119,13 +153,12 @@ def report(
     show(as_json, data, f"{data['summary']}\n{page}")
 
 
-def _pytest(arguments: list[str]) -> int:
+def _pytest(command: list[str], folder: Path | None = None) -> int:
     """pytest in a process of its own with its output on our stderr; returns its exit code."""
     from harness.provenance import command_line
 
-    command = suite_command(arguments)
     note(f"$ {command_line(command)}")
-    with subprocess.Popen(command, stdout=sys.stderr.fileno()) as child:
+    with subprocess.Popen(command, stdout=sys.stderr.fileno(), cwd=folder) as child:
         try:
             return child.wait()
         except KeyboardInterrupt:

@@ -96,7 +96,7 @@ class Address:
 
 
 class Guard:
-    """Before everything: GET alone, from who asked for us by name, with strict headers on every answer."""
+    """Before everything: only who asked for us by name is answered, with strict headers on every answer."""
 
     def __init__(self, app: ASGIApp, address: Address) -> None:
         self._app = app
@@ -118,8 +118,6 @@ class Guard:
         if len(hosts) != 1 or not self._address.is_meant(hosts[0]):
             text = "421: this server is not asked for by that name; see kvfarm dash --allow-host\n"
             app = PlainTextResponse(text, 421)
-        elif scope["method"] not in ("GET", "HEAD"):
-            app = PlainTextResponse("405: this page only looks\n", 405, {"allow": "GET, HEAD"})
         await app(scope, receive, with_headers)
 
 

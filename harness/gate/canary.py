@@ -12,7 +12,8 @@ import numpy as np
 
 from device_agents.errors import InfrastructureError
 from harness.artifacts import artifact_for
-from harness.farm import DeviceSession, Farm
+from harness.device_session import DeviceSession
+from harness.farm import Farm
 from harness.measuring import workload_for
 from harness.presets import PRESETS
 from harness.recipes import parse_recipe

@@ -299,6 +299,7 @@ class GateSession:
             weigh=False,  # memory has a pass of its own
             calibrations=plan.cache / "calibrations" if plan.energy else None,
             looked=True,  # by the entry condition
+            key=self._leg_key(track.device, place),
         )
         if place.arm != "candidate":
             return plan.baseline, how
@@ -349,8 +350,14 @@ class GateSession:
             legs = self._weighings.get(track, ())
             return next((x.peak_rss_bytes for x in legs if x.place and x.place.arm == "baseline"), 0)
 
+    def _leg_key(self, device: str, place: Place) -> str:
+        where = place.comparison, place.workload, str(place.block), str(place.position)
+        return "/".join((self._run_id, device, *where))
+
     def _keep(self, leg: LegResult) -> None:
         self._store.add_leg(self._run_id, leg)
+        if leg.place is not None:
+            self._farm.acknowledge(leg.device, self._leg_key(leg.device, leg.place))
         with self._lock:
             self._file(leg)
 

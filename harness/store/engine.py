@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random
 
-from harness.errors import StoreError
+from harness.errors import StoreAway, StoreError
 from harness.provenance import without_password
 from kvengine.codec import DecodeError
 
@@ -20,6 +20,13 @@ BUSY_TIMEOUT_S = 30  # writers wait for each other: one commit takes millisecond
 CONNECT_TIMEOUT_S = 10
 RECONNECT_S = 15  # a server that is restarted meanwhile costs no run
 _READS = "kvfarm_reads"
+_SQLITE_AWAY = (
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN,
+)
 # Without these a read from a host that has vanished waits for two hours.
 _KEEPALIVE = {
     "keepalives_idle": 10,
@@ -133,7 +140,8 @@ def plainly(what: str, url: str) -> Iterator[None]:
         yield
     except SQLAlchemyError as error:
         reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-        raise StoreError(
+        kind = StoreAway if _may_come_back(error) else StoreError
+        raise kind(
             f"could not {what}: {_scrubbed(reason, url)}; check the file or URL given as --store"
         ) from error
     except ModuleNotFoundError as error:
@@ -143,6 +151,14 @@ def plainly(what: str, url: str) -> Iterator[None]:
         ) from error
     except (DecodeError, ValueError, OSError) as error:
         raise StoreError(f"could not {what}: {_scrubbed(str(error), url)}") from error
+
+
+def _may_come_back(error: SQLAlchemyError) -> bool:
+    """Whether the database is away, locked or full, and what was asked of it is not at fault."""
+    cause = getattr(error, "orig", None)
+    if isinstance(cause, sqlite3.Error):
+        return (getattr(cause, "sqlite_errorcode", None) or 0) & 0xFF in _SQLITE_AWAY
+    return isinstance(error, OperationalError | InterfaceError)
 
 
 def _scrubbed(text: str, url: str) -> str:

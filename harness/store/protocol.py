@@ -173,8 +173,9 @@ class Flakes:
 class Store(Protocol):
     """Every add is durable when it returns, and a result delivered twice is stored once.
 
-    All methods raise harness.errors.StoreError: cannot be opened, other version, no such run,
-    connection lost. Texts to choose by are whole names; ``*`` in one stands for anything.
+    All methods raise harness.errors.StoreError: cannot be opened, other version, no such run; StoreAway,
+    which is one: connection lost, locked, disk full. Texts to choose by are whole names; ``*`` in one
+    stands for anything.
     since: an ISO 8601 date or time, UTC where it names no zone; what started then or later.
     """
 
@@ -195,7 +196,7 @@ class Store(Protocol):
         ...
 
     def add_leg(self, run_id: str, leg: LegResult) -> None:
-        """One row for each different leg; many legs of one cell are told apart by their content."""
+        """One row for each ``key``, the first to come; legs without one are told apart by their content."""
         ...
 
     def add_infrastructure(self, run_id: str, message: str) -> None:

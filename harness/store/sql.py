@@ -57,8 +57,13 @@ def open_store(where: str | Path | None = None) -> SqlStore:
     Raises:
         StoreError: it cannot be opened, or a newer version of kvfarm made it.
     """
+    return SqlStore(url_of(where))
+
+
+def url_of(where: str | Path | None) -> str:
+    """``where``, see ``open_store``, as a SQLAlchemy URL."""
     text = str(where or DEFAULT_STORE)
-    return SqlStore(text if "://" in text else f"sqlite:///{text}")
+    return text if "://" in text else f"sqlite:///{text}"
 
 
 class SqlStore:
@@ -104,7 +109,7 @@ class SqlStore:
         payload = dump(leg)
 
         def keep(connection: Connection) -> None:
-            row = {"run_id": run_id, "digest": digest(payload), "payload": payload}
+            row = {"run_id": run_id, "digest": digest(leg.key or payload), "payload": payload}
             fresh = self._insert(Leg).values(row).on_conflict_do_nothing().returning(Leg.seq)
             seq = connection.scalar(fresh)  # None: it is there already, and so is what it measured
             if seq is not None and (columns := measured(leg)) is not None:

@@ -73,7 +73,7 @@ class Leg(Row):
     __table_args__ = (UniqueConstraint("run_id", "digest"),)
     payload: Mapped[str] = mapped_column(Text)
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.run_id"), type_=NAME)
-    digest: Mapped[str] = mapped_column(NAME)
+    digest: Mapped[str] = mapped_column(NAME)  # of its key, or of the payload where it has none
 
 
 class Measured(Base):

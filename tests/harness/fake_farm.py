@@ -22,6 +22,8 @@ import numpy as np
 from device_agents.api import DeviceIdentity, Vitals
 from device_agents.errors import InfrastructureError, LeaseError, LeaseNotGranted
 from device_agents.lab_types import Lease
+from device_agents.recording.record import Record
+from device_agents.results import Kept, Key
 from harness import opened
 from harness.inventory import Inventory
 from kvengine.artifact import Artifact
@@ -68,8 +70,8 @@ class FakeSession:
             threading.Event().wait(0.1)
             return self._engine.run_workload(workload)
 
-    def start_recording(self, _: Any) -> None:
-        raise InfrastructureError("it cannot record")
+    def measure(self, workload: Workload, plan: Any, key: Key | None = None, note: str = "") -> Kept:
+        return Kept(self.run_workload(workload), Record(note="it cannot record"), note=note)
 
     def close(self) -> None:
         self.closed = True
@@ -106,6 +108,12 @@ class FakeFarm:
 
     def settings(self, name: str) -> dict[str, str]:
         return {}
+
+    def kept(self, name: str, key: Key) -> Kept | None:
+        return None
+
+    def acknowledge(self, name: str, leg: str) -> None:
+        pass
 
     def lease(self, name: str) -> None:
         lease = FOLDER / f"{name}.lease"

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from device_agents.deadline import Deadline
 from device_agents.errors import InfrastructureError, LeaseError, LeaseNotGranted
+from device_agents.lab_agent import LabAgent
 from device_agents.lab_types import Lease, Standing
+from harness.cluster import RayConnection
 from harness.errors import HarnessError
-from harness.farm import Farm
-from harness.inventory import DeviceEntry, Inventory, LabEntry
+from harness.farm import Farm, _Device
+from harness.inventory import LOCAL_LAB, DeviceEntry, Inventory, LabEntry
 from harness.lab import Lab
 from harness.leasing import Terms, duration, lease
 
@@ -132,10 +135,40 @@ def test_of_several_hosts_what_is_free_is_taken_first(
     names = {"left": ("l1", "l2"), "right": ("r1", "r2")}
     entries = {name: DeviceEntry(lab=lab) for lab, devices in names.items() for name in devices}
     farm = Farm(Inventory(entries, {lab: LabEntry(lab) for lab in names}), tuple(entries))
-    from harness.farm import _Device
-
     hosts = {lab: Host(lab, *(set(leased) & set(devices))) for lab, devices in names.items()}
     devices = [_Device(e.config(name), cast("Lab", hosts[e.lab])) for name, e in entries.items()]
     assert {lab.name: share for lab, share in farm._shares(count, devices)} == shares
     with pytest.raises(LeaseError, match="sought 5 of 4 devices: l1, l2, r1, r2"):
         farm._shares(5, devices)
+
+
+class AgentLab:
+    """A lab host without Ray."""
+
+    name, running = LOCAL_LAB, True
+
+    def __init__(self, agent: LabAgent) -> None:
+        self._agent = agent
+
+    def call(self, method: str, seconds: float, *arguments: Any) -> Any:
+        return getattr(self._agent, method)(*arguments)
+
+
+def test_who_holds_one_of_its_devices_asks_for_the_others_alone(tmp_path: Path) -> None:
+    """To ask for all at once would be to wait for oneself."""
+    entries = {name: DeviceEntry("simulated") for name in "abc"}
+    agent = LabAgent(tmp_path, [e.config(name) for name, e in entries.items()], reap_every_s=None)
+    farm = Farm(Inventory(entries), tuple(entries), terms=Terms(wait_s=0))
+    farm._ray = cast("RayConnection", object())
+    lab = cast("Lab", AgentLab(agent))
+    farm._devices = {name: _Device(e.config(name), lab) for name, e in entries.items()}
+    farm._labs = {LOCAL_LAB: lab}
+    try:
+        (held,) = farm.hold(1, ["b", "c"])
+        assert farm.holding("abc") == ("b",) == (held.device,)
+        farm.lease("a")
+        assert farm.holding("abc") == ("a", "b", "c")
+        with pytest.raises(LeaseNotGranted):
+            farm.hold(1, ["a"], wait_s=0.0)
+    finally:
+        agent.shutdown()

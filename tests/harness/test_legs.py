@@ -9,8 +9,9 @@ from typing import Any, cast
 import pytest
 
 from device_agents.api import DeviceIdentity, Vitals
-from device_agents.errors import InfrastructureError, RunnerDied
+from device_agents.errors import RunnerDied
 from device_agents.recording.record import Plan, Record
+from device_agents.results import Kept, Key
 from harness.farm import Farm
 from harness.legs import LegPlan, Subject, measure_leg, weigh_leg
 from harness.measuring import Shape
@@ -44,12 +45,12 @@ class Process:
     def info(self) -> SessionInfo:
         return SessionInfo("id", parse_recipe("hybrid").session, 1.0, "1.32", "2", "3.11", {})
 
-    def start_recording(self, plan: Plan) -> None:
-        if self.farm.records is False:
-            raise InfrastructureError("no logger here")
-
-    def stop_recording(self) -> Record:
-        return Record()
+    def measure(self, workload: Workload, plan: Plan, key: Key | None = None, note: str = "") -> Kept:
+        record = Record(note="" if self.farm.records else "not recorded: no logger here")
+        kept = Kept(self.run_workload(workload), record, self.farm.vitals("host"), note)
+        if key is not None:
+            self.farm.results[key] = kept
+        return kept
 
     def run_workload(self, workload: Workload) -> Measurement:
         self.asked.append(workload)
@@ -66,6 +67,10 @@ class FakeFarm:
     others: float = 0.0  # cores at work
     asked: int = 0
     opened: list[Process] = field(default_factory=list)
+    results: dict[Key, Kept] = field(default_factory=dict)
+
+    def kept(self, name: str, key: Key) -> Kept | None:
+        return self.results.get(key)
 
     def vitals(self, name: str) -> Vitals:
         self.asked += 1
@@ -109,6 +114,17 @@ def test_time_is_of_one_process_and_memory_of_another(subject: Subject) -> None:
     assert (leg.peak_rss_bytes, leg.memory_pass) == (200 * MIB, True)
     assert timed.closed
     assert weighed.closed
+
+
+def test_what_was_measured_and_not_stored_is_not_measured_again(subject: Subject) -> None:
+    farm = FakeFarm()
+    first = measured(farm, subject, key="run/leg")
+    assert measured(farm, subject, key="run/leg") == first, "vitals, validity and all"
+    assert len(farm.opened) == 2, "a process that was timed and one that was weighed"
+    measured(farm, subject, key="run/another leg")
+    assert len(farm.opened) == 4
+    measured(farm, subject, key="run/leg", seed=2)
+    assert len(farm.opened) == 6, "another prompt is other work"
 
 
 def test_without_weighing_there_is_one_process_and_the_row_says_so(subject: Subject) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from device_agents.errors import DeviceUnreachable, InfrastructureError, RunnerDied, UnsupportedDevice
-from harness.errors import Quarantined, ReferenceFailed
+from harness.errors import ClusterLost, Quarantined, ReferenceFailed
 from harness.recovery import Recovery, RecoveryPolicy
 
 PATIENT = RecoveryPolicy(retries=2, answer_s=60.0, lost_in_a_row=2, pause_s=0.001)
@@ -143,3 +143,16 @@ def test_an_answer_of_the_engine_is_final_and_counts_as_life(device: Device) -> 
         with pytest.raises(AssertionError, match="wrong logits"):
             recovery.attempt("one", device.work, [])
     assert (device.tries, aside) == (12, [])
+
+
+@pytest.mark.parametrize("probed", [False, True])
+def test_when_ray_is_gone_no_device_is_to_blame(device: Device, probed: bool) -> None:
+    """Neither by the work itself nor by the question whether the device answers again."""
+    gone = ClusterLost("Ray's head has died")
+    device.fails = [RunnerDied("killed")] if probed else [gone]
+    device.probes = [gone]
+    recovery = Recovery(device.probe, PATIENT)
+    with pytest.raises(ClusterLost):
+        recovery.attempt("a", device.work, [])
+    assert device.tries == 1
+    assert recovery.quarantined == {}

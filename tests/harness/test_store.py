@@ -149,6 +149,20 @@ def test_a_retried_check_replaces_the_first_and_another_leg_is_added(where: str)
     assert [leg.vitals_before.at for leg in found.legs] == [1.0, 2.0]
 
 
+def test_of_a_leg_that_is_delivered_twice_the_first_counts(where: str) -> None:
+    """Even where the second time something else was seen around it."""
+    with open_store(where) as store:
+        store.begin_run(a_run())
+        first, again = (dataclasses.replace(a_leg(at), key="test#0") for at in (1.0, 2.0))
+        store.add_leg("r1", first)
+        store.add_leg("r1", again)
+        store.add_leg("r1", dataclasses.replace(again, key="test#1"))
+        assert store.results("r1").legs == (first, dataclasses.replace(again, key="test#1"))
+        store.begin_run(a_run("r2"))
+        store.add_leg("r2", again)
+        assert store.results("r2").legs == (again,), "a key is one of its run"
+
+
 def test_beginning_again_replaces_the_header_and_keeps_the_results(where: str) -> None:
     with open_store(where) as store:
         store.begin_run(a_run())

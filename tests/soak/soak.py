@@ -33,6 +33,7 @@ from tests.device_agents.virtual_support import listening, tree
 from tests.soak import leftovers
 from tests.soak.faults import Fault, Outcome, Scale, faults
 from tests.soak.phones import RECIPE, Lab, PhoneAtWork, Row, answers, mark_processes
+from tests.soak.table import table
 
 WITNESS = "witness"  # at work all the time, and never struck
 STORAGE = 1 << 30
@@ -81,11 +82,7 @@ class Report:
             median = f"{statistics.median(r.seconds for r in mine):.1f} s"
             wrong, left = sum(len(r.wrong) for r in mine), sum(len(r.orphans) for r in mine)
             lines.append((name, str(len(mine)), outcomes, median, str(wrong), str(left)))
-        widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
-        text = [
-            "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
-            for line in lines
-        ]
+        text = table(lines)
         text.append(
             f"{self.cells} cells, {len(self.lost)} lost, {len(self.doubled)} doubled, "
             f"{len(self.disturbed)} disturbed on the witness, {len(self.left)} left at the end; "

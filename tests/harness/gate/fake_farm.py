@@ -11,6 +11,8 @@ import numpy as np
 
 from device_agents.api import DeviceIdentity, Vitals
 from device_agents.errors import InfrastructureError
+from device_agents.recording.record import Record
+from device_agents.results import Kept, Key
 from harness.gate.canary import PRESET
 from kvengine.artifact import Artifact
 from kvengine.program import Measurement, Sample, Workload
@@ -51,6 +53,7 @@ class FakeFarm:
     candidate: str = ""
     tokens: dict[str, int] = field(default_factory=dict)  # by artifact; equal unless said
     seed: int = 7
+    results: dict[Key, Kept] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(self.seed)
@@ -70,12 +73,18 @@ class FakeFarm:
     def settings(self, name: str) -> dict[str, str]:
         return {}
 
+    def kept(self, name: str, key: Key) -> Kept | None:
+        return self.results.get(key)
+
+    def acknowledge(self, name: str, leg: str) -> None:
+        self.results = {key: kept for key, kept in self.results.items() if key.leg != leg}
+
     def open(self, name: str, artifact: Artifact, recipe: SessionRecipe, progress: Any = None) -> FakeSession:
         return FakeSession(self, self.devices[name], artifact)
 
 
 class FakeSession:
-    """One session; ``closed`` as harness.farm.DeviceSession has it."""
+    """One session; ``closed`` as harness.device_session.DeviceSession has it."""
 
     def __init__(self, farm: FakeFarm, device: FakeDevice, artifact: Artifact) -> None:
         self._farm, self._device, self._artifact = farm, device, artifact
@@ -104,8 +113,12 @@ class FakeSession:
         factor = (1 + loss) * (1 + workload.slowdown) * float(np.exp(noise))
         return self._measured(workload, factor, 1 << 30)  # of a process that is not weighed
 
-    def start_recording(self, plan: Any) -> None:
-        raise InfrastructureError("a made-up device records nothing")
+    def measure(self, workload: Workload, plan: Any, key: Key | None = None, note: str = "") -> Kept:
+        record = Record(note="a made-up device records nothing")
+        kept = Kept(self.run_workload(workload), record, note=note)
+        if key is not None:
+            self._farm.results[key] = kept
+        return kept
 
     def close(self) -> None:
         self.closed = True
