@@ -28,7 +28,7 @@ import numpy as np
 
 import kvengine
 from bench import baseline
-from bench.ceiling import buffer_bytes, last_level_cache, read_bandwidth, tokens_per_second, weight_bytes
+from bench.ceiling import LEAST_BYTES, REPEATS, tokens_per_second
 from bench.contestants import (
     Contestant,
     Engine,
@@ -44,7 +44,9 @@ from bench.results import Bench, Standing, Target, agreement, ceiling_text, json
 from harness.artifacts import artifact_for
 from harness.errors import HarnessError
 from kvengine.artifact import Artifact
+from kvengine.bandwidth import buffer_bytes, last_level_cache, read_bandwidth
 from kvengine.errors import KvEngineError
+from kvengine.export.reads import weight_bytes
 from kvengine.plan import CachePlan
 from kvengine.process import HUGE_PAGES
 from kvengine.recipe import ExportRecipe
@@ -116,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
 def _bench(options: argparse.Namespace) -> Bench:
     entries = _build(options)
     _say("measuring how fast memory is read")
-    bandwidth = read_bandwidth(options.threads, buffer_bytes(last_level_cache()))
+    bandwidth = read_bandwidth(options.threads, max(LEAST_BYTES, buffer_bytes(last_level_cache())), REPEATS)
     sizes = {entry.name: weight_bytes(entry.graph) for entry in entries}
     _out(ceiling_text(bandwidth, options.threads, sizes))
     prompt = _prompt(options)

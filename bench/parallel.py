@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -62,7 +63,10 @@ def main() -> int:
         programs = drawn(artifact.manifest.spec, asked.programs)
         store = stack.enter_context(open_store(folder / "results.db"))
         farm = stack.enter_context(Farm(inventory, names, root=folder / "lab"))
-        sessions = {name: farm.open(name, artifact, parse_recipe(RECIPE).session) for name in names}
+        _say("phones start, and get their bundles over their slow links: about two minutes")
+        with ThreadPoolExecutor(len(names)) as pool:
+            opened = pool.map(lambda name: farm.open(name, artifact, parse_recipe(RECIPE).session), names)
+            sessions = dict(zip(names, opened, strict=True))
         _say(f"{len(names)} phones are up, {asked.latency_ms:g} ms in each direction")
         for number in range(asked.rounds):
             # Now the one is first, now the many: what drifts meanwhile hits both.

@@ -27,6 +27,7 @@ from harness.store import SqlStore, open_store
 from harness.store.engine import transaction
 from harness.store.rows import digest, dump, measured
 from harness.store.tables import Leg, Measured
+from harness.trends import series_of_run
 from reports.gate_results import GATE, Comparison, GateCell, GateInfo, Side
 from reports.results import DeviceInfo, LegResult, RunResults, SampleInfo, VitalsInfo
 from tests import postgres
@@ -83,6 +84,7 @@ def _of(where: str, nights: int) -> dict[str, float]:
             known_calibration(s),
         ),
         "gate cells, one device": lambda s: s.gate_cells(device="phone-3"),
+        "trend of one run": lambda s: series_of_run(s, s.results(newest)),
         "find a tag": lambda s: s.find("v7"),
     }
     return {name: _timed(where, ask) for name, ask in questions.items()}

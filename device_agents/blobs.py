@@ -228,7 +228,8 @@ class BlobStore:
                 folder.mkdir(exist_ok=True)
                 for blob in manifest.blobs:
                     _link(self.path(blob.sha256), folder / blob.name)
-                _replace_text(folder / MANIFEST, manifest.to_json())  # also makes the folder young, for gc
+                _keep_text(folder / MANIFEST, manifest.to_json())
+                os.utime(folder)  # used now, for gc
             except OSError as error:
                 raise DeployFailed(f"cannot lay out artifact {manifest.id[:16]}…: {error}") from error
         return folder
@@ -313,7 +314,10 @@ def _link(blob: Path, target: Path) -> None:
     part.replace(target)
 
 
-def _replace_text(path: Path, text: str) -> None:
+def _keep_text(path: Path, text: str) -> None:
+    with suppress(OSError, ValueError):
+        if path.read_text() == text:
+            return
     part = path.with_name(f".{path.name}.part")
     part.write_text(text)
     part.replace(path)

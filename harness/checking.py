@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
+from unittest import SkipTest
 
 from hypothesis import HealthCheck, Phase, assume, given, seed, settings
 from hypothesis import strategies as st
@@ -17,8 +19,10 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from device_agents.errors import InfrastructureError
 from harness import compare, shrinking
+from harness.cases import Case, as_data
 from harness.drawing import same_everywhere
 from harness.errors import ReferenceFailed
+from harness.examples import MOST_REPLAYED, AsItWas
 from harness.machine import ProgramMachine
 from harness.programs import Limits
 from harness.recipes import Recipe
@@ -83,9 +87,14 @@ class Cell:
     """One device with one recipe, as a check sees it.
 
     open_plan: opens (and remembers) the session for the same recipe with another cache plan kind.
-    examples: programs a property draws. shrink: look for the smallest failing one.
-    on_program: called before each, for the progress line. simulated: the device has no engine, so there is
-    nothing to check: the first program, once it has run, ends the check as not supported.
+    examples: programs a property draws. most: of these, how many it tries, the first ones; None: all. A
+        slow device tries fewer, and not others: Hypothesis draws otherwise when it is asked for fewer.
+    shrink: look for the smallest failing one.
+    database: folder of failing examples. began: when the run did, seconds since 1970; what is saved later
+        is for the next one. model: the checkpoint's folder, for whoever replays a failure.
+    on_program: called before each, for the progress line.
+    simulated: the device has no engine, so there is nothing to check: the first program, once it has run,
+        ends the check as not supported.
     """
 
     device: str
@@ -96,7 +105,10 @@ class Cell:
     examples: int
     seed: int
     database: str | None = None
+    began: float = field(default_factory=time.time)
+    model: str = ""
     shrink: bool = True
+    most: int | None = None
     on_program: Callable[[Tally], None] = lambda tally: None
     simulated: bool = False
     tally: Tally = field(default_factory=Tally)
@@ -200,76 +212,156 @@ class Cell:
         """Raises CheckFailed unless both differ by at most ``limit``."""
         self.tally.saw(compare.agree_with_each_other(program, left, right, limit, what), limit)
 
-    def for_all(self, drawn: st.SearchStrategy[Drawn], check: Callable[[Drawn], None]) -> None:
+    def for_all(
+        self,
+        drawn: st.SearchStrategy[Drawn],
+        check: Callable[[Drawn], None],
+        together: Callable[[], None] = lambda: None,
+    ) -> None:
         """Draw ``examples`` values, check each on the device, shrink the first failure on that device.
+
+        What failed in earlier runs comes first, apart from what the seed draws and on top of it. One run of
+        Hypothesis for both would not do: after a saved example it draws others, as many fewer. And only
+        what was saved when the run began is tried again: so all devices of a run, whether they work at the
+        same time or one after the other, run the same programs whatever failed on one of them meanwhile,
+        and the seed gives its programs again in the next run.
+
+        together: called when each passed, to judge what only all of them tell.
 
         Raises:
             CheckFailed: for the smallest failing program found.
             InfrastructureError: the device failed, not the engine; nothing is shrunk.
         """
 
-        @seed(self.seed)
-        @self._settings(check, shrink=self.shrink)
-        @given(drawn)
-        def property_holds(value: Drawn) -> None:
-            with _exits_interrupt():
-                check(value)
+        def run(chosen: settings, tried: Callable[[Drawn], None]) -> None:
+            def property_holds(value: Drawn) -> None:
+                tried(value)
+
+            # Outermost: seed() takes the database away from the settings that it finds.
+            chosen(seed(self.seed)(given(drawn)(property_holds)))()
 
         with self._keeping_failures(check):
-            property_holds()
+            self._twice(run, check, shrink=self.shrink)
+            together()
         self.check_statistics()
+
+    def for_these(self, values: Iterable[Drawn], check: Callable[[Drawn], None]) -> None:
+        """As ``for_all``, with values that need no drawing."""
+        with self._keeping_failures(check):
+            for value in values:
+                with self._telling(check, value):
+                    check(value)
 
     def for_all_programs(self, check: Callable[[Program], None]) -> None:
         """As ``for_all``, with programs that ProgramMachine writes over all operations."""
 
-        def interruptible(program: Program) -> None:
-            with _exits_interrupt():
-                check(program)
+        def run(chosen: settings, tried: Callable[[Program], None]) -> None:
+            machine = ProgramMachine.of(self.limits, self.spec, self.plan, tried)
+            stepping = settings(chosen, stateful_step_count=PROGRAM_STEPS)
+            run_state_machine_as_test(seed(self.seed)(machine), settings=stepping)
 
-        machine = seed(self.seed)(ProgramMachine.of(self.limits, self.spec, self.plan, interruptible))
-        chosen = settings(self._settings(check, shrink=False), stateful_step_count=PROGRAM_STEPS)
         with self._keeping_failures(check):
             try:
-                run_state_machine_as_test(machine, settings=chosen)
+                self._twice(run, check, shrink=False)
             except compare.CheckFailed as failure:
-                raise (shrinking.smallest(failure, check) if self.shrink else failure) from None
+                again = self._first(check, shrinking.MOST_RUNS)
+                raise (shrinking.smallest(failure, again) if self.shrink else failure) from None
         self.check_statistics()
 
-    def _settings(self, check: Callable[..., None], *, shrink: bool) -> settings:
+    def _twice(
+        self,
+        run: Callable[[settings, Callable[[Drawn], None]], None],
+        check: Callable[[Drawn], None],
+        *,
+        shrink: bool,
+    ) -> None:
+        """Run Hypothesis over what failed before and was saved, then over what the seed draws."""
         folder = self._folder(check)
-        return settings(
-            max_examples=self.examples,
-            database=None if folder is None else DirectoryBasedExampleDatabase(folder),
+        shrinking_too = [Phase.shrink] if shrink else []
+        plain = settings(
             deadline=None,  # a phone is slow; deadlines are the session's
             report_multiple_bugs=False,
             suppress_health_check=list(HealthCheck),
-            phases=[Phase.explicit, Phase.reuse, Phase.generate, *([Phase.shrink] if shrink else [])],
+            database=None,
         )
+        if folder is not None and folder.is_dir():
+            saved = AsItWas(folder, self.began)
+            phases = [Phase.reuse, *shrinking_too]
+            with suppress(SkipTest):  # Hypothesis' word for: nothing was saved
+                chosen = settings(plain, max_examples=MOST_REPLAYED, database=saved, phases=phases)
+                run(chosen, self._first(check, MOST_REPLAYED))
+        new = None if folder is None else DirectoryBasedExampleDatabase(folder)
+        phases = [Phase.generate, *shrinking_too]
+        chosen = settings(plain, max_examples=self.examples, database=new, phases=phases)
+        run(chosen, self._first(check, self.examples if self.most is None else self.most))
+
+    def _first(self, check: Callable[[Drawn], None], most: int) -> Callable[[Drawn], None]:
+        """``check`` for Hypothesis: until a value fails, those after the first ``most`` are left out."""
+        passed, failed = 0, False
+
+        def tried(value: Drawn) -> None:
+            nonlocal passed, failed
+            if passed >= most and not failed:
+                return
+            try:
+                with _exits_interrupt(), self._telling(check, value):
+                    check(value)
+            except compare.CheckFailed:
+                failed = True
+                raise
+            passed += 1
+
+        return tried
+
+    @contextmanager
+    def _telling(self, check: Callable[..., None], value: object) -> Iterator[None]:
+        """A failure knows what it is one of."""
+        try:
+            yield
+        except compare.CheckFailed as failure:
+            failure.case = self._case(check, value)
+            raise
+
+    def _case(self, check: Callable[..., None], value: object) -> Case:
+        name = _name(check)
+        return Case(name, as_data(value), self.seed, self.examples, self.recipe.name, self.model)
 
     @contextmanager
     def _keeping_failures(self, check: Callable[..., None]) -> Iterator[None]:
-        """A failing program stays as JSON beside Hypothesis' examples, for ``kvfarm replay FILE``."""
+        """A failing case stays as JSON beside Hypothesis' examples, for ``kvfarm replay FILE``."""
         try:
             try:
-                with same_everywhere():
+                with same_everywhere(), stopping():
                     yield
             except FlakyFailure as flaky:
                 # An engine that is wrong only now and then is wrong.
                 found = next((e for e in flaky.exceptions if isinstance(e, compare.CheckFailed)), None)
                 raise found or flaky from flaky
-        except InfrastructureStop as stop:
-            raise stop.error from stop.error.__cause__
         except compare.CheckFailed as failure:
+            failure.case = failure.case or self._case(check, None)
             folder = self._folder(check)
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
-                path = folder / f"{failure.program.digest[:16]}.json"
-                path.write_text(failure.program.to_json() + "\n")
+                (folder / f"{failure.case.key}.json").write_text(failure.case.to_json() + "\n")
             raise
 
     def _folder(self, check: Callable[..., None]) -> Path | None:
         """Of one property's failing examples, of any device and recipe; may be copied or committed."""
-        return None if self.database is None else Path(self.database) / check.__qualname__.partition(".")[0]
+        return None if self.database is None else Path(self.database) / _name(check)
+
+
+def _name(check: Callable[..., None]) -> str:
+    """Of the property that ``check`` is inside of."""
+    return check.__qualname__.partition(".")[0]
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """An InfrastructureStop that leaves the body is the error that it carries."""
+    try:
+        yield
+    except InfrastructureStop as stop:
+        raise stop.error from stop.error.__cause__
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from harness.cases import Case
 from harness.oracle import Expected, expectations
 from harness.reference.protocol import Reference
 from harness.tolerances import Tolerance
@@ -20,12 +21,16 @@ Float32Array = npt.NDArray[np.float32]
 
 
 class CheckFailed(AssertionError):
-    """The engine was wrong: the message says where in words, ``divergence`` as data."""
+    """The engine was wrong: the message says where in words, ``divergence`` as data.
+
+    case: what has to be checked again to see it again; harness.checking puts it here.
+    """
 
     def __init__(self, message: str, program: Program, divergence: Divergence | None = None) -> None:
         super().__init__(message)
         self.program = program
         self.divergence = divergence
+        self.case: Case | None = None
 
 
 @dataclass(frozen=True)

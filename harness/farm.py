@@ -195,7 +195,8 @@ class Farm:
                 try:
                     opened = lab.call("open_artifact", seconds, *asked)
                 except BlobsMissing:  # as the first time, or since it was evicted there
-                    with self._recorder.doing(name, "deploy", artifact.id[:12]):
+                    # What all its devices want travels once.
+                    with self._recorder.doing(name, "deploy", artifact.id[:12]), lab.shipping:
                         self._ship(lab, artifact, progress)
                     opened = lab.call("open_artifact", seconds, *asked)
         except LeaseError:

@@ -150,6 +150,7 @@ class Lab:
         self._shared = shared
         self._guest = guest
         self.host = False
+        self.shipping = threading.Lock()  # held while an artifact travels there
         self._actor: Any = None
 
     @property

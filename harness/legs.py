@@ -50,6 +50,8 @@ class LegPlan:
     ballast_bytes: injected, see kvengine.program.Workload. looked: whoever takes the leg has seen to it
     that no other process is busy. key: of the leg among all that any run takes; its processes are then run
     once each, however often the leg is taken again, until Farm.acknowledge. "": nothing is kept.
+    bandwidth: measure the device's afterwards, in the same process (not after a sustained run, which leaves
+    the device hot).
     """
 
     shape: Shape
@@ -61,6 +63,7 @@ class LegPlan:
     ballast_bytes: int = 0
     looked: bool = False
     key: str = ""
+    bandwidth: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def measure_leg(
     if plan.shape.sustained_s or plan.calibrations is not None:
         ran = _long(farm, identity, subject, plan, workload, look, on_step)
     else:
-        ran = _timed(farm, device, subject, plan, workload, look, on_step)
+        ran = _timed(farm, device, subject, plan, _telling(workload, plan), look, on_step)
     if plan.weigh:
         weighed = _weighed(farm, device, subject, plan, workload, on_step)
         ran = dataclasses.replace(
@@ -132,6 +135,10 @@ def _workload(subject: Subject, plan: LegPlan) -> Workload:
         spec, shape.prompt, shape.new_tokens, plan.repeats, plan.seed, shape.depth
     )
     return dataclasses.replace(workload, slowdown=plan.slowdown, ballast_bytes=plan.ballast_bytes)
+
+
+def _telling(workload: Workload, plan: LegPlan) -> Workload:
+    return dataclasses.replace(workload, bandwidth=plan.bandwidth)
 
 
 def _timed(
@@ -185,7 +192,7 @@ def _long(
         if plan.shape.sustained_s:
             measurement, during, sustained = _sustained(session, workload, plan.shape.sustained_s, on_step)
         else:
-            kept = session.measure(workload, Plan())
+            kept = session.measure(_telling(workload, plan), Plan())
             measurement, during = kept.measurement, _during(kept)
         notes = session.info.notes
         if plan.calibrations is not None:
@@ -195,10 +202,13 @@ def _long(
 
 
 def _key(plan: LegPlan, subject: Subject, workload: Workload) -> Key | None:
-    """The same for the same work alone: another artifact is never answered with this one's numbers."""
+    """The same for the same work alone: another artifact is never answered with this one's numbers. Whether
+    the bandwidth is told besides makes it no other work."""
     if not plan.key:
         return None
-    doing = json.dumps(encode([workload, subject.recipe.session]), sort_keys=True)
+    doing = json.dumps(
+        encode([dataclasses.replace(workload, bandwidth=False), subject.recipe.session]), sort_keys=True
+    )
     return Key(plan.key, f"{subject.artifact.id} {hashlib.sha256(doing.encode()).hexdigest()}")
 
 
@@ -247,6 +257,8 @@ def _row(
         depth=len(workload.context),
         memory_pass=ran.weighed,
         sustained=ran.sustained,
+        reads=measuring.step_reads(subject.artifact, workload),
+        bandwidth=measuring.bandwidth_info(measurement.bandwidth),
     )
 
 

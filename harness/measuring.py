@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import random
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from device_agents.api import Vitals
+from kvengine.artifact import Artifact
+from kvengine.bandwidth import Bandwidth
 from kvengine.codec import decode, encode
-from kvengine.errors import InvalidRequest
+from kvengine.errors import ArtifactError, InvalidRequest
 from kvengine.program import Measurement, Sample, Workload
 from kvengine.spec import ModelSpec
-from reports.results import DuringInfo, SampleInfo, SustainedInfo, VitalsInfo
+from reports.results import BandwidthInfo, DuringInfo, SampleInfo, StepReads, SustainedInfo, VitalsInfo
 
 Validity = Literal["VALID", "NOISY", "INVALID"]
 
@@ -160,6 +164,31 @@ def relative_spread(values: Sequence[float]) -> float:
     if len(values) < 2:
         return 0.0
     return float((max(values) - min(values)) / np.median(values))
+
+
+def step_reads(artifact: Artifact, workload: Workload) -> StepReads | None:
+    """What a decode step of ``workload`` has to read, by the artifact's graph and cache plan; None where the
+    graph cannot be read here."""
+    spec, cache = artifact.manifest.spec, artifact.manifest.recipe.cache
+    before = len(workload.context) + len(workload.prompt)
+    # The first token comes from the prompt, so n tokens are n - 1 steps.
+    totals = range(before + 1, before + max(2, workload.new_tokens))
+    kv = sum(cache.step_bytes(spec, total) for total in totals) // len(totals)
+    try:
+        return StepReads(_weight_bytes(artifact.model_path), kv)
+    except ArtifactError:
+        return None
+
+
+@functools.cache
+def _weight_bytes(model: Path) -> int:
+    from kvengine.export.reads import weight_bytes  # onnx takes a moment, and not every command needs it
+
+    return weight_bytes(model)
+
+
+def bandwidth_info(found: Bandwidth | None) -> BandwidthInfo | None:
+    return None if found is None else BandwidthInfo(**dataclasses.asdict(found))
 
 
 def sample_info(sample: Sample) -> SampleInfo:

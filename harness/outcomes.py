@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import textwrap
 from collections.abc import Sequence
 from typing import cast
@@ -17,6 +16,7 @@ from harness.compare import CheckFailed
 from harness.handover import Kind, Plan, Planned
 from harness.marks import NoDevice
 from harness.run import DeviceRun
+from harness.suite import title_of
 from reports.results import CheckResult, Divergence, Outcome, TopLogits
 
 
@@ -52,12 +52,6 @@ def retries_of(item: pytest.Item) -> list[str]:
     return item.stash.setdefault(_RETRIES, [])
 
 
-def title_of(item: pytest.Function) -> str:
-    """The first line of the test's docstring: the property in words."""
-    text = inspect.getdoc(item.function) or item.originalname.removeprefix("test_").replace("_", " ")
-    return text.splitlines()[0]
-
-
 def check_result(
     item: pytest.Function, call: pytest.CallInfo[None], run: DeviceRun, waited_s: float = 0.0
 ) -> CheckResult | None:
@@ -71,12 +65,12 @@ def check_result(
     cell = item.funcargs.get("cell")
     tally = cell.take_tally() if isinstance(cell, Cell) else None
     error = call.excinfo.value if call.excinfo else None
-    program = error.program.to_json() if isinstance(error, CheckFailed) else ""
+    failure = error if isinstance(error, CheckFailed) else None
     return CheckResult(
         device=device,
         recipe=recipe,
         check=item.originalname,
-        title=title_of(item),
+        title=title_of(item.function),
         outcome=_outcome(error),
         seconds=max(0.0, call.duration - waited_s),
         programs=tally.programs if tally else 0,
@@ -85,9 +79,9 @@ def check_result(
         mean_kl=tally.kl / tally.rows if tally and tally.rows else None,
         kl_tolerance=cell.tolerance.mean_kl if isinstance(cell, Cell) and tally and tally.rows else None,
         message=str(error) if error else "",
-        program=program,
-        replay=run.replay_command(device, recipe, program) if program else "",
-        divergence=error.divergence if isinstance(error, CheckFailed) else None,
+        program=failure.program.to_json() if failure else "",
+        replay=run.replay_command(device, recipe, _case_of(failure)) if failure else "",
+        divergence=failure.divergence if failure else None,
         retries=tuple(retries_of(item)),
     )
 
@@ -98,7 +92,7 @@ def plan_of(items: Sequence[pytest.Item]) -> Plan:
     return Plan(
         tests=tuple(_planned(item) for item in items),
         not_run=tuple(
-            nobody.not_run(item.originalname, title_of(item), fixture)
+            nobody.not_run(item.originalname, title_of(item.function), fixture)
             for item in functions
             for fixture in ("cell", "leg")
             if (nobody := no_device(item, fixture)) is not None
@@ -119,7 +113,7 @@ def _planned(item: pytest.Item) -> Planned:
         device, anywhere = ("", place.devices) if isinstance(place, AnyOf) else (place, ())
     elif no_device(item, fixture) is None:
         kind = "other"
-    check, title = item.originalname, title_of(item)
+    check, title = item.originalname, title_of(item.function)
     return Planned(item.nodeid, check, title, label(item), kind, device, recipe, anywhere)
 
 
@@ -168,18 +162,22 @@ def describe_failure(item: pytest.Function, call: pytest.CallInfo[None], run: De
     error = call.excinfo.value
     if isinstance(error, InfrastructureError):
         tried = [f"tried again after {reason}" for reason in retries_of(item)]
-        said = f"{title_of(item)}: infrastructure error, not a test failure"
+        said = f"{title_of(item.function)}: infrastructure error, not a test failure"
         return printable("\n".join([said, *tried, f"{type(error).__name__}: {error}"]))
     if not isinstance(error, CheckFailed):
         return ""
     device, recipe = device_of(item), recipe_of(item)
-    lines = [f"{title_of(item)}: not so on {device} with {recipe}", str(error)]
+    lines = [f"{title_of(item.function)}: not so on {device} with {recipe}", str(error)]
     if error.divergence:
         lines += _top_logits(error.divergence)
-    program = error.program.to_json()
-    lines += ["minimal program:", textwrap.indent(program, "  ")]
-    lines += ["replay:", "  " + run.replay_command(device, recipe, program)]
+    lines += ["minimal program:", textwrap.indent(error.program.to_json(), "  ")]
+    lines += ["replay:", "  " + run.replay_command(device, recipe, _case_of(error))]
     return printable("\n".join(lines))
+
+
+def _case_of(failure: CheckFailed) -> str:
+    """What ``kvfarm replay`` takes; the program alone where a user's test compared by itself."""
+    return failure.case.to_json() if failure.case else failure.program.to_json()
 
 
 def recipe_of(item: pytest.Function) -> str:

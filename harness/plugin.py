@@ -41,7 +41,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=[],
         metavar="FILE",
         help="check and measure this ONNX export of the checkpoint, of whatever exporter (see kvfarm "
-        "inspect); may be repeated; short for the recipe onnx,model=FILE",
+        "inspect); may be repeated; short for the recipe onnx,model=FILE, with --recipes=onnx,threads=2 for "
+        "onnx,model=FILE,threads=2",
     )
     add("--report", type=Path, metavar="DIR", help="write index.html, results.json and junit.xml here")
     add("--store", metavar="URL", help="result store (default: sqlite in .kvfarm/results.db)")
@@ -246,12 +247,14 @@ def _options(config: pytest.Config) -> RunOptions:
 
 def _recipes(named: str | None, models: list[str]) -> str:
     """As one text; commas and semicolons part recipes, so a path must have none."""
+    from harness.recipes import with_models
+
     for path in models:
         if {",", ";"} & set(path):
             raise pytest.UsageError(f"--onnx {path}: sought a path without commas and semicolons; rename it")
     if named is None:
         named = "" if models else DEFAULT_RECIPES
-    return ";".join([named, *(f"onnx,model={path}" for path in models)])
+    return with_models(named, models)
 
 
 def _terms(config: pytest.Config) -> Terms:

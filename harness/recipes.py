@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,12 +106,7 @@ def parse_recipes(text: str) -> tuple[Recipe, ...]:
     Raises:
         RecipeError: none given, one given twice, or what parse_recipe refuses.
     """
-    groups: list[list[str]] = []
-    for part in filter(None, (p.strip() for p in text.replace(";", ",").split(","))):
-        if "=" not in part or not groups:
-            groups.append([])
-        groups[-1].append(part)
-    recipes = tuple(parse_recipe(",".join(group)) for group in groups)
+    recipes = tuple(parse_recipe(",".join(group)) for group in _grouped(text))
     if not recipes:
         raise RecipeError(f"sought at least one recipe, found {text!r}; presets are {_list(PRESETS)}")
     names = [r.name for r in recipes]
@@ -120,11 +115,38 @@ def parse_recipes(text: str) -> tuple[Recipe, ...]:
     return recipes
 
 
+def with_models(text: str, paths: Sequence[str]) -> str:
+    """``text`` with a recipe for each ONNX file of ``paths``.
+
+    A recipe ``onnx`` without a model in ``text`` stands for all of them, with its overrides.
+    """
+    groups = _grouped(text)
+    templates = [g for g in groups if g[0] == FOREIGN and not any(part.startswith("model=") for part in g)]
+    if not paths or not templates:
+        made = [[FOREIGN, f"model={path}"] for path in paths]
+        return ";".join(",".join(group) for group in [*groups, *made])
+    made = [[FOREIGN, f"model={path}", *overrides] for _, *overrides in templates for path in paths]
+    return ";".join(",".join(group) for group in [*(g for g in groups if g not in templates), *made])
+
+
+def _grouped(text: str) -> list[list[str]]:
+    """The parts of each recipe; see parse_recipes."""
+    groups: list[list[str]] = []
+    for part in filter(None, (p.strip() for p in text.replace(";", ",").split(","))):
+        if "=" not in part or not groups:
+            groups.append([])
+        groups[-1].append(part)
+    return groups
+
+
 def _foreign(name: str, overrides: list[str]) -> Recipe:
     pairs = [override.partition("=")[::2] for override in overrides]
     paths = [value for key, value in pairs if key == "model"]
     if len(paths) != 1 or not paths[0]:
-        raise RecipeError(f"recipe {name!r}: sought one model=PATH, found {len(paths)}")
+        raise RecipeError(
+            f"recipe {name!r}: sought one model=PATH, found {len(paths)}; say onnx,model=PATH, or give the "
+            "file to --onnx of pytest"
+        )
     answers = {key.removeprefix("set."): value for key, value in pairs if key.startswith("set.")}
     model = ForeignModel(Path(paths[0]), tuple(sorted(answers.items())))
     plain = recipe = Recipe(name, ExportRecipe(cache=CachePlan("growing")), SessionRecipe(), model)

@@ -10,6 +10,7 @@ import secrets
 import shlex
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,6 +94,7 @@ class DeviceRun(Opened):
         self.ablation: AblationInfo | None = None  # what the legs are for, where they are an ablation's
         self._identities: dict[str, DeviceIdentity] = {}
         self._stored: set[str] = set()  # devices
+        self._bandwidth_of: set[str] = set()  # devices whose was measured
         self._tell_retry = on_retry
         self._health = Health(self)
         self.recovery = Recovery(
@@ -235,9 +237,12 @@ class DeviceRun(Opened):
             spec=spec,
             reference=reference,
             open_plan=lambda plan: self.session(device, recipe, plan),
-            examples=share(self.options.examples, self.effort(device), 1),
+            examples=self.options.examples,
+            most=share(self.options.examples, self.effort(device), 1),
             seed=self.seed,
             database=str(self.options.cache / "examples"),
+            began=datetime.fromisoformat(self.started_at).timestamp(),
+            model=str(self.options.model),
             on_program=self._on_program,
             simulated=self.inventory.device(device).kind == inventory.SIMULATED,
         )
@@ -271,6 +276,7 @@ class DeviceRun(Opened):
             seed=self.seed,
             weigh=weigh,
             calibrations=options.cache / "calibrations" if energy else None,
+            bandwidth=device not in self._bandwidth_of,
             key=f"{self.run_id}/{device}/{key}",
         )
         retries: list[str] = []
@@ -285,6 +291,8 @@ class DeviceRun(Opened):
         leg = dataclasses.replace(leg, retries=tuple(retries), provenance=provenance, key=key)
         self.store.add_leg(self.run_id, leg)
         self.recorder.span(Span(device, "leg", what, began, time.time(), leg.validity, len(retries)))
+        if leg.bandwidth is not None:
+            self._bandwidth_of.add(device)
         self._to_acknowledge.append((device, plan.key))
         self._acknowledge()
         return leg
@@ -330,8 +338,8 @@ class DeviceRun(Opened):
         """Store what went wrong that belongs to no single check."""
         self.store.add_infrastructure(self.run_id, message)
 
-    def replay_command(self, device: str, recipe_name: str, program_json: str) -> str:
-        words = ["kvfarm", "replay", program_json, "--devices", device, "--model", str(self.options.model)]
+    def replay_command(self, device: str, recipe_name: str, case: str) -> str:
+        words = ["kvfarm", "replay", case, "--devices", device, "--model", str(self.options.model)]
         words += ["--recipe", recipe_name]
         for name, value in (("--farm", self.options.farm), ("--farm-address", self.options.farm_address)):
             words += [name, str(value)] if value else []

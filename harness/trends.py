@@ -6,11 +6,9 @@ measured the frozen canary on the device, times are divided by it.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable
 from functools import cache
 
-from harness.gate.canary import speed
 from harness.store.protocol import HistoryMetric, HistoryRow, Store
 from reports.results import RunResults
 from reports.trend import Night, Series
@@ -28,10 +26,11 @@ Key = tuple[str, str, str, str, HistoryMetric]
 
 
 def series_of_run(store: Store, run: RunResults) -> tuple[Series, ...]:
-    """The cells that ``run`` measured, up to it."""
-    cells = {(leg.device, leg.recipe, leg.model, leg.workload) for leg in run.legs}
+    """The cells that ``run`` measured, up to it; of a gate the candidate's."""
+    of = [leg for leg in run.legs if leg.place is None or leg.place.arm == "candidate"]
+    cells = {(leg.device, leg.recipe, leg.model, leg.workload) for leg in of}
     rows: list[HistoryRow] = []
-    for device in dict.fromkeys(leg.device for leg in run.legs):
+    for device in dict.fromkeys(leg.device for leg in of):
         rows += [row for row in store.history(device=device) if row.at <= run.started_at]
     return _series(store, [row for row in rows if _key(row)[:4] in cells])
 
@@ -48,20 +47,17 @@ def _series(store: Store, rows: Iterable[HistoryRow]) -> tuple[Series, ...]:
         if row.metric in TITLES and row.arm != "baseline" and len(cells.get(_key(row), ())) < NIGHTS:
             cells.setdefault(_key(row), []).append(row)
 
-    @cache
-    def results(run_id: str) -> RunResults:
-        return store.results(run_id)
+    canaries: dict[tuple[str, str], float] = {}
+    for device in dict.fromkeys(key[0] for key in cells):
+        canaries |= store.canaries(device)
+    devices = cache(store.devices)
 
-    @cache
-    def canaries(run_id: str) -> dict[str, float]:
-        return _canaries(results(run_id))
-
-    def simulated(device: str, run_id: str) -> str:
-        return next((info.simulated for info in results(run_id).devices if info.name == device), "")
+    def simulated(name: str, run_id: str) -> str:
+        return next((info.simulated for info in devices(run_id) if info.name == name), "")
 
     return tuple(
         Series(
-            device=device,
+            device=name,
             recipe=recipe,
             model=model,
             workload=workload,
@@ -73,27 +69,16 @@ def _series(store: Store, rows: Iterable[HistoryRow]) -> tuple[Series, ...]:
                     at=row.at,
                     value=row.value,
                     valid=row.validity == "VALID",
-                    canary=canaries(row.run_id).get(device) if row.arm and metric in TIMES else None,
+                    canary=canaries.get((row.run_id, name)) if row.arm and metric in TIMES else None,
                     tags=row.tags,
                 )
                 for row in reversed(found)
             ),
-            simulated=simulated(device, found[0].run_id),
+            simulated=simulated(name, found[0].run_id),
         )
-        for (device, recipe, model, workload, metric), found in cells.items()
+        for (name, recipe, model, workload, metric), found in cells.items()
     )
 
 
 def _key(row: HistoryRow) -> Key:
     return (row.device, row.recipe, row.model, row.workload, row.metric)
-
-
-def _canaries(run: RunResults) -> dict[str, float]:
-    """ms a token of each device's canary, median over its legs."""
-    found: dict[str, list[float]] = {}
-    for leg in run.legs:
-        if leg.place is not None and leg.place.arm == "canary":
-            gaps = [gap for sample in leg.samples for gap in sample.itl_ms]
-            if gaps:
-                found.setdefault(leg.device, []).append(speed(gaps))
-    return {device: statistics.median(values) for device, values in found.items()}

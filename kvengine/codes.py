@@ -59,10 +59,14 @@ def no_scales(layers: Sequence[LayerSpec]) -> list[Scales]:
     return [(one, one) for one in ones]
 
 
-def write_scales(folder: Path, scales: Sequence[tuple[Float32Array, Float32Array]]) -> Path:
+def packed_scales(scales: Sequence[tuple[Float32Array, Float32Array]]) -> bytes:
     """The blob: little-endian float32, K then V of each layer, each [kv_heads, head_dim]."""
+    return b"".join(part.astype("<f4").tobytes() for pair in scales for part in pair)
+
+
+def write_scales(folder: Path, scales: Sequence[tuple[Float32Array, Float32Array]]) -> Path:
     path = folder / SCALES
-    path.write_bytes(b"".join(part.astype("<f4").tobytes() for pair in scales for part in pair))
+    path.write_bytes(packed_scales(scales))
     return path
 
 

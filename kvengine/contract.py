@@ -6,6 +6,7 @@ Inferred on the build machine (``kvengine.export.foreign``), carried in artifact
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -13,13 +14,15 @@ from typing import Literal
 import onnxruntime as ort
 
 from kvengine.errors import ArtifactError
+from kvengine.plan import CacheDtype
+from kvengine.spec import ModelSpec
 
 _MOST = 1 << 24  # of any size
 
 # Axes of a cache tensor: b batch, n KV heads, s sequence, h head_dim.
 Layout = Literal["bnsh", "bsnh", "bnhs"]
 LayerKind = Literal["growing", "static", "windowed"]
-CacheElement = Literal["float32", "float16", "int8"]
+CacheElement = CacheDtype
 InputElement = Literal["int64", "int32", "bool", "float32", "float16"]
 
 Role = Literal[
@@ -96,8 +99,9 @@ class LayerContract:
         return (self.rows or 0) - (self.window or 0) + 1
 
     def shape(self, batch: int, rows: int) -> tuple[int, ...]:
-        """Of past and present with ``rows`` rows."""
-        sizes = {"b": batch, "n": self.kv_heads, "s": rows, "h": self.head_dim}
+        """Of past and present with ``rows`` rows, as stored: two int4 elements are one byte."""
+        width = self.head_dim // 2 if self.dtype == "int4" else self.head_dim
+        sizes = {"b": batch, "n": self.kv_heads, "s": rows, "h": width}
         return tuple(sizes[axis] for axis in self.layout)
 
     @property
@@ -134,6 +138,20 @@ class Contract:
         if "windowed" in kinds:
             return "hybrid"
         return "static" if "static" in kinds else "growing"
+
+    def laid_out(self, spec: ModelSpec) -> ModelSpec:
+        """``spec`` with the windows that the graph's cache really has, right or wrong.
+
+        Where the checkpoint's config.json says another window the answers are wrong, and the suite is to
+        find that; which rows hold which positions follows from the graph alone.
+        """
+        if self.kind != "hybrid":
+            return spec
+        windows = (layer.window if layer.kind == "windowed" else None for layer in self.layers)
+        pairs = zip(spec.layers, windows, strict=True)
+        return dataclasses.replace(
+            spec, layers=tuple(dataclasses.replace(layer, window=window) for layer, window in pairs)
+        )
 
 
 def wrong_in_contract(contract: Contract, layers: int) -> Iterator[str]:

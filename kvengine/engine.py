@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime as ort
 
 from kvengine.artifact import Artifact
+from kvengine.bandwidth import measure_bandwidth
 from kvengine.decoder import Decoder
 from kvengine.errors import InvalidRequest
 from kvengine.foreign import ForeignDecoder
@@ -93,7 +94,7 @@ class LocalEngine:
             if repeat >= workload.warmup:
                 samples.append(sample)
         del ballast
-        return Measurement(
+        measured = Measurement(
             samples=tuple(samples),
             load_ms=self.model.load_ms,
             peak_rss_bytes=peak_rss_bytes(),
@@ -103,6 +104,9 @@ class LocalEngine:
             began_s=began_s,
             ended_s=_since_boot(),
         )
+        if not workload.bandwidth:
+            return measured
+        return dataclasses.replace(measured, bandwidth=measure_bandwidth())  # not while anything is timed
 
     def close(self) -> None:
         """Free the session; further calls fail."""

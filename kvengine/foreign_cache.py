@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from kvengine.buffers import Buffer
+from kvengine.codes import STORAGE
 from kvengine.contract import Contract, LayerContract
 from kvengine.recipe import SessionRecipe
 
@@ -96,7 +97,7 @@ class _Growing:
     def __init__(self, layer: LayerContract, batch: int, device: Device) -> None:
         self._layer = layer
         self._device = device
-        self._values = [self._value(np.empty(layer.shape(batch, 0), layer.dtype)) for _ in "KV"]
+        self._values = [self._value(np.empty(layer.shape(batch, 0), STORAGE[layer.dtype])) for _ in "KV"]
 
     @property
     def nbytes(self) -> int:
@@ -142,9 +143,9 @@ class _Static:
         self._layer = layer
         self.rows = rows
         self.is_ring = layer.kind == "windowed" and layer.writer == "TensorScatter"
-        shape = layer.shape(batch, rows)
-        self._past = [Buffer(shape, layer.dtype, *device) for _ in "KV"]
-        self._present = self._past if layer.shared else [Buffer(shape, layer.dtype, *device) for _ in "KV"]
+        shape, dtype = layer.shape(batch, rows), STORAGE[layer.dtype]
+        self._past = [Buffer(shape, dtype, *device) for _ in "KV"]
+        self._present = self._past if layer.shared else [Buffer(shape, dtype, *device) for _ in "KV"]
 
     @property
     def nbytes(self) -> int:
@@ -209,5 +210,5 @@ def _own(layer: LayerContract, plain: Stored) -> Stored:
 
 def _poison(dtype: np.dtype[Any], skips_dead_rows: bool) -> float | int:
     if dtype.kind != "f":
-        return -128
+        return 255 if dtype.kind == "u" else -128
     return float("nan") if skips_dead_rows else _FINITE_POISON

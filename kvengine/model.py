@@ -69,9 +69,11 @@ class Model:
                 "memory.enable_memory_arena_shrinkage", f"{recipe.device_type}:{recipe.device_id}"
             )
 
-    @property
+    @cached_property
     def spec(self) -> ModelSpec:
-        return self.artifact.manifest.spec
+        """Of the manifest; a foreign graph's cache has windows of its own."""
+        manifest = self.artifact.manifest
+        return manifest.spec if manifest.contract is None else manifest.contract.laid_out(manifest.spec)
 
     @property
     def plan(self) -> CachePlan:

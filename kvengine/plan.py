@@ -114,6 +114,14 @@ class CachePlan:
         elements = batch * layer.kv_heads * self.rows(layer, capacity, batch) * layer.head_dim
         return 2 * (elements * BITS[self.dtype] // 8)
 
+    def step_bytes(self, spec: ModelSpec, total: int) -> int:
+        """Bytes of K plus V that one step has to read where ``total`` tokens are in the cache, its own among
+        them: a layer with a window looks back no further, whatever it holds."""
+        rows = sum(
+            layer.kv_heads * layer.head_dim * min(total, layer.window or total) for layer in spec.layers
+        )
+        return 2 * (rows * BITS[self.dtype] // 8)
+
     def total_bytes(self, spec: ModelSpec, capacity: int, batch: int = 1) -> int:
         """Exactly the bytes of KV cache that a Decoder with this plan allocates."""
         return sum(self.layer_bytes(layer, capacity, batch) for layer in spec.layers)

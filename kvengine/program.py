@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from kvengine.bandwidth import Bandwidth
 from kvengine.codec import decode, encode
 
 # Operations on one sequence take ``row``, the batch row they act on; the other rows stay as they are.
@@ -284,6 +285,7 @@ class Workload:
     context: tokens that are in the cache before the prompt comes; to put them there is not timed.
     slowdown, ballast_bytes: injected by a calibration, to see whether the gate finds them. After each
     step the engine spins for this share of the step's own time; so many bytes are held and touched.
+    bandwidth: measure afterwards how fast the device reads memory.
     """
 
     prompt: tuple[int, ...]
@@ -295,6 +297,7 @@ class Workload:
     context: tuple[int, ...] = ()
     slowdown: float = 0.0
     ballast_bytes: int = 0
+    bandwidth: bool = False
 
 
 @dataclass(frozen=True)
@@ -320,3 +323,4 @@ class Measurement:
     # asleep included; 0 where the system does not tell.
     began_s: float = 0.0
     ended_s: float = 0.0
+    bandwidth: Bandwidth | None = None  # where it was asked for and could be measured

@@ -88,7 +88,7 @@ def _waterfall(metric: Metric, index: int, device: DeviceAblation, key: str) -> 
         "change:N", scale=alt.Scale(domain=list(COLOURS), range=list(COLOURS.values())), legend=None
     )
     tip = [alt.Tooltip("step:N"), alt.Tooltip("label:N", title=metric.title), alt.Tooltip("spread:N")]
-    base = alt.Chart(alt.InlineData(values=bars)).encode(y, tooltip=tip)
+    base = alt.Chart(alt.InlineData(values=tuple(bars))).encode(y, tooltip=tip)
     x = alt.X("from:Q", title=metric.unit, scale=scale, axis=axis)
     spans = base.mark_bar(height={"band": 0.6}, cornerRadius=2).encode(x, alt.X2("to:Q"), colour)
     spread = base.mark_rule(color="var(--ink)", strokeWidth=1.5, opacity=0.75).encode(

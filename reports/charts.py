@@ -129,7 +129,8 @@ def _height(group: MeasureGroup) -> int:
 
 
 def _data(rows: list[dict[str, Any]]) -> Any:
-    return alt.InlineData(values=rows)
+    # A tuple: Altair copies lists, every point of them, whenever it copies a chart.
+    return alt.InlineData(values=tuple(rows))
 
 
 def _flat(rows: list[dict[str, Any]], *lists: str) -> Any:

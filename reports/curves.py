@@ -119,7 +119,7 @@ def _curve(
     x = alt.X("x:Q", title=axes[0], scale=alt.Scale(zero=False, padding=12), axis=alt.Axis(tickCount=6))
     y = alt.Y("y:Q", title=axes[1], scale=alt.Scale(zero=True), axis=alt.Axis(tickCount=5))
     tip = [alt.Tooltip("recipe:N"), alt.Tooltip("x:Q", title=axes[0]), alt.Tooltip("y:Q", title=axes[1])]
-    base = alt.Chart(alt.InlineData(values=points)).encode(x, y, *_series(order))
+    base = alt.Chart(alt.InlineData(values=tuple(points))).encode(x, y, *_series(order))
     lines = base.mark_line(strokeWidth=2)
     dots = base.mark_point(filled=True, size=50, opacity=1).encode(tooltip=[*tip, alt.Tooltip("legs:N")])
     told = [
@@ -186,7 +186,9 @@ def _over_time(
     unit, points = values
     x = alt.X("x:Q", title="s since the start", axis=alt.Axis(tickCount=6))
     y = alt.Y("y:Q", title=unit, scale=alt.Scale(zero=False, padding=8), axis=alt.Axis(tickCount=5))
-    lines = alt.Chart(alt.InlineData(values=points)).mark_line(strokeWidth=2).encode(x, y, *_series(order))
+    lines = (
+        alt.Chart(alt.InlineData(values=tuple(points))).mark_line(strokeWidth=2).encode(x, y, *_series(order))
+    )
     told = "; ".join(f"{leg.recipe}: {_settled(leg.sustained)}" for leg in legs if leg.sustained)
     return _chart(key, title, caption, lines, f"{title} ({unit}) on {device}. {told}")
 

@@ -9,11 +9,16 @@ from pathlib import Path
 from markupsafe import Markup
 
 from reports import gate_view, svg, text
-from reports.devices import device_view
+from reports.devices import DeviceView, device_view
+from reports.failures import retried
+from reports.gate_correctness import checked_rows
+from reports.gate_costs import cost_rows, speed_charts
 from reports.gate_results import Arm, BlockInfo, CalibratedCell, GateCell, GateInfo, Tail
 from reports.gate_view import GateRow, percent
+from reports.mutation import mutation_view
 from reports.page import asset, environment, policy, write_page
 from reports.results import LegResult, RunResults
+from reports.trend import Series, trend_view
 
 # The page of 20 devices with 40 cells each stays below 1.5 MB; the worst cells come first.
 MOST_DETAILED = 150  # cells with a place of their own below the table
@@ -77,22 +82,27 @@ class CalibrationRow:
 
 @dataclass(frozen=True)
 class Grid:
-    """Device by metric; cells are None where nothing was planned."""
+    """Device by metric; cells are None where nothing was planned.
+
+    rows: device, then comparison and workload where there are several, then a cell a column.
+    """
 
     columns: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[GateRow | None, ...]], ...]
+    rows: tuple[tuple[str, str, tuple[GateRow | None, ...]], ...]
 
 
-def render(results: RunResults, folder: Path) -> Path:
+def render(results: RunResults, folder: Path, trend: Sequence[Series] = ()) -> Path:
     """Writes ``folder``/index.html, replacing an older one, and returns its path.
+
+    trend: lines of the candidate's cells over stored runs; it informs and decides nothing.
 
     Raises:
         OSError: ``folder`` cannot be made or written. ValueError: ``results`` are of no gate.
     """
-    return write_page(html(results), folder)
+    return write_page(html(results, trend), folder)
 
 
-def html(results: RunResults) -> str:
+def html(results: RunResults, trend: Sequence[Series] = ()) -> str:
     """The page as text."""
     gate = results.gate
     if gate is None:
@@ -100,6 +110,9 @@ def html(results: RunResults) -> str:
     rows = gate_view.rows(gate)
     scripts = [asset("page.js")]
     forest = _forest(rows)
+    views = {info.name: device_view(info) for info in results.devices}
+    for leg in results.legs:
+        views.setdefault(leg.device, DeviceView(leg.device, "", "not described in these results", ()))
     return (
         environment()
         .get_template("gate.html.j2")
@@ -118,11 +131,20 @@ def html(results: RunResults) -> str:
             calibration=_calibration(gate),
             calibrated=gate_view.calibration_sentence(gate.calibration),
             injected=_injected(gate),
+            costs=cost_rows(results.legs),
+            speed=speed_charts(results.legs),
+            checked=checked_rows(gate.checked, results.provenance.get("commit", "")),
+            mutation=mutation_view(results),
+            retried=retried(results, views),
+            quarantined=[
+                (views[info.name], info.quarantined) for info in results.devices if info.quarantined
+            ],
             percent=percent,
-            devices=[device_view(info) for info in results.devices],
-            simulated=[view for view in map(device_view, results.devices) if view.simulated],
+            trend=trend_view(trend),
+            devices=list(views.values()),
+            simulated=[view for view in views.values() if view.simulated],
             policy=policy(scripts),
-            style=Markup(asset("style.css") + asset("gate.css")),
+            style=Markup(asset("style.css") + asset("gate.css") + asset("trend.css")),
             scripts=[Markup(script) for script in scripts],
         )
     )
@@ -148,17 +170,19 @@ def _strip(cell: GateCell, scale: svg.Scale) -> Markup:
 def _grid(gate: GateInfo, rows: Sequence[GateRow]) -> Grid:
     cells = gate.cells
     several = len({cell.comparison for cell in cells}) > 1, len({cell.workload for cell in cells}) > 1
-    keys = list(dict.fromkeys((c.comparison, c.workload, c.metric) for c in cells))
-    titles = {(c.comparison, c.workload, c.metric): c.title for c in cells}
-    names = tuple(
-        " · ".join([*([key[0]] if several[0] else []), *([key[1]] if several[1] else []), titles[key]])
-        for key in keys
-    )
-    by_key = {(r.cell.device, r.cell.comparison, r.cell.workload, r.cell.metric): r for r in rows}
-    devices = dict.fromkeys(cell.device for cell in cells)
+    columns = {cell.metric: cell.title for cell in cells}
+    lines = dict.fromkeys((cell.device, cell.comparison, cell.workload) for cell in cells)
+    found = {(r.cell.device, r.cell.comparison, r.cell.workload, r.cell.metric): r for r in rows}
     return Grid(
-        names,
-        tuple((device, tuple(by_key.get((device, *key)) for key in keys)) for device in devices),
+        tuple(columns.values()),
+        tuple(
+            (
+                line[0],
+                " · ".join(name for name, shown in zip(line[1:], several, strict=True) if shown),
+                tuple(found.get((*line, metric)) for metric in columns),
+            )
+            for line in lines
+        ),
     )
 
 

@@ -193,6 +193,25 @@ class CalibrationInfo:
 
 
 @dataclass(frozen=True)
+class CheckedInfo:
+    """What the newest run of the correctness suite said of the candidate's recipe on one device.
+
+    run_id: "" where it was never checked there. failed: titles of what did not pass. worst_share: the largest
+    error of all that passed, as a share of its tolerance.
+    """
+
+    device: str
+    recipe: str
+    run_id: str = ""
+    at: str = ""  # ISO 8601, UTC
+    commit: str = ""  # of kvfarm then
+    passed: int = 0
+    total: int = 0
+    failed: tuple[str, ...] = ()
+    worst_share: float | None = None
+
+
+@dataclass(frozen=True)
 class GateInfo:
     """All of a gate or a calibration. ``plan_key`` names what is compared: a killed run goes on under it."""
 
@@ -214,4 +233,5 @@ class GateInfo:
     calibration: CalibrationInfo | None = None
     notes: tuple[str, ...] = ()
     drill: str = ""  # what was made wrong on purpose
+    checked: tuple[CheckedInfo, ...] = ()  # one a device
     slots: int = 0  # of a night's A/A: so many blocks, over nights, are one verdict; 0: this is a whole run

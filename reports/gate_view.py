@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reports import text
+from reports import gate_correctness, text
 from reports.gate_results import CalibrationInfo, GateCell, GateInfo, GateVerdict
 
 SYMBOLS: dict[GateVerdict, str] = {"PASS": "✓", "REGRESSED": "✕", "INCONCLUSIVE": "?", "INVALID": "∅"}
@@ -237,4 +237,4 @@ def _remarks(gate: GateInfo, measured: int, expired: int) -> list[str]:
     void = sum(bool(block.reasons) for block in gate.blocks)
     if void:
         remarks.append(f"{void} of {text.plural(len(gate.blocks), 'block')} were void and decide nothing.")
-    return [*remarks, *gate.notes]
+    return [*remarks, *gate_correctness.remarks(gate.checked), *gate.notes]

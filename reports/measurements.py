@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from reports import stats, text
+from reports.ceiling import bandwidths
 from reports.conditions import during_line, energy_line
 from reports.devices import DEVICES_SHOWN_OPEN, DeviceView, unique
-from reports.results import EnergyInfo, LegResult, RunResults
+from reports.results import BandwidthInfo, EnergyInfo, LegResult, RunResults
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ METRICS = (
     MetricColumn(
         "Decode", lambda s: s.tokens_per_s, lambda s: Metric(_rate(s.tokens_per_s)), higher_is_better=True
     ),
+    # No best and worst: fewer bytes are the better half of a smaller share.
+    MetricColumn("Of bandwidth", lambda s: None, lambda s: Metric(s.ceiling.words, s.ceiling.detail)),
     MetricColumn("Peak RSS", lambda s: s.peak_rss_bytes, lambda s: Metric(text.byte_size(s.peak_rss_bytes))),
     MetricColumn("KV cache", lambda s: s.kv_bytes, lambda s: Metric(text.byte_size(s.kv_bytes))),
 )
@@ -117,6 +120,7 @@ def measure_groups(
     keys = dict.fromkeys((leg.device, leg.model, leg.workload) for leg in results.legs)
     ordered = sorted(keys, key=lambda key: list(devices).index(key[0]))
     columns = columns_of(results)
+    speeds = bandwidths(results.legs)
     anchors: set[str] = set()
     groups: list[MeasureGroup] = []
     for device, model, workload in ordered:
@@ -124,7 +128,7 @@ def measure_groups(
             leg for leg in results.legs if (leg.device, leg.model, leg.workload) == (device, model, workload)
         ]
         legs = [[leg for leg in here if leg.recipe == recipe] for recipe in recipes]
-        rows = _measure_rows([found for found in legs if found], columns, anchors)
+        rows = _measure_rows([found for found in legs if found], columns, anchors, speeds.get(device))
         groups.append(
             MeasureGroup(
                 key=f"m{len(groups)}",
@@ -139,9 +143,12 @@ def measure_groups(
 
 
 def _measure_rows(
-    cells: list[list[LegResult]], columns: tuple[MetricColumn, ...], anchors: set[str]
+    cells: list[list[LegResult]],
+    columns: tuple[MetricColumn, ...],
+    anchors: set[str],
+    bandwidth: BandwidthInfo | None,
 ) -> tuple[MeasureRow, ...]:
-    pooled = [stats.leg_stats(legs) for legs in cells]
+    pooled = [stats.leg_stats(legs, bandwidth) for legs in cells]
     validities = [_validity(legs) for legs in cells]
     values = []
     for column in columns:

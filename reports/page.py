@@ -54,6 +54,8 @@ def html(results: RunResults, trend: Sequence[Series] = ()) -> str:
         .get_template("page.html.j2")
         .render(
             view=view,
+            retried=view.retried,
+            quarantined=view.quarantined,
             trend=trend_view(trend),
             charts=charts,
             curves=view.curves,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from reports import text
+from reports.ceiling import bandwidth_line, reads_line
 from reports.conditions import during_line, energy_line
 from reports.devices import DeviceView
 from reports.results import LegResult, VitalsInfo
@@ -30,6 +31,8 @@ def leg_provenance(leg: LegResult, device: DeviceView) -> LegProvenance:
         ("During", during_line(leg.during)),
         ("Placement", _placement(leg)),
         ("Energy", energy_line(leg.energy)),
+        ("A step reads", reads_line(leg.reads) if leg.reads else ""),
+        ("Read bandwidth", bandwidth_line(leg.bandwidth)),
         *(("Energy note", note) for note in leg.energy.notes),
         *(("Reason", reason) for reason in leg.reasons),
         *(("Note", note) for note in leg.notes),

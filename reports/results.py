@@ -179,6 +179,27 @@ class SustainedInfo:
 
 
 @dataclass(frozen=True)
+class BandwidthInfo:
+    """How fast a device reads memory: ``bytes_per_s`` with ``threads`` threads, from ``buffer_bytes``.
+
+    cache_bytes: of its last-level cache, 0 where the system does not tell.
+    """
+
+    bytes_per_s: float
+    buffer_bytes: int
+    threads: int
+    cache_bytes: int
+
+
+@dataclass(frozen=True)
+class StepReads:
+    """Bytes that one decode step has to read. kv: of the cache, mean over the steps of a generation."""
+
+    weights: int
+    kv: int
+
+
+@dataclass(frozen=True)
 class LegResult:
     """One fresh-process measurement."""
 
@@ -207,6 +228,8 @@ class LegResult:
     depth: int = 0  # tokens in the cache before the prompt
     memory_pass: bool = False  # peak_rss_bytes is of a process of its own, which did one generation
     sustained: SustainedInfo | None = None
+    reads: StepReads | None = None
+    bandwidth: BandwidthInfo | None = None  # measured beside one leg of each device and run
     key: str = ""  # which leg of its run it is: one row, however often it is delivered
 
 

@@ -16,7 +16,8 @@ from functools import cache
 
 import numpy as np
 
-from reports.results import LegResult, SampleInfo
+from reports.ceiling import NOT_MEASURED, Share, share
+from reports.results import BandwidthInfo, LegResult, SampleInfo
 
 SMALLEST_CUE = 0.05  # best and worst closer than this are not told apart: repeat runs differ by as much
 
@@ -96,23 +97,26 @@ class LegStats:
     peak_rss_bytes: int
     kv_bytes: int
     energy_j: float | None = None  # net of idle, for each token; median over legs that have it
+    ceiling: Share = NOT_MEASURED
 
 
-def leg_stats(legs: Sequence[LegResult]) -> LegStats:
-    """Pools ``legs`` (at least one)."""
+def leg_stats(legs: Sequence[LegResult], bandwidth: BandwidthInfo | None = None) -> LegStats:
+    """Pools ``legs`` (at least one). bandwidth: of their device."""
     repeats = [sample for leg in legs for sample in leg.samples]
+    rate = decode_rate(repeats)
     return LegStats(
         legs=len(legs),
         repeats=len(repeats),
         load_ms=latency(leg.load_ms for leg in legs).median,
         ttft=latency(sample.ttft_ms for sample in repeats),
         itl=latency(gap for sample in repeats for gap in sample.itl_ms),
-        tokens_per_s=decode_rate(repeats),
+        tokens_per_s=rate,
         peak_rss_bytes=max(leg.peak_rss_bytes for leg in legs),
         kv_bytes=max(leg.kv_bytes for leg in legs),
         energy_j=latency(
             leg.energy.net_j_per_token for leg in legs if leg.energy.net_j_per_token is not None
         ).median,
+        ceiling=share(legs[0].reads, rate, bandwidth),
     )
 
 

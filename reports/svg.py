@@ -99,11 +99,7 @@ def dots(points: Sequence[tuple[int, str, float, bool]], unit: str, label: str) 
     offset = {"baseline": -0.16, "candidate": 0.16}
     for block, arm, value, counts in points:
         css = f"{arm}{'' if counts else ' void'}"
-        at_x, at_y = x(place[block] + offset[arm]), y(value)
-        if arm == "baseline":
-            parts.append(f'<circle class="{css}" cx="{at_x}" cy="{at_y}" r="3.6"/>')
-        else:  # another shape: colour alone tells nothing to one reader in twelve
-            parts.append(f'<path class="{css}" d="M{at_x} {round(at_y - 4.6, 1)}l4.4 7.8h-8.8z"/>')
+        parts.append(_mark(arm, css, x(place[block] + offset[arm]), y(value)))
     return picture(width, height, label, parts, "plotted")
 
 
@@ -132,6 +128,36 @@ def ecdf(arms: Sequence[tuple[str, Sequence[float]]], unit: str, label: str) -> 
             path += f"H{x(ordered[rank])}V{y((rank + 1) / len(ordered))}"
         parts.append(f'<path class="line {arm}" d="{path}"/>')
     return picture(width, height, label, parts, "plotted")
+
+
+def curves(
+    arms: Sequence[tuple[str, Sequence[tuple[float, float]]]], axes: tuple[str, str], label: str
+) -> Markup:
+    """One line an arm, with a mark at each point (x, y). axes: their titles. y begins at 0."""
+    width, height, left, bottom = 460, 210, 56, 36
+    points = [point for _, line in arms for point in line]
+    low, high = min(x for x, _ in points), max(x for x, _ in points)
+    x = Scale(low, high, left + 8, width - 14)
+    y = Scale(0, 1.08 * max(value for _, value in points), height - bottom, 18)
+    parts = _y_axis(y, left, width, axes[1])
+    parts += [
+        f'<text x="{x(tick)}" y="{height - bottom + 14}" text-anchor="middle">{tick:,g}</text>'
+        for tick in ticks(low, high, 6)
+    ]
+    parts.append(f'<text x="{width - 14}" y="{height - 4}" text-anchor="end">{escape(axes[0])}</text>')
+    for arm, line in arms:
+        if line:
+            route = "L".join(f"{x(at)} {y(value)}" for at, value in line)
+            parts.append(f'<path class="line {arm}" d="M{route}"/>')
+            parts += [_mark(arm, arm, x(at), y(value)) for at, value in line]
+    return picture(width, height, label, parts, "plotted")
+
+
+def _mark(arm: str, css: str, x: float, y: float) -> str:
+    """A circle, for the candidate a triangle: colour alone tells nothing to one reader in twelve."""
+    if arm == "baseline":
+        return f'<circle class="{css}" cx="{x}" cy="{y}" r="3.6"/>'
+    return f'<path class="{css}" d="M{x} {round(y - 4.6, 1)}l4.4 7.8h-8.8z"/>'
 
 
 def spark(values: Sequence[float], marks: Sequence[int]) -> Markup:

@@ -19,6 +19,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file, save_file
 
+from kvengine.plan import BITS, CacheDtype
+
 Twist = Literal["", "window", "positions", "heads", "theta"]
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, HIDDEN, VOCABULARY, THETA = 2, 4, 2, 16, 48, 67, 100.0
 WINDOW = 5
@@ -122,6 +124,53 @@ class Graph:
 
 # (graph, layer, q [b, heads, s, d], k, v [b, kv, s, d]) -> attended [b, heads, s, d]
 _Attend = Callable[[Graph, int, str, str, str], str]
+
+
+def by_operator(path: Path, cache: CacheDtype = "float32") -> Path:
+    """The interface of a decoder of onnxruntime-genai's builder: GroupQueryAttention, head_dim not said.
+
+    Where ``cache`` is quantized K has a scale for each channel (1, 2, ...) and V one for all (0.5).
+    """
+    graph = Graph()
+    graph.input("input_ids", ["batch", "sequence"])
+    x = graph.const([[[0.0] * HEAD_DIM]], "float32")
+    graph.input("lengths", ["batch"], TensorProto.INT32)
+    graph.input("total", [], TensorProto.INT32)
+    quantized = cache in ("int8", "int4")
+    width: int | str = (HEAD_DIM // 2 if cache == "int4" else HEAD_DIM) if quantized else "kv_cache_dim"
+    element = {"int8": TensorProto.INT8, "int4": TensorProto.UINT8}.get(cache, TensorProto.FLOAT)
+    shape: list[int | str] = ["batch", KV_HEADS, "past_sequence_length", width]
+    pasts = [graph.input(f"past_key_values.0.{half}", shape, element) for half in ("key", "value")]
+    inputs, more = [x, x, x, *pasts, "lengths", "total"], {}
+    if quantized:
+        channels = np.arange(1, 1 + KV_HEADS * HEAD_DIM).reshape(1, KV_HEADS, 1, HEAD_DIM)
+        inputs += [""] * 5
+        inputs += [
+            graph.const(channels, np.float32, "key_scale"),
+            graph.const([0.5], np.float32, "value_scale"),
+        ]
+        more = {
+            "k_quant_type": "PER_CHANNEL",
+            "v_quant_type": "PER_TENSOR",
+            "kv_cache_bit_width": BITS[cache],
+        }
+    outputs = ["attended", "present.0.key", "present.0.value"]
+    node = helper.make_node(
+        "GroupQueryAttention",
+        inputs,
+        outputs,
+        domain="com.microsoft",
+        num_heads=4,
+        kv_num_heads=KV_HEADS,
+        local_window_size=WINDOW,
+        **more,
+    )
+    graph.nodes.append(node)
+    graph.op("Identity", "attended", name="logits")
+    for name in outputs[1:]:
+        graph.output(name, shape, element)
+    graph.output("logits", ["batch", "sequence", VOCABULARY])
+    return graph.save(path, "onnxruntime-genai", 21)
 
 
 def decomposed(

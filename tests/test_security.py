@@ -74,7 +74,7 @@ def unquoted(source: str) -> list[str]:
             if called in ("os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"):
                 found.append(called)
             found += [f"{called}(shell=...)" for keyword in node.keywords if keyword.arg == "shell"]
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    functions: list[ast.AST] = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     for within in functions or [tree]:
         made: dict[str, list[ast.expr]] = {}  # scripts by the name they have before they are run
         for node in ast.walk(within):

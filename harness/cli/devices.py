@@ -1,4 +1,4 @@
-"""``kvfarm devices`` and ``replay``: who is in the farm, and one program on one device."""
+"""``kvfarm devices``: who is in the farm."""
 
 from __future__ import annotations
 
@@ -16,9 +16,6 @@ from harness.cli import leases
 from harness.cli.options import AddressOption, FarmOption, StoreOption
 from harness.cli.output import JsonOption, note, progress, show
 from harness.cli.runs import stored
-from harness.errors import HarnessError, InventoryError
-from harness.recipes import parse_recipe
-from kvengine.program import Observation, Program
 
 if TYPE_CHECKING:
     from harness.store.protocol import Flakes
@@ -28,7 +25,6 @@ CACHE = Path(".kvfarm")
 
 def register(app: typer.Typer) -> None:
     app.command()(devices)
-    app.command()(replay)
 
 
 def devices(
@@ -87,56 +83,6 @@ def devices(
         raise typer.Exit(1)
 
 
-def replay(
-    program: Annotated[str, typer.Argument(help="A program's JSON, or the file that holds it.")],
-    model: Annotated[Path, typer.Option(help="Hugging Face checkpoint folder.")],
-    device: Annotated[str, typer.Option("--devices", help="The device to run it on.")] = "host",
-    recipe: Annotated[str, typer.Option(help="Recipe: a preset, maybe with overrides.")] = "hybrid",
-    farm_file: FarmOption = None,
-    farm_address: AddressOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Run one program on one device and compare with the reference.
-
-    Exit code 1 when they differ."""
-    from harness import choosing
-    from harness.artifacts import artifact_of, resolved
-    from harness.compare import CheckFailed, agree_with_reference
-    from harness.farm import Farm
-    from harness.reference import start_reference
-    from harness.reference.rounded import is_exact, rounded_checkpoint
-    from harness.tolerances import tolerance_for
-
-    meant = choosing.read(device, inventory.load(farm_file))
-    known, names = meant.inventory, meant.names
-    if meant.condition is not None:
-        raise InventoryError(f"a program is replayed on one device; name it instead of {device!r}")
-    if len(names) != 1:
-        raise InventoryError(f"a program is replayed on one device; {device!r} is {', '.join(names)}")
-    parsed, chosen = _program(program), resolved(parse_recipe(recipe), model)
-    tolerance = tolerance_for(chosen.export, rounded_reference=chosen.foreign is None)
-    with progress() as report, Farm(known, names, farm_address) as farm:
-        artifact = artifact_of(model, chosen, CACHE / "artifacts", report)
-        with farm.open(names[0], artifact, chosen.session, report) as session:
-            observations = session.run_program(parsed)
-        # Against the weights that the recipe keeps, as the suite does.
-        exact = chosen.foreign is not None or is_exact(chosen.export)
-        weights = model if exact else rounded_checkpoint(model, chosen.export, CACHE / "rounded")
-        with start_reference(weights) as reference:
-            data: dict[str, Any] = {"device": names[0], "recipe": chosen.name, "agrees": True}
-            try:
-                spec = artifact.manifest.spec
-                plan = chosen.export.cache
-                agreement = agree_with_reference(parsed, observations, reference, spec, plan, tolerance)
-                data |= {"error": agreement.error, "message": f"agrees; largest error {agreement.error:.3g}"}
-            except CheckFailed as failure:
-                data |= {"agrees": False, "message": str(failure), "divergence": failure.divergence}
-    data["operations"] = [_operation(observation) for observation in observations]
-    show(as_json, data, f"{names[0]} with {chosen.name}: {data['message']}")
-    if not data["agrees"]:
-        raise typer.Exit(1)
-
-
 def _flakes(store: str | None) -> dict[str, Flakes]:
     """None where there is no store yet."""
     if not stored(store):
@@ -145,25 +91,6 @@ def _flakes(store: str | None) -> dict[str, Flakes]:
 
     with open_store(store) as results:
         return results.flakes()
-
-
-def _program(text: str) -> Program:
-    """From JSON, or from a file of it. Raises HarnessError for anything else."""
-    is_json = text.lstrip().startswith("{")
-    try:
-        return Program.from_json(text if is_json else Path(text).read_text())
-    except ValueError as error:
-        raise HarnessError(f"this is no program: {error}") from error
-
-
-def _operation(observation: Observation) -> dict[str, Any]:
-    return {
-        "position": observation.position,
-        "positions": observation.positions,
-        "rows": len(observation.logits),
-        "tokens": observation.tokens,
-        "refusal": observation.error,
-    }
 
 
 def _row(status: DeviceStatus, known: inventory.Inventory) -> dict[str, Any]:

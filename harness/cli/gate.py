@@ -190,6 +190,7 @@ def _run(
     from harness.gate.plan import must_fit
     from harness.gate.session import GateSession
     from harness.store import open_store
+    from harness.trends import series_of_run
 
     meant = choosing.read(devices, inventory.load(farm_file))
     with open_store(store) as results, progress() as report:
@@ -198,7 +199,7 @@ def _run(
         with Farm(meant.inventory, meant.names, farm_address) as farm:
             names = meant.choose(farm.status()).names if meant.condition is not None else meant.names
             found = GateSession(replace(ready, devices=names), farm, results, watcher(report)).run()
-    page = write_gate_report(found, output)
+        page = write_gate_report(found, output, series_of_run(results, found))
     append_step_summary(found)
     assert found.gate is not None
     told = gate_view.summary(found.gate)

@@ -35,13 +35,14 @@ def inspect(
 ) -> None:
     """Infer how an ONNX decoder wants its KV cache.
 
-    What the graph does not say is asked for by name, never guessed; exit code 1 while anything is.
-    The model is read, not run."""
-    from kvengine.export.foreign import inspect_model, stated_by
+    What the graph does not say is asked for by name, never guessed; exit code 1 while anything is, and
+    where graph and checkpoint contradict each other. The model is read, not run."""
+    from kvengine.export.foreign import contradictions, inspect_model, stated_by
 
     told = {**(stated_by(checkpoint) if checkpoint else {}), **_pairs(answers or [])}
     found = inspect_model(model, told)
     contract = found.contract
+    against = contradictions(checkpoint, contract) if checkpoint and contract else []
     data: dict[str, Any] = {
         "model": str(model),
         "complete": contract is not None,
@@ -50,9 +51,12 @@ def inspect(
         "weights": found.weights,
         "data_files": found.file.data,
         "questions": found.questions,
+        "contradictions": against,
     }
-    show(as_json, data, Group(*_text(model, found)))
-    if contract is None:
+    show(
+        as_json, data, Group(*_text(model, found), *(f"contradicts {checkpoint}: {each}" for each in against))
+    )
+    if contract is None or against:
         raise typer.Exit(1)
 
 

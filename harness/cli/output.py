@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from device_agents.errors import InfrastructureError
 from device_agents.printable import printable
+from harness.bars import Report as Report
+from harness.bars import progress as progress
 from harness.errors import HarnessError
 from kvengine.codec import DecodeError, encode
 from kvengine.errors import KvEngineError
@@ -26,9 +25,6 @@ JsonOption = Annotated[
 # Refusals: their message is for the user. Anything else is a bug and keeps its traceback.
 EXPECTED = (KvEngineError, InfrastructureError, HarnessError, DecodeError)
 REFUSED = 2
-
-Report = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
 
 
 class Console(RichConsole):
@@ -72,27 +68,3 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, str | int | float | bool):
         return value
     return plain(encode(value))
-
-
-@contextmanager
-def progress() -> Iterator[Report]:
-    """A progress bar with time left on stderr, one line for each stage it is told of."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    # Without a terminal there is nobody to watch, and rich would still end its empty bar with a newline.
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        tasks: dict[str, Any] = {}
-
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done, total=total)
-
-        yield report

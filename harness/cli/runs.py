@@ -142,9 +142,9 @@ def report(
             return
         wanted = (find_run(run_id, results_store) or run_id) if run_id else results_store.latest()
         results = results_store.results(wanted)
-        trend = () if results.gate is not None else series_of_run(results_store, results)
+        trend = series_of_run(results_store, results)
     if results.gate is not None:
-        page = write_gate_report(results, output)
+        page = write_gate_report(results, output, trend)
         data = {"verdict": results.gate.verdict, "exit_code": results.gate.exit_code, "report": str(page)}
         show(as_json, data, f"{results.gate.verdict}\n{page}")
         return

@@ -140,7 +140,7 @@ class Gatherer:
             return _Stored(), ()
         if self._stored is None or now - self._stored[0] >= self._store_s:
             try:
-                found = _Stored(_runs(store), store.devices(), store.vitals(), store.flakes())
+                found = _Stored(_runs(store), store.newest_devices(), store.vitals(), store.flakes())
                 self._stored = now, found, ()
             except StoreError as error:
                 before = self._stored[1] if self._stored else _Stored()

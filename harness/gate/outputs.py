@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness.reporting import clean, finite, replace_file, say
@@ -13,12 +14,15 @@ from reports import gate_view
 from reports.gate_page import render
 from reports.gate_results import GateInfo
 from reports.results import RunResults
+from reports.trend import Series
 
 STEP_SUMMARY = "GITHUB_STEP_SUMMARY"  # set by GitHub Actions: a file to append Markdown to
 
 
-def write_gate_report(results: RunResults, folder: Path) -> Path:
+def write_gate_report(results: RunResults, folder: Path, trend: Sequence[Series] = ()) -> Path:
     """Write all four files into ``folder``, replacing older ones; returns the page's path.
+
+    trend: see harness.trends.
 
     Raises:
         OSError: ``folder`` cannot be made or written. ValueError: ``results`` are of no gate.
@@ -32,7 +36,7 @@ def write_gate_report(results: RunResults, folder: Path) -> Path:
     )
     replace_file(folder / "junit.xml", junit(results, gate))
     replace_file(folder / "summary.md", markdown(results, gate))
-    return render(results, folder)
+    return render(results, folder, trend)
 
 
 def append_step_summary(results: RunResults) -> None:

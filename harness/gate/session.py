@@ -23,6 +23,7 @@ from harness.gate import blocks, weighing
 from harness.gate.blocks import CANARY_AFTER, CANARY_BEFORE, POSITIONS, Track
 from harness.gate.calibration import known_calibration
 from harness.gate.canary import Canary, canary_artifact
+from harness.gate.correctness import known_checks
 from harness.gate.entry import Entry
 from harness.gate.legs import Legs
 from harness.gate.outcome import Measured, gate_info
@@ -30,6 +31,7 @@ from harness.gate.plan import Plan
 from harness.gate.references import Resolved
 from harness.legs import LegPlan
 from harness.measuring import Shape
+from harness.mutants import score
 from harness.provenance import now, provenance
 from harness.recovery import Recovery, RecoveryPolicy
 from harness.store.protocol import Store
@@ -110,6 +112,8 @@ class GateSession:
             info = self._judge(needed, number)
             self._settle(info, tracks)
             self._watcher.on_look(info, number)
+        if plan.kind == "gate":
+            info = replace(info, checked=known_checks(self._store, plan))
         finished = now()
         self._store.begin_run(replace(self._header(), gate=info, finished_at=finished))
         if same(info):  # A/A, or a loss found or missed: the calibration has this run from now on
@@ -150,6 +154,7 @@ class GateSession:
             planned_checks=0,
             planned_legs=len(plan.tracks) * plan.looks[0] * 4,
             tags=plan.tags,
+            mutation=score.load(plan.cache),
         )
 
     def _judge(self, needed: int, looks: int) -> GateInfo:
@@ -279,8 +284,14 @@ class GateSession:
             # What cannot save the block any more is not waited for.
             spoiled = any(leg.place and leg.place.given_up for leg in there.values())
             take = partial(self._take, bench, place, not spoiled)
-            there[position] = self._recovery.attempt(track.device, take, [])
+            there[position] = self._attempt(track.device, take)
             self._keep(there[position])
+
+    def _attempt(self, device: str, take: Callable[[], LegResult]) -> LegResult:
+        """The leg, which says what it took to get it."""
+        retries: list[str] = []
+        leg = self._recovery.attempt(device, take, retries)
+        return replace(leg, retries=tuple(retries))
 
     def _take(self, bench: _Bench, place: Place, patient: bool) -> LegResult:
         if place.position in (CANARY_BEFORE, CANARY_AFTER):
@@ -299,6 +310,7 @@ class GateSession:
             weigh=False,  # memory has a pass of its own
             calibrations=plan.cache / "calibrations" if plan.energy else None,
             looked=True,  # by the entry condition
+            bandwidth=self._tells_bandwidth(track, place),
             key=self._leg_key(track.device, place),
         )
         if place.arm != "candidate":
@@ -308,6 +320,11 @@ class GateSession:
             ballast = round(injection.memory * self._baseline_rss(track))
             how = replace(how, slowdown=injection.slowdown, ballast_bytes=ballast)
         return plan.candidate, how
+
+    def _tells_bandwidth(self, track: Track, place: Place) -> bool:
+        """Once a device: after the last leg of its first block, where it disturbs least."""
+        first = next(each for each in self._plan.tracks if each.device == track.device)
+        return (track, place.block, place.position) == (first, 0, 3)
 
     def _weigh(self, track: Track, bench: _Bench, pairs: int) -> None:
         """Bring the track to ``pairs`` of weighings; none more where its memory is decided."""
@@ -342,7 +359,7 @@ class GateSession:
             raise _Stopped
         side, how = self._how(track, place)
         self._watcher.on_step(f"weighing {track.device}", place.block, pairs)
-        self._keep(self._recovery.attempt(track.device, partial(bench.legs.weigh, side, how, place), []))
+        self._keep(self._attempt(track.device, partial(bench.legs.weigh, side, how, place)))
 
     def _baseline_rss(self, track: Track) -> int:
         """What the baseline weighs on this device, by its first weighing; 0 where there is none."""
@@ -381,6 +398,9 @@ class GateSession:
 
     def _set_aside(self, device: str, evidence: str) -> None:
         self._store.add_infrastructure(self._run_id, f"{device} was quarantined: {evidence}")
+        if device in self._devices:
+            self._devices[device] = replace(self._devices[device], quarantined=evidence)
+            self._store.add_device(self._run_id, self._devices[device])
         self._give_up([t for t in self._plan.tracks if t.device == device], f"quarantined: {evidence}")
 
     def _retried(self, device: str, reason: str) -> None:

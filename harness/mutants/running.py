@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import inspect
-import pkgutil
 import re
 import tempfile
 import time
@@ -13,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import harness.suite
+from harness import suite
 from harness.checking import Cell, applies
 from harness.mutants.models import checkpoint
 from harness.mutants.mutant import Mutant
@@ -40,13 +37,8 @@ def properties() -> dict[str, Property]:
 
     One without a number goes by its full name.
     """
-    functions = []
-    for module in pkgutil.iter_modules(harness.suite.__path__):
-        if module.name.startswith("test_"):
-            members = vars(importlib.import_module(f"{harness.suite.__name__}.{module.name}"))
-            functions += [f for name, f in members.items() if name.startswith("test_") and _is_check(f)]
     found: dict[str, Property] = {}
-    for function in sorted(functions, key=lambda f: _number(f.__name__)):  # stable: as they stand in the file
+    for function in sorted(suite.checks(), key=lambda f: _number(f.__name__)):  # stable
         number, name = _number(function.__name__), function.__name__.removeprefix("test_").replace("_", " ")
         short = f"P{number}" if number < _UNNUMBERED else name
         found[short if short not in found else f"{short}b"] = function
@@ -54,10 +46,6 @@ def properties() -> dict[str, Property]:
 
 
 _UNNUMBERED = 1000
-
-
-def _is_check(member: object) -> bool:
-    return inspect.isfunction(member) and "cell" in inspect.signature(member).parameters
 
 
 def _number(name: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness.gate.outputs import write_gate_report
@@ -11,9 +12,11 @@ from harness.gate.running import run_plan
 from harness.nightly import drill
 from harness.nightly.parts import Found, Night
 from harness.tags import tags_of
+from harness.trends import series_of_run
 from reports import gate_view
 from reports.gate_night import EXIT_CODES, NightWord
 from reports.gate_results import GATE, Comparison, GateInfo
+from reports.trend import Series, trend_view
 
 _WORDS: dict[int, NightWord] = {code: word for word, code in EXIT_CODES.items()}
 
@@ -43,11 +46,26 @@ class Gate:
             drill=night.drill,
         )
         results = run_plan(plan, night.inventory, settings.farm_address, night.store, night.watcher)
-        write_gate_report(results, folder)
+        trend = series_of_run(night.store, results)
+        write_gate_report(results, folder, trend)
         assert results.gate is not None
         word, told = word_of(results.gate), gate_view.summary(results.gate)
-        headline = "The candidate answers otherwise than the baseline" if word == "WRONG" else told.headline
-        return Found(word, headline, told.sentence, told.remarks, results.run_id)
+        headline = headline_of(results.gate, word)
+        return Found(word, headline, told.sentence, (*told.remarks, *_news(trend)), results.run_id)
+
+
+def headline_of(gate: GateInfo, word: NightWord) -> str:
+    if word == "WRONG":
+        return "The candidate answers otherwise than the baseline"
+    if word == "REGRESSED" and gate.verdict != "REGRESSED":
+        return "A waiver has expired"  # which fails a gate whatever else it found
+    return gate_view.summary(gate).headline
+
+
+def _news(trend: Sequence[Series]) -> tuple[str, ...]:
+    """What changed its level in the last nights; it informs and never blocks."""
+    view = trend_view(trend)
+    return (f"Trend: {view.sentence}",) if view and any(cell.news for cell in view.cells) else ()
 
 
 def word_of(gate: GateInfo) -> NightWord:

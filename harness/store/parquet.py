@@ -47,6 +47,8 @@ TABLES: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("artifact", "commit", "comparison", "arm"), _TEXT),
         **dict.fromkeys(("prompt_tokens", "new_tokens", "depth", "threads", "block", "position"), _INT),
         **dict.fromkeys(("peak_rss_bytes", "kv_bytes"), _INT),
+        **dict.fromkeys(("step_weight_bytes", "step_kv_bytes"), _INT),
+        "bandwidth_bytes_per_s": _REAL,  # where it was measured beside this leg
         **dict.fromkeys(("load_ms", "energy_gross_j_per_token", "energy_net_j_per_token"), _REAL),
         "ttft_ms": _REALS,  # one a repeat
         "itl_ms": pa.list_(_REALS),  # of each repeat, one a further token
@@ -175,6 +177,9 @@ def _leg(run_id: str, leg: LegResult) -> dict[str, Any]:
         position=place.position if place else None,
         energy_gross_j_per_token=leg.energy.gross_j_per_token,
         energy_net_j_per_token=leg.energy.net_j_per_token,
+        step_weight_bytes=leg.reads.weights if leg.reads else None,
+        step_kv_bytes=leg.reads.kv if leg.reads else None,
+        bandwidth_bytes_per_s=leg.bandwidth.bytes_per_s if leg.bandwidth else None,
         ttft_ms=[sample.ttft_ms for sample in leg.samples],
         itl_ms=[list(sample.itl_ms) for sample in leg.samples],
         payload=dump(leg),

@@ -41,6 +41,16 @@ class RunSummary:
 
 
 @dataclass(frozen=True)
+class Checked:
+    """What one run of the correctness suite said of one recipe on one device. commit: of the harness."""
+
+    run_id: str
+    at: str  # when the run started, ISO 8601, UTC
+    commit: str
+    checks: tuple[CheckResult, ...]
+
+
+@dataclass(frozen=True)
 class HistoryRow:
     """What one run measured of one device, recipe, model, workload and metric: one point of a trend.
 
@@ -261,6 +271,18 @@ class Store(Protocol):
         """What all runs measured, newest first; within a run in the order in which it came."""
         ...
 
+    def checks(self, *, device: str, recipe: str, model: str) -> Checked | None:
+        """Those of the newest run that checked the recipe there; a drill is no such run. None: never."""
+        ...
+
+    def canaries(self, device: str | None = None) -> dict[tuple[str, str], float]:
+        """By (run_id, device): ms a token of the frozen canary, median over its legs; where there was one."""
+        ...
+
+    def devices(self, run_id: str) -> tuple[DeviceInfo, ...]:
+        """The run's devices alone; none for a run that is not there."""
+        ...
+
     def gates(
         self, *, kind: GateKind | None = None, since: str | None = None, limit: int | None = None
     ) -> tuple[GateSummary, ...]:
@@ -291,7 +313,7 @@ class Store(Protocol):
         """Of each device's ``last`` checks and legs, over all runs but drills (Flutter looks at 100 too)."""
         ...
 
-    def devices(self) -> dict[str, DeviceInfo]:
+    def newest_devices(self) -> dict[str, DeviceInfo]:
         """Every device that any run used, by name, as the newest of them found it."""
         ...
 

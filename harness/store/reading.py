@@ -14,6 +14,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 from harness.errors import StoreError
 from harness.store.protocol import (
     UNITS,
+    Checked,
     Flakes,
     GateCellRow,
     GateSummary,
@@ -22,9 +23,9 @@ from harness.store.protocol import (
     RunSummary,
     Span,
 )
-from harness.store.rows import load
+from harness.store.rows import CANARY, load
 from harness.store.tables import Check, Device, Gate, GateCell, Leg, Measured, Run, SpanRow, Tag
-from reports.results import DeviceInfo, LegResult, VitalsInfo
+from reports.results import CheckResult, DeviceInfo, LegResult, VitalsInfo
 
 Chosen = dict[Any, str | None]  # by column: what it must be
 NEWEST = (Run.started_at.desc(), Run.seq.desc())
@@ -88,7 +89,7 @@ def history(
     statement = (
         select(Run.started_at, Run.run_id, *(getattr(Measured, name) for name in names))
         .join(Measured, Measured.run_id == Run.run_id)
-        .where(Run.drill == "", *_matching(chosen), *_since(since))
+        .where(Run.drill == "", Measured.arm != CANARY, *_matching(chosen), *_since(since))
         .order_by(*NEWEST, Measured.seq)
     )
     if len(metrics) == 1:
@@ -96,6 +97,34 @@ def history(
     tagged = tags(connection)
     with connection.execution_options(**_STREAM).execute(statement) as rows:
         return tuple(islice(_points(rows, metrics, tagged), limit))
+
+
+def checks(connection: Connection, device: str, recipe: str, model: str) -> Checked | None:
+    of_cell = Check.device == device, Check.recipe == recipe
+    newest = (
+        select(Run.run_id, Run.started_at, Run.code)
+        .where(Run.model == model, Run.drill == "")
+        .where(select(Check.seq).where(Check.run_id == Run.run_id, *of_cell).exists())
+        .order_by(*NEWEST)
+        .limit(1)
+    )
+    run = connection.execute(newest).first()
+    if run is None:
+        return None
+    payloads = select(Check.payload).where(Check.run_id == run.run_id, *of_cell).order_by(Check.seq)
+    found = tuple(load(CheckResult, payload) for payload in connection.scalars(payloads))
+    return Checked(run.run_id, run.started_at, run.code, found)
+
+
+def canaries(connection: Connection, device: str | None) -> dict[tuple[str, str], float]:
+    statement = select(Measured.run_id, Measured.device, Measured.decode).where(
+        Measured.arm == CANARY, *_matching({Measured.device: device})
+    )
+    found: dict[tuple[str, str], list[float]] = {}
+    for run_id, name, decode in connection.execute(statement):
+        if decode is not None:
+            found.setdefault((run_id, name), []).append(decode)
+    return {key: statistics.median(values) for key, values in found.items()}
 
 
 def _points(
@@ -218,7 +247,7 @@ def flakes(connection: Connection, last: int) -> dict[str, Flakes]:
     return {device: Flakes(count, int(bad)) for device, count, bad in connection.execute(statement)}
 
 
-def devices(connection: Connection) -> dict[str, DeviceInfo]:
+def newest_devices(connection: Connection) -> dict[str, DeviceInfo]:
     newest = select(func.max(Device.seq)).group_by(Device.name)
     statement = select(Device.name, Device.payload).where(Device.seq.in_(newest))
     return {name: load(DeviceInfo, payload) for name, payload in connection.execute(statement)}

@@ -14,11 +14,20 @@ from reports.results import LegResult, RunResults
 from reports.stats import decode_rate
 
 T = TypeVar("T")
+CANARY = "canary"  # the arm of its legs
+_LATER: dict[str, Any] = {"reads": None, "bandwidth": None, "key": ""}  # fields of a leg, and their defaults
 DRILL = "DRILL"  # in a run's provenance: what was made wrong on purpose
 
 
 def dump(value: Any) -> str:
     return json.dumps(encode(value), separators=(",", ":"), sort_keys=True)
+
+
+def dump_leg(leg: LegResult) -> str:
+    """As ``dump``, without the fields that legs got later where they say nothing: a leg is known by its text,
+    and one that an older kvfarm wrote is to be known again."""
+    told = {k: value for k, value in encode(leg).items() if k not in _LATER or value != _LATER[k]}
+    return json.dumps(told, separators=(",", ":"), sort_keys=True)
 
 
 def load(kind: type[T], payload: str) -> T:
@@ -52,15 +61,22 @@ def _injected(gate: GateInfo) -> bool:
 
 
 def measured(leg: LegResult) -> dict[str, Any] | None:
-    """What history keeps of a leg; None for one that says nothing about its recipe: a canary, a warm-up,
-    one of a comparison into which a loss was injected."""
+    """What history keeps of a leg; None for one that says nothing about its recipe: a warm-up, one of a
+    comparison into which a loss was injected. Of a canary its speed alone."""
     place = leg.place
-    if place is not None and (place.comparison not in (GATE, AA) or place.arm == "canary"):
+    if place is not None and place.arm == CANARY:
+        return _columns(leg) | {"decode": _finite(METRICS["decode"].value(leg))}
+    if place is not None and place.comparison not in (GATE, AA):
         return None
     values = {name: METRICS[name].value(leg) for name in ("ttft", "decode", "memory", "energy")}
     values["tokens_per_s"] = decode_rate(leg.samples)
     if place is not None and not leg.memory_pass:
         values["memory"] = None  # in a gate only a process that was weighed by itself tells it
+    return _columns(leg) | {name: _finite(value) for name, value in values.items()}
+
+
+def _columns(leg: LegResult) -> dict[str, Any]:
+    place = leg.place
     return {
         "device": leg.device,
         "recipe": leg.recipe,
@@ -70,7 +86,6 @@ def measured(leg: LegResult) -> dict[str, Any] | None:
         "artifact": leg.provenance.get("artifact", ""),
         "code": leg.provenance.get("commit", ""),
         "validity": leg.validity,
-        **{name: _finite(value) for name, value in values.items()},
     }
 
 

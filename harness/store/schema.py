@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Select, column, inspect, select, table, text
 
+from harness.bars import Report, progress
 from harness.errors import StoreError
 from harness.store.engine import transaction
 from harness.store.tables import FIRST_VERSION_TABLE, SCHEMA_VERSION, VERSION_TABLE, Base
@@ -32,7 +33,8 @@ def prepare(engine: Engine, where: str) -> None:
             connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _LOCK})
         found = _version(connection, where)
         if found != SCHEMA_VERSION:
-            _upgrade(connection, found)
+            with progress() as report:
+                _upgrade(connection, found, report)
 
 
 def _version(connection: Connection, where: str) -> str | None:
@@ -58,7 +60,7 @@ def _version(connection: Connection, where: str) -> str | None:
     )
 
 
-def _upgrade(connection: Connection, found: str | None) -> None:
+def _upgrade(connection: Connection, found: str | None, report: Report) -> None:
     # Imported here: it takes longer than everything else that opening a store does.
     from alembic import command
     from alembic.config import Config
@@ -67,7 +69,7 @@ def _upgrade(connection: Connection, found: str | None) -> None:
     folder = resources.files("harness.store") / "migrations"
     config.set_main_option("script_location", str(folder).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
-    config.attributes["connection"] = connection
+    config.attributes |= {"connection": connection, "report": report}
     if found == "1" and not inspect(connection).has_table(VERSION_TABLE):
         command.stamp(config, found)
     command.upgrade(config, "head")

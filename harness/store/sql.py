@@ -17,6 +17,7 @@ from harness.store import reading
 from harness.store.engine import attempts, open_engine, plainly, transaction
 from harness.store.grouping import GroupCommit, Write
 from harness.store.protocol import (
+    Checked,
     Flakes,
     GateCellRow,
     GateKind,
@@ -26,7 +27,7 @@ from harness.store.protocol import (
     RunSummary,
     Span,
 )
-from harness.store.rows import cell_columns, digest, dump, gate_columns, load, measured, run_columns
+from harness.store.rows import cell_columns, digest, dump, dump_leg, gate_columns, load, measured, run_columns
 from harness.store.schema import prepare
 from harness.store.tables import (
     Base,
@@ -106,7 +107,7 @@ class SqlStore:
         self._keep(f"check {check.check} of run {run_id}", Check, key, row)
 
     def add_leg(self, run_id: str, leg: LegResult) -> None:
-        payload = dump(leg)
+        payload = dump_leg(leg)
 
         def keep(connection: Connection) -> None:
             row = {"run_id": run_id, "digest": digest(leg.key or payload), "payload": payload}
@@ -222,6 +223,17 @@ class SqlStore:
             "read the history", lambda c: reading.history(c, chosen, metric, since, limit), reads=True
         )
 
+    def checks(self, *, device: str, recipe: str, model: str) -> Checked | None:
+        what = f"read the checks of {recipe} on {device}"
+        return self._do(what, lambda c: reading.checks(c, device, recipe, model), reads=True)
+
+    def canaries(self, device: str | None = None) -> dict[tuple[str, str], float]:
+        return self._do("read the canaries", lambda c: reading.canaries(c, device), reads=True)
+
+    def devices(self, run_id: str) -> tuple[DeviceInfo, ...]:
+        what = f"read the devices of run {run_id}"
+        return self._do(what, lambda c: _payloads(c, Device, run_id, DeviceInfo), reads=True)
+
     def gates(
         self, *, kind: GateKind | None = None, since: str | None = None, limit: int | None = None
     ) -> tuple[GateSummary, ...]:
@@ -258,8 +270,8 @@ class SqlStore:
     def flakes(self, last: int = 100) -> dict[str, Flakes]:
         return self._do("count what infrastructure stopped", lambda c: reading.flakes(c, last), reads=True)
 
-    def devices(self) -> dict[str, DeviceInfo]:
-        return self._do("list the devices", reading.devices, reads=True)
+    def newest_devices(self) -> dict[str, DeviceInfo]:
+        return self._do("list the devices", reading.newest_devices, reads=True)
 
     def vitals(self) -> dict[str, VitalsInfo]:
         return self._do("read the newest vitals", reading.vitals, reads=True)

@@ -79,7 +79,8 @@ class Leg(Row):
 class Measured(Base):
     """What history is read from: narrow rows, for payloads of several kB make any scan slow.
 
-    One for each leg that tells of its recipe: no canary, no warm-up, nothing injected.
+    One for each leg that tells of its recipe (no warm-up, nothing injected), and one for each canary, of
+    which decode alone is kept.
     """
 
     __tablename__ = "measured"

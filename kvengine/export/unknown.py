@@ -13,12 +13,13 @@ _MOST_NAMED = 8
 # Keys that every decoder's config.json may have and that change nothing here.
 # fmt: off
 _COMMON = frozenset((
-    "architectures", "attention_bias", "attention_dropout", "auto_map", "bos_token_id", "dtype",
-    "eos_token_id", "head_dim", "hidden_act", "hidden_size", "initializer_range", "intermediate_size",
-    "layer_types", "max_position_embeddings", "mlp_bias", "model_type", "num_attention_heads",
-    "num_hidden_layers", "num_key_value_heads", "pad_token_id", "pretraining_tp", "quantization_config",
-    "rms_norm_eps", "rope_parameters", "rope_scaling", "rope_theta", "tie_word_embeddings",
-    "torch_dtype", "transformers_version", "use_cache", "vocab_size", "_name_or_path",
+    "architectures", "attention_bias", "attention_dropout", "auto_map", "bos_token_id", "dtype", "embd_pdrop",
+    "eos_token_id", "head_dim", "hidden_act", "hidden_size", "id2label", "initializer_range",
+    "intermediate_size", "label2id", "layer_types", "max_position_embeddings", "mlp_bias", "model_type",
+    "num_attention_heads", "num_hidden_layers", "num_key_value_heads", "pad_token_id", "pretraining_tp",
+    "quantization_config", "resid_pdrop", "return_dict", "rms_norm_eps", "rope_parameters", "rope_scaling",
+    "rope_theta", "tie_word_embeddings", "torch_dtype", "transformers_version", "use_cache", "vocab_size",
+    "_name_or_path",
 ))
 # fmt: on
 _NEEDED = frozenset(
@@ -42,8 +43,9 @@ def unknown_family(config: Mapping[str, Any], tensors: Collection[str] = ()) -> 
         return f"{said}; it has none of a decoder's keys such as hidden_size"
     nearest = max(FAMILIES, key=lambda name: _likeness(FAMILIES[name], keys, names))
     family = FAMILIES[nearest]
+    said_of_it = {key for key in keys if config[key]}  # null, false or 0 says what the model has not
     differences = [
-        _listed("config keys unknown there", keys - _keys_of(family)),
+        _listed("config keys unknown there", said_of_it - _keys_of(family)),
         _listed("config keys missing", _NEEDED - keys),
     ]
     if names:
@@ -67,6 +69,9 @@ def _overlap(found: set[str], known: set[str]) -> float:
 def _keys_of(family: Family) -> set[str]:
     optional = {"no_rope_layers", "sliding_window", "use_sliding_window"} if family.unrotated else set()
     optional |= {"partial_rotary_factor"} if family.partial_rotary else set()
+    optional |= {"attn_logit_softcapping", "final_logit_softcapping"} if family.softcaps else set()
+    optional |= {"sliding_window"} if family.pattern != "none" else set()
+    optional |= {"_sliding_window_pattern"} if family.pattern == "every" else set()
     return {*_COMMON, *family.defaults, *optional}
 
 

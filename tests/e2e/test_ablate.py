@@ -9,7 +9,7 @@ import pytest
 
 from harness import cli
 from harness.store import open_store
-from tests.e2e.test_report_page import browse
+from tests.e2e.browser import chromium
 
 
 def test_every_step_is_measured_stored_and_drawn(
@@ -46,10 +46,10 @@ def test_every_step_is_measured_stored_and_drawn(
     assert all(leg.memory_pass for leg in stored.legs)
     assert json.loads((tmp_path / "ablation" / "ablation.json").read_text())["format"] == "kvfarm-ablation/1"
 
-    opened = browse(tmp_path / "ablation" / "index.html", tmp_path / "profile")
-    states = {e.attributes["id"]: e.attributes["data-state"] for e in opened.dom.all("figure")}
-    assert states == {"a0-ttft": "drawn", "a0-rate": "drawn", "a0-memory": "drawn"}
-    assert (opened.errors, opened.console) == ("", [])
+    with chromium() as browser, browser.open(tmp_path / "ablation" / "index.html") as opened:
+        states = {e.attributes["id"]: e.attributes["data-state"] for e in opened.dom.all("figure")}
+        assert states == {"a0-ttft": "drawn", "a0-rate": "drawn", "a0-memory": "drawn"}
+        assert (opened.errors, opened.console) == ("", [])
 
     assert cli.run(["ablate", "--again", told["run_id"], "-o", "again"]) == 0
     assert (tmp_path / "again" / "index.html").read_bytes() == (

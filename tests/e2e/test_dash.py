@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_report_page import BROWSERS, DEADLINE_S
+from tests.e2e.browser import BROWSERS
 from tests.harness.farm_sample import RUN, make_journal, make_store
 from tests.reports.parsed import Page
 
 DASH = "from harness.cli import main; main()"
+DEADLINE_S = 120.0
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from harness import cli
+from harness.cases import Case
 from harness.cluster import ensure_ray
 from harness.synth import synth
-from kvengine.program import Decode, Generate, Prefill, Program
+from kvengine.program import Decode, Generate, Prefill, Program, Reset
 
 PROGRAM = Program(40, (Prefill((1, 2, 3), chunk=2), Decode((4,)), Generate(5, 3), Prefill((6,) * 40)))
 
@@ -66,10 +67,12 @@ def test_replay_agrees_with_the_reference(capfd: pytest.CaptureFixture[str], che
     Path("program.json").write_text(PROGRAM.to_json())
     options = ("--model", checkpoint, "--recipe", "hybrid,threads=1")
     code, said = kvfarm(capfd, "replay", "program.json", *options)
-    assert (code, said["agrees"]) == (0, True)
+    assert (code, said["passed"]) == (0, True)
+    assert "names no check" in said["note"]
     assert 0 < said["error"] < 1e-4
-    assert [o["position"] for o in said["operations"]] == [3, 4, 7, 7]
-    assert said["operations"][3]["refusal"]["type"] == "ContextOverflow"
+    (ran,) = said["programs"]
+    assert [o["position"] for o in ran["operations"]] == [3, 4, 7, 7]
+    assert ran["operations"][3]["refusal"]["type"] == "ContextOverflow"
 
 
 @pytest.mark.usefixtures("one_ray")
@@ -78,11 +81,27 @@ def test_replay_shows_where_the_device_leaves_the_reference(
 ) -> None:
     # The reference of other weights stands for an engine that is wrong.
     other = synth("tiny-gemma3", Path("other"), seed=1)
-    monkeypatch.setattr("harness.reference.start_reference", _swapped(other))
+    monkeypatch.setattr("harness.opened.start_reference", _swapped(other))
     code, said = kvfarm(capfd, "replay", PROGRAM.to_json(), "--model", checkpoint)
-    assert (code, said["agrees"]) == (1, False)
+    assert (code, said["passed"]) == (1, False)
     assert "operation 0" in said["message"]
     assert said["divergence"]["row"] == 0
+
+
+@pytest.mark.usefixtures("one_ray")
+def test_replay_asks_the_check_that_failed_on_another_device(
+    capfd: pytest.CaptureFixture[str], checkpoint: Path
+) -> None:
+    """With no more than the file: what it is of stands in it."""
+    past, future = Program(8, (Prefill((1, 2)), Reset(), Prefill((3, 4)))), Program(8, (Prefill((3, 4)),))
+    drawn = [json.loads(each.to_json()) for each in (past, future)]
+    case = Case("test_p09_the_dead_never_matter", drawn, 7, 25, "static,threads=1", str(checkpoint))
+    Path("failed.json").write_text(case.to_json())
+    code, said = kvfarm(capfd, "replay", "failed.json", "--devices", "host")
+    assert (code, said["passed"], said["check"]) == (0, True, case.check)
+    assert (said["device"], said["recipe"]) == ("host", "static,threads=1")
+    assert said["title"].startswith("P9: ")
+    assert [len(each["operations"]) for each in said["programs"]] == [3, 1]
 
 
 def _swapped(other: Path) -> Any:
@@ -96,6 +115,7 @@ def _swapped(other: Path) -> Any:
     [
         (("nowhere.json",), "nowhere.json: No such file"),
         (('{"capacity": 40}',), "needs 'operations'"),
+        (('{"check": "test_p09"}',), "Case needs 'drawn'"),
         ((PROGRAM.to_json(), "--devices", "pixel8"), "'pixel8'; there are host"),
         ((PROGRAM.to_json(), "--recipe", "hybird"), "'hybird'"),
     ],

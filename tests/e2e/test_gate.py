@@ -1,26 +1,19 @@
-"""The gate for real: Ray, runner processes and the engine on this host, killed and gone on with; and its
-page in a real browser."""
+"""The gate for real: Ray, runner processes and the engine on this host, killed and gone on with."""
 
 from __future__ import annotations
 
-import html as markup
 import json
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from device_agents.deadline import Deadline
 from harness.store import open_store
 from harness.synth import synth
-from reports.gate_page import render
-from tests.e2e.test_report_page import PHONE_WIDTH, browse
-from tests.reports.gate_sample import sample_calibration, sample_gate
 
 # The machine that tests run on is busy; whether a block counts is not what is tested here.
 SETTINGS = """
@@ -81,36 +74,3 @@ def test_a_killed_gate_goes_on_where_it_was(folder: Path) -> None:
     assert cells["tokens"].verdict == "PASS"
     assert cells["kv_bytes"].verdict == "PASS"
     assert (folder / "report" / "index.html").stat().st_size > 10_000
-
-
-@pytest.fixture(scope="module", params=[sample_gate, sample_calibration], ids=["gate", "calibration"])
-def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    make: Callable[[], Any] = request.param
-    return render(make(), tmp_path_factory.mktemp("page"))
-
-
-def test_the_browser_has_nothing_to_complain_about(page: Path, tmp_path: Path) -> None:
-    opened = browse(page, tmp_path / "profile")
-    assert opened.errors == ""
-    assert opened.console == []
-    assert [b for b in opened.dom.all("button", class_="copy") if "hidden" not in b.attributes]
-
-
-def test_a_link_to_a_cell_opens_it(tmp_path: Path) -> None:
-    opened = browse(render(sample_gate(), tmp_path), tmp_path / "profile", fragment="#c6")
-    (target,) = [d for d in opened.dom.all("details") if d.attributes.get("id") == "c6"]
-    assert "open" in target.attributes
-
-
-def test_a_phone_scrolls_tables_not_the_page(page: Path, tmp_path: Path) -> None:
-    source = markup.escape(page.read_text(encoding="utf-8"))
-    frame = tmp_path / "frame.html"
-    frame.write_text(
-        f'<!doctype html><html><iframe style="width:{PHONE_WIDTH}px;height:900px;border:0" srcdoc="{source}">'
-        "</iframe><script>onload = () => { const inner = document.querySelector('iframe').contentDocument;"
-        "document.documentElement.dataset.width = inner.documentElement.scrollWidth;"
-        "document.querySelector('iframe').remove(); }</script></html>",
-        encoding="utf-8",
-    )
-    measured = browse(frame, tmp_path / "profile").dom.one("html").attributes
-    assert int(measured["data-width"]) <= PHONE_WIDTH

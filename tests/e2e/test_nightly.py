@@ -19,9 +19,6 @@ from harness.store import open_store
 from harness.synth import synth
 from kvengine.codec import decode
 from reports.gate_night import NightInfo
-from reports.gate_night_page import render
-from tests.e2e.test_report_page import browse
-from tests.reports.night_sample import sample_night
 
 NIGHT = """
 model = "tiny"
@@ -106,10 +103,3 @@ def test_a_drill_is_killed_goes_on_and_finds_the_wrong_answers(folder: Path) -> 
     assert ET.parse(folder / "out" / "junit.xml").getroot().findall(".//failure")
     exported = [path.parent.name for path in (folder / ".kvfarm" / "artifacts").glob("*/artifact.json")]
     assert len(exported) == 1, "only the baseline's: what a drill exports lies apart"
-
-
-def test_a_night_s_page_has_nothing_to_complain_about(tmp_path: Path) -> None:
-    night = sample_night()
-    opened = browse(render(night, (night,), tmp_path, "", "../"), tmp_path / "profile")
-    assert opened.errors == ""
-    assert opened.console == []

@@ -1,81 +1,75 @@
-"""Every page of reports for people who do not see it, do not use a mouse, or have a large farm.
-
-axe-core judges the pages in a real browser, light and dark; a probe sorts a table and follows the
-keyboard's order. All pages of one colour scheme are frames of one browser start.
+"""Every page of reports in a real browser: for people who do not see it, do not use a mouse, read it on a
+phone, or have a large farm. axe-core judges it, light and dark.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import html as markup
 import importlib.util
-import json
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from reports import comparison_page, page, trend_page
+from reports import ablation_page, comparison_page, gate_night_page, gate_page, page, trend_page
 from reports.results import NotPlanned
-from tests.e2e.test_report_page import Opened, browse
+from tests.e2e.browser import PHONE_WIDTH, Chromium, Tab
+from tests.reports.gate_sample import large_gate, sample_calibration, sample_gate
 from tests.reports.large import CELLS, DEVICES, large_run, large_trend
+from tests.reports.night_sample import earlier_night, sample_night
 from tests.reports.parsed import Page
 from tests.reports.sample import LOST, SMALL, leg, mutation, run, sample_run
+from tests.reports.test_ablation import results as ablation
 from tests.reports.test_trend import ATTACK, noisy, series
 
 MOST_BYTES = 1_500_000
 HOSTILE = " <img src=x onerror=alert(1)>"
+NIGHTS = [
+    series(*noisy(20), *noisy(4, 29.0), device=f"phone{ATTACK}", tags={3: ("v1",)}),
+    series(*noisy(24), device="host"),
+]
 
-# Axe's rules on landmarks and headings take each frame for a whole page, which it is.
-PROBE = """
-addEventListener("load", async () => {
-  await window.kvfarm.ready;
-  await new Promise((done) => setTimeout(done, 2000)); // charts
-  for (const details of document.querySelectorAll("details")) details.open = true;
-  await new Promise((done) => setTimeout(done, 2000));
-  const found = await axe.run(document, { resultTypes: ["violations"] });
-  const told = { errors: document.documentElement.dataset.errors ?? "" };
-  told.violations = found.violations.map(
+# Each takes the page as it is and says what it found.
+AXE = """
+async (rules) => {
+  const options = { resultTypes: ["violations"], ...(rules && { runOnly: rules }) };
+  const found = await axe.run(document, options);
+  return found.violations.map(
     (rule) => `${rule.id}: ${rule.nodes[0].html.slice(0, 160)} ${rule.nodes[0].failureSummary}`,
   );
-  const table = [...document.querySelectorAll("table.numbers")].find((one) => one.querySelector(".sort"));
-  const column = [...table.tHead.rows[0].cells].findIndex((cell) => cell.querySelector(".sort"));
-  const button = table.tHead.rows[0].cells[column].querySelector(".sort");
-  const names = () => [...table.tBodies[0].rows].map((row) => row.cells[column].textContent.trim());
-  button.focus();
-  told.focused = document.activeElement === button;
-  button.click();
-  told.up = [names(), button.parentElement.getAttribute("aria-sort")];
-  button.click();
-  told.down = [names(), button.parentElement.getAttribute("aria-sort")];
-  told.mute = [...document.querySelectorAll("svg:not([aria-hidden])")].filter((picture) => {
-    const named = picture.closest("[aria-label], [aria-hidden]");
-    return !named || !(named.hasAttribute("aria-hidden") || named.getAttribute("aria-label"));
-  }).length;
-  told.jumps = [...document.querySelectorAll("[tabindex]")].filter((element) => element.tabIndex > 0).length;
-  parent.document.documentElement.setAttribute(`data-${NAME}`, JSON.stringify(told));
-});
+}
+"""
+NAMES = """
+([table, column]) => [...document.querySelectorAll("table.numbers")[table].tBodies[0].rows].map(
+  (row) => row.cells[column].textContent.trim(),
+)
+"""
+FIRST_SORTABLE = """
+() => {
+  const tables = [...document.querySelectorAll("table.numbers")];
+  const table = tables.findIndex((one) => one.querySelector(".sort"));
+  return [table, [...tables[table].tHead.rows[0].cells].findIndex((cell) => cell.querySelector(".sort"))];
+}
+"""
+MUTE = """
+() => [...document.querySelectorAll("svg:not([aria-hidden])")].filter((picture) => {
+  const named = picture.closest("[aria-label], [aria-hidden]");
+  return !named || !(named.hasAttribute("aria-hidden") || named.getAttribute("aria-label"));
+}).length
+"""
+JUMPS = '() => [...document.querySelectorAll("[tabindex]")].filter((one) => one.tabIndex > 0).length'
+UNFOLD = '() => { for (const details of document.querySelectorAll("details")) details.open = true; }'
+WIDTH = "() => document.documentElement.scrollWidth"
+SCROLLING = """
+() => [...document.querySelectorAll(".scroll")].filter((one) => one.scrollWidth > one.clientWidth).length
 """
 
 
-def axe() -> str:
-    """axe.min.js out of the package that carries it."""
-    spec = importlib.util.find_spec("axe_core_python")
-    assert spec is not None
-    assert spec.origin is not None
-    return (Path(spec.origin).parent / "axe.min.js").read_text(encoding="utf-8")
-
-
-def pages() -> dict[str, str]:
-    """Each page of this room that needs no gate, with all that it can show."""
-    nights = [
-        series(*noisy(20), *noisy(4, 29.0), device=f"phone{ATTACK}", tags={3: ("v1",)}),
-        series(*noisy(24), device="host"),
-    ]
-    before, after = sample_run(), run(run_id="after")
+def run_report() -> str:
+    """With all that it can show."""
+    before = sample_run()
     again = replace(before.checks[3], retries=("RunnerDied: sought a frame",))
     lost = replace(before.devices[2], quarantined="adb: device offline")
     full = replace(
@@ -86,68 +80,97 @@ def pages() -> dict[str, str]:
         not_planned=(NotPlanned(LOST, SMALL, "farm.toml"),),
         mutation=mutation("abc"),
     )
-    return {
-        "run": page.html(full, nights),
-        "trend": trend_page.html(nights),
-        "comparison": comparison_page.html(before, after, ("v1", "v2")),
-    }
+    return page.html(full, NIGHTS)
 
 
-def probed(source: str, name: str) -> str:
-    """``source`` with axe and the probe in it, which its policy then knows."""
-    scripts = (axe(), f'const NAME = "{name}";{PROBE}')
-    hashes = (base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts)
-    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
-    source = source.replace("script-src ", f"script-src {allowed} ", 1)
-    return source.replace("</body>", "".join(f"<script>{script}</script>" for script in scripts) + "</body>")
+PAGES: dict[str, Callable[[], str]] = {
+    "run": run_report,
+    "trend": lambda: trend_page.html(NIGHTS),
+    "comparison": lambda: comparison_page.html(sample_run(), run(run_id="after"), ("v1", "v2")),
+    "ablation": lambda: ablation_page.html(ablation()),
+    "gate": lambda: gate_page.html(sample_gate(), NIGHTS),
+    "calibration": lambda: gate_page.html(sample_calibration()),
+    "night": lambda: gate_night_page.html(sample_night(), (sample_night(), earlier_night())),
+}
+SORTED = [name for name in PAGES if name != "ablation"]  # its tables are in the order of the steps
 
 
-@pytest.fixture(scope="module", params=["light", "dark"])
-def judged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the probe told, by page."""
-    folder = tmp_path_factory.mktemp(request.param)
-    sources = pages()
-    frames = "".join(
-        f'<iframe style="width:1280px;height:900px" srcdoc="{markup.escape(probed(source, name))}"></iframe>'
-        for name, source in sources.items()
-    )
-    file = folder / "frames.html"
-    file.write_text(f"<!doctype html><html><body>{frames}</body></html>", encoding="utf-8")
-    scheme = {"dark": "0", "light": "1"}[request.param]
-    look = (f"--blink-settings=preferredColorScheme={scheme}",)
-
-    def told(dom: Page) -> dict[str, str]:
-        return {name[5:]: said for name, said in dom.one("html").attributes.items() if name[5:] in sources}
-
-    opened = browse(
-        file, folder / "profile", options=look, done=lambda dom: told(dom).keys() == sources.keys()
-    )
-    return {name: json.loads(said) for name, said in told(opened.dom).items()}
+def axe() -> str:
+    """axe.min.js out of the package that carries it."""
+    spec = importlib.util.find_spec("axe_core_python")
+    assert spec is not None
+    assert spec.origin is not None
+    return (Path(spec.origin).parent / "axe.min.js").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["run", "trend", "comparison"])
-def test_axe_finds_nothing(judged: dict[str, Any], name: str) -> None:
-    assert judged[name]["errors"] == ""
-    assert judged[name]["violations"] == []
+@pytest.fixture(scope="module", params=PAGES)
+def opened(
+    request: pytest.FixtureRequest, browser: Chromium, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Tab]:
+    """A page as it is when it is opened; each test leaves it so, or further unfolded."""
+    file = tmp_path_factory.mktemp(request.param) / "index.html"
+    file.write_text(PAGES[request.param](), encoding="utf-8")
+    with browser.open(file) as tab:
+        yield tab
 
 
-@pytest.mark.parametrize("name", ["run", "trend", "comparison"])
-def test_tables_sort_from_the_keyboard_and_say_so(judged: dict[str, Any], name: str) -> None:
-    told = judged[name]
-    assert told["focused"]
-    (up, ascending), (down, descending) = told["up"], told["down"]
+def test_the_browser_has_nothing_to_complain_about(opened: Tab) -> None:
+    assert opened.errors == ""
+    assert opened.console == []
+
+
+def test_hostile_names_stay_text(opened: Tab) -> None:
+    assert opened.page.locator("img").count() == 0
+    assert opened.page.locator("script:not([type])").count() <= 3  # our own two, and the chart library
+
+
+def test_every_chart_is_drawn(opened: Tab) -> None:
+    opened.page.evaluate(UNFOLD)
+    opened.settle()
+    dom = opened.dom
+    assert {e.attributes.get("data-state", "drawn") for e in dom.all("figure")} <= {"drawn"}
+    assert len(dom.all("svg")) >= len(dom.all("figure"))
+
+
+def test_every_picture_has_words_and_the_order_of_the_keyboard_is_the_pages(opened: Tab) -> None:
+    assert opened.page.evaluate(MUTE) == 0
+    assert opened.page.evaluate(JUMPS) == 0
+
+
+def test_axe_finds_nothing(opened: Tab) -> None:
+    opened.page.evaluate(UNFOLD)
+    opened.settle()
+    opened.page.evaluate(axe())
+    assert opened.page.evaluate(AXE) == []
+    opened.page.emulate_media(color_scheme="dark")
+    assert opened.page.evaluate(AXE, ["color-contrast"]) == []
+    opened.page.emulate_media(color_scheme="light")
+
+
+def test_a_phone_scrolls_tables_not_the_page(opened: Tab) -> None:
+    opened.page.set_viewport_size({"width": PHONE_WIDTH, "height": 900})
+    assert opened.page.evaluate(WIDTH) <= PHONE_WIDTH
+    assert opened.page.evaluate(SCROLLING) > 0
+    opened.page.set_viewport_size({"width": 1280, "height": 2000})
+
+
+@pytest.mark.parametrize("opened", SORTED, indirect=True)
+def test_tables_sort_from_the_keyboard_and_say_so(opened: Tab) -> None:
+    table, column = where = opened.page.evaluate(FIRST_SORTABLE)
+    heading = opened.page.locator("table.numbers").nth(table).locator("thead th").nth(column)
+    heading.locator(".sort").focus()
+    told: list[Any] = []
+    for _ in range(2):
+        opened.page.keyboard.press("Enter")
+        told.append((opened.page.evaluate(NAMES, where), heading.get_attribute("aria-sort")))
+    (up, ascending), (down, descending) = told
     assert (ascending, descending) == ("ascending", "descending")
     assert up == sorted(up)
     assert len(set(up)) == 1 or up != down
     assert sorted(down) == up
 
 
-@pytest.mark.parametrize("name", ["run", "trend", "comparison"])
-def test_every_picture_has_words_and_the_order_of_the_keyboard_is_the_pages(
-    judged: dict[str, Any], name: str
-) -> None:
-    assert judged[name]["mute"] == 0
-    assert judged[name]["jumps"] == 0
+# -- a large farm --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -156,11 +179,10 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def opened(large: Path, tmp_path_factory: pytest.TempPathFactory) -> Opened:
+def large_opened(large: Path, browser: Chromium) -> Iterator[Tab]:
     """The large page at a link to one device's checks, which are packed and folded."""
-    return browse(
-        large, tmp_path_factory.mktemp("profile"), fragment="#checks-phone-05-img-src-x-onerror-alert-1"
-    )
+    with browser.open(large, "#checks-phone-05-img-src-x-onerror-alert-1") as tab:
+        yield tab
 
 
 def test_twenty_devices_with_forty_cells_each_fit_into_one_file(large: Path) -> None:
@@ -169,26 +191,49 @@ def test_twenty_devices_with_forty_cells_each_fit_into_one_file(large: Path) -> 
     assert [path.name for path in large.parent.iterdir()] == ["index.html"]
 
 
-def test_a_large_page_unpacks_whole_and_complains_of_nothing(opened: Opened) -> None:
-    assert opened.errors == ""
-    assert opened.console == []
-    assert not opened.dom.all("script", class_="packed")
-    rows = [e for e in opened.dom.all("tr") if re.match("cell-phone", e.attributes.get("id", ""))]
+def test_a_large_page_unpacks_whole_and_complains_of_nothing(large_opened: Tab) -> None:
+    assert large_opened.errors == ""
+    assert large_opened.console == []
+    dom = large_opened.dom
+    assert not dom.all("script", class_="packed")
+    rows = [e for e in dom.all("tr") if re.match("cell-phone", e.attributes.get("id", ""))]
     assert len(rows) == len({row.attributes["id"] for row in rows}) == len(DEVICES) * CELLS
-    assert len(opened.dom.all("figure")) > 5 * len(DEVICES)
+    assert len(dom.all("figure")) > 5 * len(DEVICES)
+    assert not dom.all("img")
+    assert f"phone-05{HOSTILE}" in {e.text for e in dom.all(class_="device")}
 
 
-def test_a_link_opens_what_is_packed_and_folded(opened: Opened) -> None:
-    target = opened.dom.one("details", id="checks-phone-05-img-src-x-onerror-alert-1")
-    assert "open" in target.attributes
-    assert "open" not in opened.dom.one("details", id="checks-phone-06-img-src-x-onerror-alert-1").attributes
-
-
-def test_hostile_names_stay_text_when_they_are_unpacked(opened: Opened) -> None:
-    assert not opened.dom.all("img")
-    assert f"phone-05{HOSTILE}" in {e.text for e in opened.dom.all(class_="device")}
+def test_a_link_opens_what_is_packed_and_folded(large_opened: Tab) -> None:
+    folded = large_opened.page.locator("details#checks-phone-06-img-src-x-onerror-alert-1")
+    target = large_opened.page.locator("details#checks-phone-05-img-src-x-onerror-alert-1")
+    assert target.get_attribute("open") is not None
+    assert folded.get_attribute("open") is None
 
 
 def test_a_large_page_tells_those_without_script_where_the_data_are(large: Path) -> None:
     said = [e.words for e in Page(large.read_text(encoding="utf-8")).all("noscript")]
     assert any("results.json" in words for words in said)
+
+
+@pytest.fixture(scope="module")
+def large_gate_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every cell's line over sixty nights on it as well."""
+    return gate_page.render(large_gate(suffix=HOSTILE), tmp_path_factory.mktemp("gate"), large_trend(HOSTILE))
+
+
+def test_a_large_gate_fits_into_one_file(large_gate_page: Path) -> None:
+    assert large_gate_page.stat().st_size < MOST_BYTES
+
+
+def test_a_link_to_a_cell_of_a_large_gate_opens_it(large_gate_page: Path, browser: Chromium) -> None:
+    with browser.open(large_gate_page, "#c41") as tab:
+        assert (tab.errors, tab.console) == ("", [])
+        dom = tab.dom
+        assert "open" in dom.one("details", id="c41").attributes
+        assert "open" not in dom.one("details", id="c40").attributes
+        assert tab.page.locator("details#c41").evaluate("(cell) => cell.getBoundingClientRect().top") < 200
+        assert not dom.all("script", class_="packed")
+        cells = dom.all("tr", class_="passed")
+        assert len(cells) == len(DEVICES) * 42
+        assert not dom.all("img")
+        assert f"phone-0{HOSTILE}" in {e.text for e in dom.all(class_="device")}

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import time
+import unittest
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from hypothesis import strategies as st
 
 from device_agents.errors import InfrastructureError, RunnerDied
 from harness.checking import Cell, Tally, applies
@@ -14,7 +19,7 @@ from harness.mutants.catalogue import MUTANTS
 from harness.mutants.running import Watched, Workshop, properties
 from harness.recipes import parse_recipe
 from harness.tolerances import too_few
-from kvengine.program import Observation, Program
+from kvengine.program import Decode, Observation, Program
 
 SUITE = properties()
 
@@ -109,3 +114,86 @@ def test_a_share_is_too_small_only_if_chance_is_no_excuse(
     hits: int, rows: int, share: float, wrong: bool
 ) -> None:
     assert too_few(hits, rows, share) == wrong
+
+
+# -- failures that stay ---------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def failing() -> Iterator[None]:
+    """May fail; but a check that Hypothesis skips has checked nothing."""
+    try:
+        yield
+    except CheckFailed:
+        pass
+    except unittest.SkipTest as error:
+        pytest.fail(str(error))
+
+
+def drawn_by(cell: Cell, fails: Callable[[int], bool] = lambda value: False) -> list[int]:
+    """What a property over numbers is asked, in order, until it fails."""
+    asked: list[int] = []
+
+    def check(value: int) -> None:
+        asked.append(value)
+        if fails(value):
+            raise CheckFailed("so", Program(1, (Decode((0,)),)))
+
+    with failing():
+        cell.for_all(st.integers(0, 1_000_000), check)
+    return asked
+
+
+def test_a_failing_example_comes_first_in_the_next_run(cell: Cell, tmp_path: Path) -> None:
+    first = drawn_by(replace(cell, database=str(tmp_path), shrink=True), lambda value: value > 9_000)
+    assert first[-1] == 9_001
+    later = replace(cell, database=str(tmp_path), seed=cell.seed + 1, began=time.time())
+    assert drawn_by(later, lambda value: value > 9_000) == [9_001, 9_001]  # once more to be sure
+    assert len(list(tmp_path.glob("*/*.json"))) == 1, "the same failure is kept once"
+
+
+def test_failures_change_nothing_of_what_a_seed_draws(cell: Cell, tmp_path: Path) -> None:
+    """The second device of a run, and the next run, are asked the same; what failed comes on top."""
+    run = replace(cell, database=str(tmp_path))
+    clean = drawn_by(run)
+    drawn_by(replace(run, shrink=True), lambda value: value > 9_000)
+    assert drawn_by(run) == clean, "another device of the same run"
+    after = drawn_by(replace(run, began=time.time()))
+    assert after == [9_001, *clean], "the next run"
+    # Passing on one device forgets nothing: it may still fail on the next.
+    assert drawn_by(replace(run, began=time.time())) == after
+
+
+def written_by(cell: Cell, most: int = 1_000) -> list[str]:
+    """The programs of the machine, until one has more than ``most`` operations."""
+    asked: list[str] = []
+
+    def check(program: Program) -> None:
+        asked.append(program.to_json())
+        if len(program.operations) > most:
+            raise CheckFailed("so", program)
+
+    with failing():
+        cell.for_all_programs(check)
+    return asked
+
+
+def test_a_failing_program_of_the_machine_changes_nothing_either(cell: Cell, tmp_path: Path) -> None:
+    run = replace(cell, database=str(tmp_path), examples=10)
+    clean = written_by(run)
+    assert len(written_by(run, most=3)) < len(clean)
+    assert written_by(run) == clean
+    after = written_by(replace(run, began=time.time()))
+    assert after[-len(clean) :] == clean
+    assert len(after) > len(clean)
+
+
+def test_a_slow_device_tries_the_first_of_the_same_programs(cell: Cell) -> None:
+    assert drawn_by(replace(cell, most=7)) == drawn_by(cell)[:7]
+    cell = replace(cell, examples=20)
+    assert written_by(replace(cell, most=4)) == written_by(cell)[:4]
+
+
+def test_what_a_slow_device_tries_may_fail_and_shrinks(cell: Cell) -> None:
+    tried = drawn_by(replace(cell, most=7, shrink=True), lambda value: value > 9_000)
+    assert tried[-1] == 9_001

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from harness.recipes import parse_recipe
 from kvengine.codec import decode
 from kvengine.contract import Contract
+from kvengine.export.foreign import adopt
 from tests import foreign_models
+from tests.conftest import ExportTiny
 from tests.foreign_models import WINDOW
 from tests.harness.test_cli import Line
 
@@ -72,3 +75,32 @@ def test_what_is_no_model_is_refused(kvfarm: Line, tmp_path: Path) -> None:
     assert kvfarm.code == 2
     assert found["error"]["type"] == "InvalidModel"
     assert kvfarm("inspect", tmp_path / "none.onnx") == 2
+
+
+def test_a_checkpoint_that_is_not_its_own_is_named(kvfarm: Line, ring: Path, tmp_path: Path) -> None:
+    other = foreign_models.checkpoint(tmp_path / "other", WINDOW + 2)
+    assert kvfarm("inspect", ring, "--set", f"past.window={WINDOW}", "--model", other) == 1
+    said = f"window of layer 0, 1: sought {WINDOW + 2} (config.json), found {WINDOW}"
+    assert f"contradicts {other}: {said}" in kvfarm.stdout
+    found = kvfarm.json("inspect", ring, "--set", f"past.window={WINDOW}", "--model", other)
+    assert (kvfarm.code, found["contradictions"]) == (1, [said])
+    assert kvfarm("inspect", ring, "--model", foreign_models.checkpoint(tmp_path / "own", WINDOW)) == 0
+
+
+def test_an_artifact_of_ours_points_to_its_graph_for_others(
+    kvfarm: Line, export_tiny: ExportTiny, tmp_path: Path
+) -> None:
+    folder = export_tiny(parse_recipe("hybrid,slack=2").export).folder
+    for path in (folder, folder / "model.onnx", folder / "artifact.json"):
+        found = kvfarm.json("inspect", path)
+        assert (kvfarm.code, found["error"]["type"]) == (2, "UnsupportedModel")
+        assert f"{path} is an artifact of kvfarm's" in found["error"]["message"]
+        assert f"is {folder / 'genai.onnx'}: inspect that" in found["error"]["message"]
+    assert kvfarm("inspect", folder / "genai.onnx") == 0
+    assert "windowed" in kvfarm.stdout
+
+
+def test_an_artifact_that_was_brought_is_inspected(kvfarm: Line, checkpoint: Path, tmp_path: Path) -> None:
+    model = foreign_models.decomposed(checkpoint, tmp_path / "theirs.onnx")
+    adopted = adopt(model, checkpoint, tmp_path / "artifacts")
+    assert kvfarm("inspect", adopted.model_path) == 0

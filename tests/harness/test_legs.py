@@ -16,7 +16,9 @@ from harness.farm import Farm
 from harness.legs import LegPlan, Subject, measure_leg, weigh_leg
 from harness.measuring import Shape
 from harness.recipes import parse_recipe
+from kvengine.bandwidth import Bandwidth
 from kvengine.export import export
+from kvengine.export.reads import weight_bytes
 from kvengine.plan import CachePlan
 from kvengine.program import Measurement, Sample, Workload
 from kvengine.recipe import ExportRecipe
@@ -56,8 +58,10 @@ class Process:
         self.asked.append(workload)
         if self.farm.dies:
             raise RunnerDied("killed")
+        speed = Bandwidth(31e9, 256 * MIB, 2, 32 * MIB) if workload.bandwidth else None
         sample = Sample(5.0, (1.0,) * (workload.new_tokens - 1), tuple(range(workload.new_tokens)))
-        return Measurement((sample,) * workload.repeats, 7.0, self.number * 100 * MIB, 64, {}, 2, 1.0, 2.0)
+        weight = self.number * 100 * MIB
+        return Measurement((sample,) * workload.repeats, 7.0, weight, 64, {}, 2, 1.0, 2.0, speed)
 
 
 @dataclass
@@ -169,6 +173,27 @@ def test_a_weighing_is_one_process_without_a_speed(subject: Subject) -> None:
     assert [(w.repeats, w.warmup, w.ballast_bytes) for w in process.asked] == [(1, 0, 5)]
     assert (leg.peak_rss_bytes, leg.memory_pass, leg.samples) == (100 * MIB, True, ())
     assert leg.validity == "VALID"
+
+
+def test_the_devices_bandwidth_is_measured_where_it_is_asked_for_and_by_the_timed_process(
+    subject: Subject, tmp_path: Path
+) -> None:
+    assert measured(FakeFarm(), subject).bandwidth is None
+    farm = FakeFarm()
+    leg = measured(farm, subject, bandwidth=True)
+    assert leg.bandwidth is not None
+    assert (leg.bandwidth.bytes_per_s, leg.bandwidth.threads) == (31e9, 2)
+    timed, weighed = farm.opened
+    assert [w.bandwidth for w in timed.asked + weighed.asked] == [True, False]
+
+
+def test_the_row_tells_what_a_step_has_to_read(subject: Subject) -> None:
+    """Prompt 8 at depth 16 and 4 new tokens: three steps, with 25, 26 and 27 tokens in the cache."""
+    leg = measured(FakeFarm(), subject)
+    assert leg.reads is not None
+    spec, cache = subject.artifact.manifest.spec, subject.artifact.manifest.recipe.cache
+    assert leg.reads.weights == weight_bytes(subject.artifact.model_path)
+    assert leg.reads.kv == sum(cache.step_bytes(spec, total) for total in (25, 26, 27)) // 3
 
 
 def test_what_a_simulated_device_says_is_never_valid(subject: Subject) -> None:

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from harness.recipes import DEFAULT_SLACK, PRESETS, ForeignModel, parse_recipe, parse_recipes, settings
+from harness.recipes import (
+    DEFAULT_SLACK,
+    PRESETS,
+    ForeignModel,
+    parse_recipe,
+    parse_recipes,
+    settings,
+    with_models,
+)
 from kvengine.errors import RecipeError
 from kvengine.plan import CachePlan
 from kvengine.recipe import ExportRecipe, SessionRecipe
@@ -163,3 +171,24 @@ def test_a_foreign_model_is_named_by_its_path_and_answers() -> None:
 def test_a_foreign_recipe_that_makes_no_sense(text: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         parse_recipe(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "paths", "names"),
+    [
+        ("", ["a"], ["onnx,model=a"]),
+        ("onnx", ["a"], ["onnx,model=a"]),
+        ("onnx,threads=2", ["a", "b"], ["onnx,model=a,threads=2", "onnx,model=b,threads=2"]),
+        ("naive,onnx,set.past.window=5,int4", ["a"], ["naive", "int4", "onnx,model=a,set.past.window=5"]),
+        ("hybrid,onnx,model=c", ["a"], ["hybrid", "onnx,model=c", "onnx,model=a"]),
+        ("onnx,threads=1,onnx,threads=2", ["a"], ["onnx,model=a,threads=1", "onnx,model=a,threads=2"]),
+        ("hybrid", [], ["hybrid"]),
+    ],
+)
+def test_models_brought_beside_the_recipes(text: str, paths: list[str], names: list[str]) -> None:
+    assert [recipe.name for recipe in parse_recipes(with_models(text, paths))] == names
+
+
+def test_a_foreign_recipe_without_any_model_says_how_to_name_one() -> None:
+    with pytest.raises(RecipeError, match="onnx,model=PATH, or give the file to --onnx"):
+        parse_recipes(with_models("onnx", []))

@@ -10,6 +10,7 @@ from sqlalchemy import event, text
 
 from harness.errors import HarnessError, StoreError
 from harness.store import SqlStore, open_store
+from harness.store.rows import DRILL
 from harness.tags import find_run, tags_of
 from reports.gate_results import AA, GATE, Comparison, GateCell, GateInfo, Injection, Place, Side
 from reports.results import EnergyInfo, LegResult, SampleInfo
@@ -340,6 +341,26 @@ def test_a_tag_that_would_mean_a_recipe_is_refused() -> None:
         tags_of(["hybrid"])
 
 
+def test_the_newest_checks_of_a_recipe_are_found_and_a_drill_s_are_none(store: SqlStore) -> None:
+    for number, provenance in enumerate(({"commit": "abc"}, {"commit": "abd", DRILL: "a mutant"})):
+        store.begin_run(replace(a_run(f"n{number}", NIGHTS[number]), provenance=provenance))
+        store.add_check(f"n{number}", a_check())
+    sought = {"device": a_check().device, "recipe": a_check().recipe, "model": a_run().model}
+    found = store.checks(**sought)
+    assert found is not None
+    assert (found.run_id, found.at, found.commit) == ("n0", NIGHTS[0], "abc")
+    assert found.checks == (a_check(),)
+    for name in sought:
+        assert store.checks(**{**sought, name: "another"}) is None
+
+
+def test_a_run_s_devices_can_be_asked_for_alone(store: SqlStore) -> None:
+    store.begin_run(a_run())
+    store.add_device("r1", a_device())
+    assert store.devices("r1") == (a_device(),)
+    assert store.devices("r2") == ()
+
+
 # -- how it is asked -------------------------------------------------------------------------------
 
 
@@ -361,6 +382,9 @@ def test_every_question_is_answered_by_an_index(store: SqlStore) -> None:
         store.find("v1", "abc")
         store.latest()
         store.runs()
+        store.canaries("host")
+        store.devices("r1")
+        assert store.checks(device="host", recipe=a_check().recipe, model=a_run().model) is not None
     results = ("devices", "checks", "legs", "measured", "infrastructure", "gate_cells")
     scans = [scan for question in asked for scan in whole_tables(store, *question) if scan in results]
     assert len(asked) >= 10

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.pool import NullPool
 
 from harness.errors import StoreError
-from harness.store import open_store
+from harness.store import open_store, schema
+from harness.store.migrations import steps
 from harness.store.tables import SCHEMA_VERSION, VERSION_TABLE, Base
 from kvengine.codec import decode, encode
 from reports.results import RunResults
@@ -120,6 +122,27 @@ def test_a_migrated_store_says_what_a_store_says_that_was_filled_today(old: str,
         assert today.gate_cells() == migrated.gate_cells()
         assert today.gates() == migrated.gates()
         assert today.runs() == migrated.runs()
+        assert today.canaries() == migrated.canaries()
+        assert {run_id for run_id, _ in migrated.canaries()} == {"gated"}
+
+
+def test_a_migration_says_how_far_it_is(old: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a store of many legs it takes minutes. A new store has nothing to wait for."""
+    told: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(schema, "progress", lambda: nullcontext(lambda *step: told.append(step)))
+    monkeypatch.setattr(steps, "BATCH", 7)
+    open_store(old).close()
+    with connected(old) as connection:
+        legs = connection.scalar(text("SELECT count(*) FROM legs")) or 0
+    stages: dict[str, list[int]] = {}
+    for stage, done, _ in told:
+        stages.setdefault(stage.removeprefix("bringing the store up to date: "), []).append(done)
+    assert list(stages) == ["runs", "legs", "canaries"]
+    assert stages["legs"] == [*range(7, legs, 7), legs]
+    assert told[-1][1] == told[-1][2]
+    told.clear()
+    open_store(old).close()
+    assert told == []
 
 
 def test_a_migrated_store_goes_on_taking_results_once(old: str) -> None:

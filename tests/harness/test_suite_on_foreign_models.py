@@ -3,15 +3,16 @@ do is said."""
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import pkgutil
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-import harness.suite
+from device_agents import messages
+from harness import suite
 from harness.artifacts import artifact_of, resolved
 from harness.checking import Cell, Unsupported, applies
 from harness.compare import CheckFailed
@@ -20,18 +21,17 @@ from harness.reference import CachedReference, Reference, TransformersReference
 from harness.synth import synth
 from kvengine.engine import LocalEngine
 from kvengine.errors import NotSupported
+from kvengine.export import export
+from kvengine.export.foreign import contradictions, inspect_model
+from kvengine.export.genai import GRAPH
+from kvengine.plan import PlanKind
+from kvengine.program import Observation, Program
 from kvengine.recipe import SessionRecipe
+from kvengine.session import EngineSession
 from tests import foreign_exporters, foreign_models
 from tests.foreign_models import WINDOW, Twist
 
-CHECKS: dict[str, Callable[[Cell], None]] = {
-    name: check
-    for module in pkgutil.iter_modules(harness.suite.__path__)
-    for name, check in inspect.getmembers(
-        importlib.import_module(f"harness.suite.{module.name}"), inspect.isfunction
-    )
-    if name.startswith("test_") and "cell" in inspect.signature(check).parameters
-}
+CHECKS: dict[str, Callable[[Cell], None]] = {check.__name__: check for check in suite.checks()}
 # What no foreign model can be asked, and what no ring can besides.
 NEED_MORE = {
     "test_p02_windowed_layers_equal_full_length_layers",
@@ -203,3 +203,64 @@ def test_a_window_that_genais_builder_drops_is_found(
     cell = cell_of(built_by_genai["windowed"], checkpoints["windowed"], tmp_path)
     with pytest.raises(CheckFailed, match=f"token position {WINDOW}|greedy token"):
         CHECKS["test_p01_every_step_equals_the_reference"](cell)
+
+
+# -- the graph that our own artifacts carry for other runtimes ---------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny(folder: Path) -> tuple[Path, Reference]:
+    path = synth("tiny-gemma3", folder / "tiny-gemma3")
+    return path, CachedReference(TransformersReference(path))
+
+
+@pytest.mark.parametrize("recipe", ["hybrid-int8kv,slack=2", "naive,cache-dtype=int4"])
+def test_a_quantized_cache_comes_back(recipe: str, tiny: tuple[Path, Reference], tmp_path: Path) -> None:
+    """Its scales are constants of the graph; the properties that look at codes are asked as well."""
+    artifact = export(tiny[0], tmp_path / "artifact", parse_recipe(recipe).export)
+    cell = cell_of(artifact.folder / GRAPH, tiny, tmp_path, examples=6)
+    ours, theirs = artifact.manifest.recipe.cache, cell.recipe.export.cache
+    assert (theirs.kind, theirs.dtype) == (ours.kind, ours.dtype)
+    found = outcomes(cell)
+    assert {name for name, why in found.items() if why != "passed"} <= NEED_MORE
+    assert found["test_p13_codes_are_the_nearest"] == "passed"
+
+
+def test_another_window_than_the_checkpoints_is_found(tiny: tuple[Path, Reference], tmp_path: Path) -> None:
+    """A wrong graph is a failure of the model; that its cache holds other rows stops nothing."""
+    narrow = tmp_path / "narrow"
+    narrow.mkdir()
+    for file in tiny[0].iterdir():
+        (narrow / file.name).write_bytes(file.read_bytes())
+    config = json.loads((narrow / "config.json").read_text())
+    (narrow / "config.json").write_text(json.dumps(config | {"sliding_window": 3}))
+    artifact = export(narrow, tmp_path / "artifact", parse_recipe("hybrid,slack=0").export)
+    model = artifact.folder / GRAPH
+    contract = inspect_model(model).complete()
+    assert contradictions(tiny[0], contract) == [
+        "window of layer 0, 1, 3, 4: sought 5 (config.json), found 3"
+    ]
+    assert contradictions(narrow, contract) == []
+    cell = cell_of(model, tiny, tmp_path)
+
+    def framed(plan: PlanKind) -> EngineSession:
+        return cast("EngineSession", Framed(cell.open_plan(plan)))
+
+    for name in (
+        "test_p03_the_cache_holds_the_newest_positions",
+        "test_p04_a_window_ends_where_it_should",
+        "test_any_program_equals_the_reference",
+    ):
+        with pytest.raises(CheckFailed):
+            CHECKS[name](replace(cell, open_plan=framed, shrink=False))
+
+
+class Framed:
+    """An engine whose answers come as those of a device do, in frames that are checked."""
+
+    def __init__(self, engine: EngineSession) -> None:
+        self._engine = engine
+
+    def run_program(self, program: Program) -> tuple[Observation, ...]:
+        reply, arrays = messages.pack_observations(self._engine.run_program(program))
+        return messages.unpack_observations(reply, arrays, len(program.operations))

@@ -119,3 +119,18 @@ def test_two_runs_are_compared_by_id_or_tag(database: Path, capfd: pytest.Captur
     assert "NO VERDICT" in (database.parent / "out" / "index.html").read_text()
     refused = kvfarm.json("compare", "v1.0", "nothing", "--store", database, "-o", database.parent / "no")
     assert "nothing" in refused["error"]["message"]
+
+
+def test_the_trend_of_a_gate_is_of_its_candidate_and_reads_no_other_run_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs have hundreds of legs, and there are nights by the dozen."""
+    with open_store(tmp_path / "r.db") as store:
+        for night in (1, 2):
+            legs = (slow_leg(20.0, "candidate"), slow_leg(20.0, "canary"))
+            keep(store, night, dataclasses.replace(slow_leg(30.0, "baseline"), recipe="old"), *legs)
+        run = store.results("night-02")
+        monkeypatch.setattr(store, "results", lambda run_id: pytest.fail(f"{run_id} was read whole"))
+        lines = series_of_run(store, run)
+    assert {line.recipe for line in lines} == {"hybrid"}
+    assert [night.canary for line in lines if line.metric == "ITL" for night in line.nights] == [20.0] * 2

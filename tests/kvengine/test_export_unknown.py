@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from transformers import AutoConfig, Olmo2Config, Olmo2ForCausalLM
 
 from harness.presets import PRESETS, tensors
 from harness.synth import synth
@@ -55,8 +57,35 @@ def test_a_renamed_family_is_nearest_to_itself(name: str, tmp_path: Path) -> Non
     also = {"llama": "llama|mistral|smollm3", "mistral": "mistral", "smollm3": "smollm3"}.get(
         nearest, nearest
     )
-    with pytest.raises(UnsupportedModel, match=rf"Nearest is ({also}); what differs: "):
+    with pytest.raises(UnsupportedModel, match=rf"Nearest is ({also}); what differs: nothing but its name"):
         read_architecture(renamed)
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+@pytest.mark.parametrize("whole", [True, False], ids=["every key", "as saved"])
+def test_what_transformers_writes_of_a_family_is_no_difference(
+    family: str, whole: bool, tmp_path: Path
+) -> None:
+    """Keys of every model, and switches that are off."""
+    theirs = AutoConfig.for_model(family)
+    theirs.save_pretrained(tmp_path)
+    config = theirs.to_dict() if whole else json.loads((tmp_path / "config.json").read_text())
+    with pytest.raises(UnsupportedModel) as refusal:
+        load_spec(config | {"model_type": "olmo2"})
+    assert str(refusal.value).endswith("what differs: nothing but its name, as far as keys and tensors tell")
+
+
+def test_what_really_differs_is_told_and_no_more(tmp_path: Path) -> None:
+    """OLMo 2 norms after the blocks, not before, and nothing else here is unlike Qwen 3."""
+    shape = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 1, "intermediate_size": 64}
+    Olmo2ForCausalLM(Olmo2Config(**shape, vocab_size=64)).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModel) as refusal:
+        read_architecture(tmp_path)
+    assert str(refusal.value).endswith(
+        "Nearest is qwen3; what differs: tensors unknown there: "
+        "model.layers.N.post_feedforward_layernorm.weight; tensors missing: "
+        "model.layers.N.input_layernorm.weight"
+    )
 
 
 def test_the_tensor_names_of_each_family_are_those_of_its_preset() -> None:
@@ -72,7 +101,7 @@ def test_the_tensor_names_of_each_family_are_those_of_its_preset() -> None:
         ({"model_type": "bert"}, "none of a decoder's keys"),
         ({}, "model_type None"),
         ({"model_type": ["llama"], "hidden_size": 8}, "Nearest is"),
-        ({"model_type": "x", "hidden_size": 1} | {f"key{i}": 0 for i in range(30)}, "and 22 more"),
+        ({"model_type": "x", "hidden_size": 1} | {f"key{i}": 1 for i in range(30)}, "and 22 more"),
     ],
 )
 def test_a_config_alone_is_enough_for_a_clear_refusal(config: dict[str, Any], said: str) -> None:

@@ -7,14 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from kvengine.codec import decode, encode
 from kvengine.contract import Contract, InputContract
 from kvengine.errors import ContractIncomplete, InvalidModel, RecipeError, UnsupportedModel
 from kvengine.export.foreign import adopt, inspect_model
+from kvengine.plan import CacheDtype
 from tests import foreign_models
 from tests.foreign_models import HEAD_DIM, KV_HEADS, VOCABULARY, WINDOW, Graph
 
@@ -112,7 +114,7 @@ def test_structure_wins_over_names(full: Path, tmp_path: Path) -> None:
 
 
 def test_genai_config_names_what_the_graph_leaves_open(tmp_path: Path) -> None:
-    model = attention_by_operator(tmp_path / "model.onnx")
+    model = foreign_models.by_operator(tmp_path / "model.onnx")
     # GroupQueryAttention itself tells nearly all; the builder leaves head_dim symbolic.
     assert [question.key for question in inspect_model(model).questions] == ["past.head_dim"]
     write_genai_config(tmp_path)
@@ -128,14 +130,14 @@ def test_genai_config_names_what_the_graph_leaves_open(tmp_path: Path) -> None:
 
 
 def test_genai_without_a_shared_buffer_grows(tmp_path: Path) -> None:
-    model = attention_by_operator(tmp_path / "model.onnx")
+    model = foreign_models.by_operator(tmp_path / "model.onnx")
     write_genai_config(tmp_path, shared=False)
     assert inspect_model(model).complete().kind == "growing"
 
 
 def test_past_that_others_read_too_is_not_overwritten(tmp_path: Path) -> None:
     """Lengths taken from past's shape are wrong once past is a whole buffer."""
-    model = attention_by_operator(tmp_path / "model.onnx")
+    model = foreign_models.by_operator(tmp_path / "model.onnx")
     write_genai_config(tmp_path)
 
     def read_twice(proto: onnx.ModelProto) -> None:
@@ -247,33 +249,6 @@ def test_another_checkpoints_model_is_refused(full: Path, tmp_path: Path) -> Non
 # -- support --------------------------------------------------------------------------------------
 
 
-def attention_by_operator(path: Path) -> Path:
-    """The interface of a decoder of onnxruntime-genai's builder: GroupQueryAttention, head_dim not said."""
-    graph = Graph()
-    graph.input("input_ids", ["batch", "sequence"])
-    x = graph.const([[[0.0] * HEAD_DIM]], "float32")
-    graph.input("lengths", ["batch"], TensorProto.INT32)
-    graph.input("total", [], TensorProto.INT32)
-    shape: list[int | str] = ["batch", KV_HEADS, "past_sequence_length", "kv_cache_dim"]
-    pasts = [graph.input(f"past_key_values.0.{half}", shape, TensorProto.FLOAT) for half in ("key", "value")]
-    outputs = ["attended", "present.0.key", "present.0.value"]
-    node = helper.make_node(
-        "GroupQueryAttention",
-        [x, x, x, *pasts, "lengths", "total"],
-        outputs,
-        domain="com.microsoft",
-        num_heads=4,
-        kv_num_heads=KV_HEADS,
-        local_window_size=WINDOW,
-    )
-    graph.nodes.append(node)
-    graph.op("Identity", "attended", name="logits")
-    for name in outputs[1:]:
-        graph.output(name, shape)
-    graph.output("logits", ["batch", "sequence", VOCABULARY])
-    return graph.save(path, "onnxruntime-genai", 21)
-
-
 def write_genai_config(folder: Path, shared: bool = True, **decoder: Any) -> None:
     config = {
         "model": {
@@ -300,7 +275,7 @@ def write_genai_config(folder: Path, shared: bool = True, **decoder: Any) -> Non
     ["", "[" * 100_000, "[]", '{"model": 3}', '{"model": {"decoder": {"inputs": [], "outputs": {}}}}'],
 )
 def test_a_senseless_genai_config_is_refused(tmp_path: Path, text: str) -> None:
-    model = attention_by_operator(tmp_path / "model.onnx")
+    model = foreign_models.by_operator(tmp_path / "model.onnx")
     (tmp_path / "genai_config.json").write_text(text)
     with pytest.raises(InvalidModel, match=r"genai_config\.json"):
         inspect_model(model)
@@ -308,7 +283,79 @@ def test_a_senseless_genai_config_is_refused(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.parametrize("size", [0, -1, 2**40, True, "16"])
 def test_a_senseless_head_size_is_refused(tmp_path: Path, size: object) -> None:
-    model = attention_by_operator(tmp_path / "model.onnx")
+    model = foreign_models.by_operator(tmp_path / "model.onnx")
     write_genai_config(tmp_path, head_size=size)
     with pytest.raises(InvalidModel, match="head_size"):
         inspect_model(model)
+
+
+# -- quantized caches -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cache", "stored"), [("int8", HEAD_DIM), ("int4", HEAD_DIM // 2)])
+def test_a_quantized_cache_is_told_with_its_scales(cache: CacheDtype, stored: int, tmp_path: Path) -> None:
+    found = inspect_model(foreign_models.by_operator(tmp_path / "model.onnx", cache))
+    layer = found.complete().layers[0]
+    assert (layer.dtype, layer.head_dim) == (cache, HEAD_DIM)
+    assert layer.shape(2, 7) == (2, KV_HEADS, 7, stored)
+    ((key, value),) = found.scales
+    assert np.array_equal(key, np.arange(1, 1 + KV_HEADS * HEAD_DIM).reshape(KV_HEADS, HEAD_DIM))
+    assert np.array_equal(value, np.full((KV_HEADS, HEAD_DIM), 0.5)), "one scale for all is spread out"
+
+
+def scale_of(proto: onnx.ModelProto) -> onnx.TensorProto:
+    return next(tensor for tensor in proto.graph.initializer if tensor.name == "key_scale")
+
+
+def short(proto: onnx.ModelProto) -> None:
+    scale_of(proto).CopyFrom(numpy_helper.from_array(np.ones(3, np.float32), "key_scale"))
+
+
+def endless(proto: onnx.ModelProto) -> None:
+    scale_of(proto).CopyFrom(numpy_helper.from_array(np.full(1, np.inf, np.float32), "key_scale"))
+
+
+def torn(proto: onnx.ModelProto) -> None:
+    scale_of(proto).raw_data = b"abc"
+
+
+def fed(proto: onnx.ModelProto) -> None:
+    proto.graph.node[0].input[12] = "attended_before"
+    proto.graph.input.append(helper.make_tensor_value_info("attended_before", TensorProto.FLOAT, [1]))
+
+
+def unsaid(proto: onnx.ModelProto) -> None:
+    kept = [a for a in proto.graph.node[0].attribute if a.name != "kv_cache_bit_width"]
+    del proto.graph.node[0].attribute[:]
+    proto.graph.node[0].attribute.extend(kept)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        (short, InvalidModel, "sought 1 or 32 finite numbers, found 3"),
+        (endless, InvalidModel, "finite numbers"),
+        (torn, InvalidModel, "'key_scale' cannot be read"),
+        (fed, UnsupportedModel, "its scales as constants of the graph"),
+        (unsaid, UnsupportedModel, "kv_cache_bit_width is not 4"),
+    ],
+)
+def test_scales_that_are_not_known_are_refused(
+    change: Callable[[onnx.ModelProto], None], error: type[Exception], said: str, tmp_path: Path
+) -> None:
+    model = foreign_models.by_operator(tmp_path / "model.onnx", "int4")
+    answers = {"input.attended_before": "new_lengths"} if change is fed else {}
+    with pytest.raises(error, match=said):
+        inspect_model(changed(model, tmp_path / "changed.onnx", change), answers)
+
+
+def test_a_quantized_cache_of_another_writer_is_refused(full: Path, tmp_path: Path) -> None:
+    model = foreign_models.scattering(full, tmp_path / "model.onnx")
+
+    def to_int8(proto: onnx.ModelProto) -> None:
+        for value in (*proto.graph.input, *proto.graph.output):
+            if "past" in value.name or "present" in value.name:
+                value.type.tensor_type.elem_type = TensorProto.INT8
+
+    with pytest.raises(UnsupportedModel, match="written by TensorScatter: its scales are not known"):
+        inspect_model(changed(model, tmp_path / "changed.onnx", to_int8))

@@ -33,6 +33,7 @@ def models(checkpoint: Path) -> list[onnx.ModelProto]:
         foreign_models.decomposed(checkpoint, folder / "decomposed.onnx"),
         foreign_models.scattering(checkpoint, folder / "scattering.onnx"),
         foreign_models.scattering(checkpoint, folder / "ring.onnx", rows=9),
+        foreign_models.by_operator(folder / "quantized.onnx", "int4"),
     ]
     return [onnx.load(path) for path in paths]
 

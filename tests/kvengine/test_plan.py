@@ -49,6 +49,14 @@ def test_a_short_context_still_holds_the_whole_window() -> None:
     assert CachePlan("static").rows(local, 100) == 100
 
 
+def test_a_step_reads_what_its_windows_see_whatever_is_held() -> None:
+    spec = gemma_3_1b()
+    row = 256 * 2 * 4  # K and V of one token in one layer, float32
+    assert CachePlan("static").step_bytes(spec, 100) == 26 * 100 * row
+    assert CachePlan("hybrid", slack=64).step_bytes(spec, 1000) == (22 * 512 + 4 * 1000) * row
+    assert CachePlan("growing", "int4").step_bytes(spec, 1000) == (22 * 512 + 4 * 1000) * row // 8
+
+
 def test_the_plan_of_each_layer_is_said() -> None:
     layers = gemma_3_1b().layers
     plan = CachePlan("hybrid", "int8", slack=8)

@@ -9,6 +9,7 @@ from reports.gate_results import (
     BlockInfo,
     CalibratedCell,
     CalibrationInfo,
+    CheckedInfo,
     Comparison,
     GateCell,
     GateInfo,
@@ -20,9 +21,11 @@ from reports.gate_results import (
     Tail,
     WaiverInfo,
 )
-from reports.results import LegResult, RunResults, SampleInfo
-from tests.reports.sample import device, leg, run
+from reports.results import BandwidthInfo, LegResult, RunResults, SampleInfo, StepReads
+from tests.reports.sample import device, leg, mutation, run
 
+BANDWIDTH = BandwidthInfo(31e9, 512 << 20, 2, 32 << 20)
+READS = StepReads(600_000_000, 20_000_000)
 HOSTILE = "<img src=x onerror=alert(1)>"
 WORKLOAD = "p128+n64"
 METRICS = {
@@ -84,13 +87,19 @@ def exact_cell(name: str, verdict: GateVerdict) -> GateCell:
     )
 
 
-def gate_legs(name: str, blocks: int = 3) -> tuple[LegResult, ...]:
+def gate_legs(
+    name: str, blocks: int = 3, workload: str = WORKLOAD, prompt: int = 128
+) -> tuple[LegResult, ...]:
+    """The host's bandwidth was measured beside its first leg, no other device's."""
     legs = []
     for block in range(blocks):
         for position, arm in enumerate(("baseline", "candidate", "candidate", "baseline")):
-            place = Place("gate", WORKLOAD, block, position, arm)  # type: ignore[arg-type]
-            samples = tuple(SampleInfo(740.0 + position, (25.0 + position / 10,) * 20) for _ in range(2))
-            legs.append(replace(leg(name), place=place, samples=samples))
+            place = Place("gate", workload, block, position, arm)  # type: ignore[arg-type]
+            ttft = 5.8 * prompt + position
+            samples = tuple(SampleInfo(ttft, (25.0 + position / 10,) * 20) for _ in range(2))
+            made = leg(name, place=place, samples=samples, prompt_tokens=prompt, reads=READS)
+            first = name == "host" and (block, position) == (0, 0)
+            legs.append(replace(made, bandwidth=BANDWIDTH) if first else made)
     return tuple(legs)
 
 
@@ -163,7 +172,8 @@ def gate_info(*cells: GateCell, verdict: GateVerdict, exit_code: int) -> GateInf
 
 
 def sample_gate() -> RunResults:
-    """Every verdict, a waiver of each state, a void block, a revoked cell, a hostile device."""
+    """Every verdict, a waiver of each state, a void block, a revoked cell, a hostile device; a device that
+    was set aside, a leg that was tried again; a longer workload, bandwidth, checks and mutants."""
     waived = replace(gate_cell("pixel-9", "ttft", "REGRESSED", 0.061), waived="longer prefill")
     revoked = replace(
         gate_cell("host", "memory", "PASS", 0.001), gating=False, advisory="failed A/A: it scatters"
@@ -184,10 +194,25 @@ def sample_gate() -> RunResults:
             WaiverInfo("x/*", 0.08, "mara", HOSTILE, "#124", "2026-12-20", "unused"),
             WaiverInfo("y/*", 0.08, "mara", "old", "#1", "2026-01-01", "expired"),
         ),
+        checked=(
+            CheckedInfo(
+                "host", "hybrid,threads=2", "r5", "2026-11-24T01:00:00+00:00", "f61b6a9", 19, 19, (), 0.11
+            ),
+            CheckedInfo(
+                "pixel-9", "hybrid,threads=2", "r5", "", "other", 18, 19, (f"Rewinds {HOSTILE}",), 0.9
+            ),
+            CheckedInfo(HOSTILE, "hybrid,threads=2"),
+        ),
     )
+    legs = (*gate_legs("host"), *gate_legs("host", 1, "p1024+n64", 1024), *gate_legs("pixel-9"))
+    again = replace(legs[1], retries=(f"RunnerDied: {HOSTILE}",))
     return replace(
-        run(legs=(*gate_legs("host"), *gate_legs("pixel-9"))),
-        devices=(device("host"), device("pixel-9", simulated="virtual phone")),
+        run(legs=(legs[0], again, *legs[2:])),
+        devices=(
+            device("host"),
+            device("pixel-9", simulated="virtual phone", quarantined=f"3 lost in a row {HOSTILE}"),
+        ),
+        mutation=mutation("f61b6a9"),
         checks=(),
         gate=info,
         command=f"kvfarm gate --baseline v1.2 --candidate {HOSTILE}",
@@ -211,9 +236,9 @@ def sample_calibration() -> RunResults:
     return replace(run(legs=()), checks=(), devices=(device("host"),), gate=info)
 
 
-def large_gate(devices: int = 20, cells: int = 40) -> RunResults:
-    """As large as a page must bear."""
-    names = [f"phone-{number}" for number in range(devices)]
+def large_gate(devices: int = 20, cells: int = 40, suffix: str = "") -> RunResults:
+    """As large as a page must bear. suffix: of every device's name."""
+    names = [f"phone-{number}{suffix}" for number in range(devices)]
     workloads = [f"p{2**number}+n64" for number in range(math.ceil(cells / 3))]
     made = [
         replace(gate_cell(name, metric, "PASS", 0.001), workload=workload, id=f"{name}/m/{workload}/{metric}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -15,12 +16,14 @@ from tests.reports.gate_sample import (
     calibration,
     gate_cell,
     gate_info,
+    gate_legs,
     large_gate,
     sample_calibration,
     sample_gate,
 )
 from tests.reports.parsed import Page
 from tests.reports.sample import run
+from tests.reports.test_trend import noisy, series
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +90,8 @@ def test_an_unfinished_gate_says_so() -> None:
 
 
 def test_cells_come_worst_first_and_link_to_their_details(page: Page) -> None:
-    links = [
-        a for a in page.all("a") if a.attributes["href"].startswith("#c") and a.attributes["href"] != "#cells"
-    ]
-    targets = {d.attributes["id"] for d in page.all("details") if "id" in d.attributes}
-    assert {a.attributes["href"][1:] for a in links if a.attributes["href"] != "#calibration"} <= targets
+    links = {a.attributes["href"][1:] for a in page.all("a") if re.fullmatch(r"#c\d+", a.attributes["href"])}
+    assert links == {d.attributes["id"] for d in page.all("details") if "id" in d.attributes}
     verdicts = [cell.words.split()[1] for cell in page.all("td", class_="verdict-cell")]
     assert verdicts[:4] == ["REGRESSED", "INVALID", "INCONCLUSIVE", "PASS"]
 
@@ -147,6 +147,60 @@ def test_what_devices_and_files_say_is_harmless(page: Page) -> None:
     assert page.all("img") == []
     assert HOSTILE in page.one("html").words
     assert HOSTILE in page.one("section", id="waivers").words
+
+
+def test_what_a_token_costs_is_told_of_both_sides_and_nothing_that_was_not_measured(page: Page) -> None:
+    rows = [row.words for row in page.all("tr") if row.words.startswith(("host · p128", "pixel-9 · p128"))]
+    host, other = [row for row in rows if " candidate " in row]
+    assert "of 31.0 GB/s" in host  # 620 MB x 39.8 tok/s / 31 GB/s
+    assert " 80 % " in host
+    assert "591 MiB a token, 19.1 MiB of them cache" in host
+    assert "not measured" in other
+    assert "GB/s" not in other
+
+
+def test_speed_is_drawn_over_lengths_where_there_are_several(page: Page) -> None:
+    titles = [c.words for c in page.all("figcaption") if "against" in c.words]
+    assert titles == [
+        "Time to first token against prompt length Median over legs; lower is better.",
+        "Decode speed against context depth Tokens in the cache when decoding begins; higher is better.",
+    ]
+    (ttft,) = [p for p in page.all("svg") if "against prompt length" in p.attributes.get("aria-label", "")]
+    assert (
+        "on host. baseline: 128 tokens 744, 1,024 tokens 5,941; candidate:" in ttft.attributes["aria-label"]
+    )
+    one_length = Page(html(replace(sample_gate(), legs=gate_legs("host"))))
+    assert not one_length.all("section", id="speed")
+
+
+def test_correctness_is_told_with_the_mutation_score(page: Page) -> None:
+    words = page.one("section", id="correctness").words
+    assert "host hybrid,threads=2 19 of 19 11 % 24 Nov 2026, 01:00 UTC, this commit" in words
+    assert "18 of 19 Rewinds" in words
+    assert "never checked" in words
+    assert "2 of 2 known KV-cache bugs" in words
+    top = page.one("section", class_="verdict").words
+    assert "Checks of the candidate that did not pass: 1 of 19 on pixel-9" in top
+    assert f"never checked against the reference on {HOSTILE}" in top
+
+
+def test_flaky_and_quarantined_are_told(page: Page) -> None:
+    words = page.one("section", id="flaky").words
+    assert "pixel-9 simulated quarantined 3 lost in a row" in words
+    assert f"2 measured RunnerDied: {HOSTILE}" in words
+
+
+def test_the_trend_is_on_the_page_and_decides_nothing() -> None:
+    steps = [series(*noisy(20), *noisy(4, 29.0), tags={3: ("v1",)})]
+    results = of("PASS")
+    assert "None yet" in Page(html(results)).one("section", id="trend").words
+    shown = Page(html(results, steps))
+    assert "1 cell got worse" in shown.one("section", id="trend").words
+    assert "It informs and never blocks" in shown.one("section", id="trend").words
+    assert (
+        shown.one("section", class_="verdict").words
+        == Page(html(results)).one("section", class_="verdict").words
+    )
 
 
 def test_a_calibration_has_a_page_too() -> None:

@@ -148,6 +148,7 @@ def test_the_measurement_row() -> None:
         "ITL p95": ("n too small", "n 4, needs 130"),
         "ITL p99": ("n too small", "n 4, needs 662"),
         "Decode": ("40.0 tok/s", ""),
+        "Of bandwidth": ("not measured", ""),
         "Peak RSS": ("1.46 GiB", ""),
         "KV cache": ("26 MiB", ""),
     }

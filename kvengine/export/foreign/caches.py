@@ -16,6 +16,7 @@ _CACHE: dict[int, CacheElement] = {
     onnx.TensorProto.FLOAT: "float32",
     onnx.TensorProto.FLOAT16: "float16",
     onnx.TensorProto.INT8: "int8",
+    onnx.TensorProto.UINT8: "int4",  # two elements a byte
 }
 _PAIR_NAMES = [
     ("past_key_values", "present"),
@@ -118,9 +119,7 @@ class Caches:
                 f"{key.past.name} and {value.past.name} differ: {kinds}, {layouts}, element types "
                 f"{key.past.element} and {value.past.element}; sought layers whose key and value are alike"
             )
-        if key.past.element not in _CACHE:
-            name = onnx.TensorProto.DataType.Name(key.past.element)
-            raise self._asking.unsupported(f"cache {key.past.name} of {name}; sought {list(_CACHE.values())}")
+        dtype = self._dtype(key)
         kind, layout = kinds[0], layouts[0]
         if kind is None or layout is None:
             return None
@@ -140,16 +139,36 @@ class Caches:
             window = self._asking.number(
                 "past.window", f"{key.past.name} is a ring; the attention over it masks, which says no number"
             )
+        if dtype == "int4" and head_dim and head_dim == sizes[0]["h"]:
+            head_dim *= 2  # the graph counts bytes, genai_config.json and --set elements
         if not heads or not head_dim or (ring and not (rows and window)):
             return None
         if ring and rows and window and not window <= rows:
             raise self._asking.unsupported(f"a window of {window} in a ring of {rows} rows; sought no less")
         return LayerContract(
             key.past.name, value.past.name, key.present.name, value.present.name,
-            layout, heads, head_dim, _CACHE[key.past.element], kind, key.node.op_type, rows, window,
+            layout, heads, head_dim, dtype, kind, key.node.op_type, rows, window,
             shared=kind != "growing" and key.alone and value.alone,
             skips_dead_rows=key.node.op_type == "GroupQueryAttention",
         )  # fmt: skip
+
+    def _dtype(self, one: Carried) -> CacheElement:
+        """Quantized elements only of GroupQueryAttention, where what they stand for is known: see scales."""
+        dtype = _CACHE.get(one.past.element)
+        if dtype is None:
+            name = onnx.TensorProto.DataType.Name(one.past.element)
+            raise self._asking.unsupported(f"cache {one.past.name} of {name}; sought {list(_CACHE.values())}")
+        if dtype in ("int8", "int4") and one.node.op_type != "GroupQueryAttention":
+            raise self._asking.unsupported(
+                f"cache {one.past.name} is of {dtype} and written by {one.node.op_type}: its scales are not "
+                "known; kvfarm drives quantized caches of GroupQueryAttention only"
+            )
+        if dtype == "int4" and attribute(one.node, "kv_cache_bit_width", 0) != 4:
+            raise self._asking.unsupported(
+                f"cache {one.past.name} is of UINT8 and its operator's kv_cache_bit_width is not 4; sought "
+                "two int4 elements a byte"
+            )
+        return dtype
 
     def _kind(self, one: Carried) -> LayerKind | None:
         answer = self._asking.answers.get("past.kind")

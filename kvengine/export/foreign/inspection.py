@@ -9,14 +9,18 @@ from typing import Literal
 
 import onnx
 
+from kvengine.artifact import MANIFEST, MODEL, Artifact
+from kvengine.codes import Scales
 from kvengine.contract import Contract, LayerContract
-from kvengine.errors import ContractIncomplete, InvalidModel
+from kvengine.errors import ArtifactError, ContractIncomplete, InvalidModel, UnsupportedModel
 from kvengine.export.foreign.asking import Asking, check_answers, listed
 from kvengine.export.foreign.caches import Caches
 from kvengine.export.foreign.genai import GenaiConfig, read_genai_config
 from kvengine.export.foreign.inputs import Inputs
 from kvengine.export.foreign.reading import ModelFile, read_model
+from kvengine.export.foreign.scales import scales_of
 from kvengine.export.foreign.wiring import Wiring, attribute
+from kvengine.export.genai import GRAPH
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Inspection:
     """What a model file says. ``contract`` is None as long as there are questions.
 
     found: the layers, those already clear. weights: the coarsest storage among the matrices.
+    scales: of each layer's K and V where the cache is quantized, else none.
     """
 
     file: ModelFile
@@ -39,6 +44,7 @@ class Inspection:
     questions: tuple[Question, ...]
     found: tuple[LayerContract | None, ...]
     weights: Literal["float32", "float16", "int8", "int4"]
+    scales: tuple[Scales, ...] = ()
 
     def complete(self) -> Contract:
         """Raises ContractIncomplete, naming every option that is needed."""
@@ -55,9 +61,10 @@ def inspect_model(path: Path, answers: Mapping[str, str] | None = None) -> Inspe
 
     Raises:
         InvalidModel: the file is damaged or hostile (see read_model).
-        UnsupportedModel: a graph of a kind that kvfarm cannot drive.
+        UnsupportedModel: a graph of a kind that kvfarm cannot drive, or the main graph of a kvfarm artifact.
         RecipeError: an answer to what nobody asks, or of no meaning.
     """
+    _refuse_our_own(path)
     file = read_model(path)
     try:
         return _inspected(file, read_genai_config(path), dict(answers or {}))
@@ -92,7 +99,26 @@ def _inspected(file: ModelFile, genai: GenaiConfig | None, answers: dict[str, st
             notes=tuple(asking.notes),
         )
     questions = tuple(Question(key, why) for key, why in asking.questions.items())
-    return Inspection(file, contract, questions, tuple(caches.layers), _weights(file.proto.graph))
+    scales = () if contract is None else scales_of(file, contract)
+    return Inspection(file, contract, questions, tuple(caches.layers), _weights(file.proto.graph), scales)
+
+
+def _refuse_our_own(path: Path) -> None:
+    """An artifact's model.onnx takes what kvfarm's engine alone feeds; its sister is for everybody."""
+    folder = path if path.is_dir() else path.parent
+    try:
+        manifest = Artifact.open(folder, verify=False).manifest
+    except (ArtifactError, OSError):
+        return
+    theirs = folder / GRAPH
+    if manifest.contract is not None or path not in (folder, folder / MODEL, folder / MANIFEST):
+        return
+    cache = manifest.recipe.cache
+    raise UnsupportedModel(
+        f"{path} is an artifact of kvfarm's, made of {manifest.checkpoint}, {cache.kind} cache of "
+        f"{cache.dtype}: its {MODEL} is fed by kvfarm's own engine alone, and artifact.json says how. The "
+        f"same model for any runtime is {theirs}: inspect that, or give it to --onnx"
+    )
 
 
 def _convention(file: ModelFile, genai: GenaiConfig | None) -> str:

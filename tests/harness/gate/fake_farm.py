@@ -15,6 +15,7 @@ from device_agents.recording.record import Record
 from device_agents.results import Kept, Key
 from harness.gate.canary import PRESET
 from kvengine.artifact import Artifact
+from kvengine.bandwidth import Bandwidth
 from kvengine.program import Measurement, Sample, Workload
 from kvengine.recipe import SessionRecipe
 from kvengine.session import SessionInfo
@@ -137,4 +138,6 @@ class FakeSession:
         tokens = tuple(itertools.islice(itertools.count(first), workload.new_tokens))
         gaps = (10.0 * factor,) * (workload.new_tokens - 1)
         samples = tuple(Sample(100.0 * factor, gaps, tokens) for _ in range(workload.repeats))
-        return Measurement(samples, 1.0, rss, 4096, {"CPUExecutionProvider": 9}, threads=2)
+        speed = Bandwidth(20e9, 1 << 29, 8, 0) if workload.bandwidth else None
+        nodes = {"CPUExecutionProvider": 9}
+        return Measurement(samples, 1.0, rss, 4096, nodes, threads=2, bandwidth=speed)

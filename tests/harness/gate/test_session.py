@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from device_agents.api import Vitals
-from device_agents.errors import DeviceUnreachable, InfrastructureError
+from device_agents.errors import DeviceUnreachable, InfrastructureError, Unauthorized
 from harness.farm import Farm
 from harness.gate.blocks import Track
 from harness.gate.calibration import aa_runs, waiting
@@ -29,6 +29,7 @@ from reports.gate_results import AA, GATE, Comparison, GateCell, GateInfo, Injec
 from reports.results import RunResults
 from tests.conftest import ExportTiny
 from tests.harness.gate.fake_farm import FakeDevice, FakeFarm
+from tests.harness.test_store import a_check, a_run
 
 SETTINGS = GateSettings(
     looks=(4, 8, 16),
@@ -328,6 +329,39 @@ def test_one_failure_of_infrastructure_costs_nothing(gate: Gate) -> None:
     results = gate.run(FakeDevice("phone", before_leg=hiccup))
     assert info(results).verdict == "PASS"
     assert any("a hiccup" in note for note in gate.notes)
+    (flaky,) = [leg for leg in results.legs if leg.retries]
+    assert "a hiccup" in flaky.retries[0]
+
+
+def test_a_device_that_was_set_aside_says_so_in_the_results(gate: Gate) -> None:
+    def lost(number: int) -> None:
+        raise Unauthorized("the cable fell out")
+
+    found = {device.name: device for device in gate.run(FakeDevice("phone", before_leg=lost)).devices}
+    assert "the cable fell out" in found["phone"].quarantined
+
+
+def test_bandwidth_is_measured_once_a_device_after_its_first_block(gate: Gate) -> None:
+    legs = gate.run(FakeDevice("phone"), FakeDevice("other")).legs
+    told = [(leg.device, leg.place.block, leg.place.position) for leg in legs if leg.bandwidth and leg.place]
+    assert sorted(told) == [("other", 0, 3), ("phone", 0, 3)]
+    assert all(leg.reads is not None for leg in legs if leg.place and leg.place.arm != "canary")
+
+
+def test_what_the_suite_said_of_the_candidate_is_told_and_decides_nothing(gate: Gate) -> None:
+    recipe = gate.candidate.side.recipe
+    passed = replace(a_check(), device="phone", recipe=recipe, worst_error=2e-5, tolerance=1e-4)
+    failed = replace(passed, check="test_p9", title="Rewinding is exact", outcome="failed")
+    with open_store(gate.path) as store:
+        store.begin_run(replace(a_run("suite"), model=gate.candidate.model, gate=None))
+        store.add_check("suite", passed)
+        store.add_check("suite", failed)
+    found = info(gate.run(FakeDevice("phone"), FakeDevice("other")))
+    assert found.verdict == "PASS"
+    phone, other = found.checked
+    assert (phone.run_id, phone.passed, phone.total, phone.failed) == ("suite", 1, 2, ("Rewinding is exact",))
+    assert phone.worst_share == pytest.approx(0.2)
+    assert (other.device, other.run_id, other.total) == ("other", "", 0)
 
 
 def test_an_engine_that_refuses_is_invalid(gate: Gate) -> None:

@@ -18,7 +18,7 @@ from harness.gate.settings import GateSettings
 from harness.nightly import discover
 from harness.nightly.discover import Discovered
 from harness.nightly.errors import NightError
-from harness.nightly.gate import word_of
+from harness.nightly.gate import headline_of, word_of
 from harness.nightly.night import NightSession, Prepared, _alone
 from harness.nightly.parts import Found, Night, Part
 from harness.nightly.settings import NightSettings
@@ -260,3 +260,13 @@ def test_other_tokens_are_wrong_and_slower_ones_are_not() -> None:
     assert worse("tokens") == "WRONG"
     assert worse("decode") == "REGRESSED"
     assert worse("tokens", "PASS") == "PASS"
+
+
+@pytest.mark.parametrize("verdict", ["PASS", "INVALID"])
+def test_an_expired_waiver_is_the_headline_of_the_night_it_fails(verdict: GateVerdict) -> None:
+    gate = sample_gate().gate
+    assert gate is not None
+    failed = replace(gate, cells=(gate_cell("host", "ttft", verdict, 0.0),), verdict=verdict, exit_code=1)
+    assert headline_of(failed, word_of(failed)) == "A waiver has expired"
+    slower = replace(failed, verdict="REGRESSED")
+    assert headline_of(slower, word_of(slower)) == "The candidate is worse than the baseline"

@@ -3,17 +3,17 @@
 import json
 import math
 import statistics
-from collections.abc import Iterator
 from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
 
+from harness.store.migrations.steps import batches, insert
+
 revision = "2"
 down_revision = "1"
 
 NAME = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
-BATCH = 500
 
 
 def upgrade() -> None:
@@ -112,7 +112,7 @@ def _number(name: str) -> sa.Column[Any]:
 def _move_gates() -> None:
     """Out of the runs' headers into tables of their own; a gate's one tag into the run's tags."""
     runs = sa.table("runs", *map(sa.column, ("seq", "run_id", "payload", "command", "code")))
-    for row in _batches(runs):
+    for row in (row for batch in batches(runs, "runs") for row in batch):
         header = json.loads(row.payload)
         gate = header.pop("gate", None)
         changed = {
@@ -128,16 +128,16 @@ def _move_gates() -> None:
 def _keep_gate(run_id: str, gate: dict[str, Any]) -> None:
     tag = gate.pop("tag", "")
     if tag:
-        _insert("tags", [{"run_id": run_id, "name": tag}])
+        insert("tags", [{"run_id": run_id, "name": tag}])
     sides = {side: gate[side]["recipe"] for side in ("baseline", "candidate")}
     row = {name: gate[name] for name in ("kind", "plan_key", "planned_cells")}
     row |= {"verdict": gate.get("verdict", "INVALID"), "exit_code": gate.get("exit_code", 4)}
     same = all(gate["baseline"][name] == gate["candidate"][name] for name in ("artifact", "session"))
-    _insert("gates", [{"run_id": run_id, "aa": same, **row, **sides, "payload": _dump(gate)}])
+    insert("gates", [{"run_id": run_id, "aa": same, **row, **sides, "payload": _dump(gate)}])
     injected = {each["name"] for each in gate["comparisons"] if any(each.get("injection", {}).values())}
     names = ("device", "model", "workload", "metric", "comparison", "verdict", "gating", "margin")
     numbers = ("low", "high", "sd", "p", "baseline", "candidate")
-    _insert(
+    insert(
         "gate_cells",
         [
             {
@@ -158,16 +158,14 @@ def _keep_gate(run_id: str, gate: dict[str, Any]) -> None:
 def _measure() -> None:
     """What each leg measured, where nothing was done to it."""
     legs = sa.table("legs", *map(sa.column, ("seq", "run_id", "payload")))
-    rows = []
-    for row in _batches(legs):
-        leg = json.loads(row.payload)
-        place = leg.get("place") or {"comparison": "gate", "arm": ""}
-        if place["comparison"] in ("gate", "A/A") and place["arm"] != "canary":
-            rows.append({"seq": row.seq, "run_id": row.run_id, "arm": place["arm"], **_measured(leg)})
-        if len(rows) == BATCH:
-            _insert("measured", rows)
-            rows = []
-    _insert("measured", rows)
+    for batch in batches(legs, "legs"):
+        rows = []
+        for row in batch:
+            leg = json.loads(row.payload)
+            place = leg.get("place") or {"comparison": "gate", "arm": ""}
+            if place["comparison"] in ("gate", "A/A") and place["arm"] != "canary":
+                rows.append({"seq": row.seq, "run_id": row.run_id, "arm": place["arm"], **_measured(leg)})
+        insert("measured", rows)
 
 
 def _measured(leg: dict[str, Any]) -> dict[str, Any]:
@@ -194,21 +192,6 @@ def _median(values: list[float]) -> float | None:
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
-
-
-def _batches(table: sa.TableClause) -> Iterator[Any]:
-    """All rows in order, a few at a time: payloads are large."""
-    last, bind = -1, op.get_bind()
-    while rows := bind.execute(
-        sa.select(table).where(table.c.seq > last).order_by(table.c.seq).limit(BATCH)
-    ).all():
-        yield from rows
-        last = rows[-1].seq
-
-
-def _insert(name: str, rows: list[dict[str, Any]]) -> None:
-    if rows:
-        op.get_bind().execute(sa.insert(sa.table(name, *map(sa.column, rows[0]))), rows)
 
 
 def _dump(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Version 4: when a device did what, for timelines and flake rates. (3 is left to whoever merges before.)"""
+"""Version 4: when a device did what, for timelines and flake rates."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "4"
-down_revision = "2"
+down_revision = "3"
 
 NAME = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
