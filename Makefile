@@ -9,7 +9,7 @@ REPORT := out/report
 # Without it every process of ours would compile everything anew, and pytest rewrite every assertion.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help venv farm test lint docs apt soak soak-faults soak-programs soak-fuzz chaos mutants bench scale clean
+.PHONY: help venv farm test lint docs apt soak soak-faults soak-programs soak-fuzz soak-hosts chaos mutants bench scale clean
 help:
 	@echo "make farm   check and measure the demo model on this host and three virtual phones, write $(REPORT)/index.html"
 	@echo "make test   the project's own tests"
@@ -73,6 +73,10 @@ soak-fuzz: $(STAMP)
 	KVFARM_FUZZ=soak $(BIN)/pytest tests/device_agents/test_fuzz_frames.py tests/device_agents/test_hostile_graph.py \
 	  tests/kvengine/test_hostile_models.py
 	KVFARM_FUZZ=10000 $(BIN)/pytest tests/kvengine/test_fuzz.py
+
+# A head and two hosts in namespaces: cut off, killed, drained, the head started again. Needs root.
+soak-hosts: $(STAMP)
+	$(BIN)/python -m tests.cluster_lab
 
 chaos: $(STAMP) apt
 	$(BIN)/python -m tests.chaos

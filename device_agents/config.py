@@ -25,7 +25,8 @@ class DeviceConfig:
 
     kind: "host" (this machine), "android" or "simulated". threads: intra-op threads for recipes that leave it
     open; None leaves it to the engine. options: what only this kind of device understands; of
-    "android" see device_agents.adb.devices, of "simulated" device_agents.simulated.device.
+    "android" see device_agents.adb.devices, of "simulated" device_agents.simulated.device. power_cycle,
+    power_cycles_per_day: see device_agents.power.
     """
 
     name: str
@@ -33,6 +34,8 @@ class DeviceConfig:
     threads: int | None = None
     options: dict[str, str] = field(default_factory=dict)
     settings: DeviceSettings = field(default_factory=DeviceSettings)
+    power_cycle: tuple[str, ...] = ()
+    power_cycles_per_day: int = 3
 
     def key(self, agent: str) -> str:
         """What is leased: the same for all lab agents of a machine that mean the same device.

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from device_agents import restarting
+from device_agents import power, restarting
 from device_agents.api import Device, DeviceIdentity, Finding, Vitals
 from device_agents.arrivals import Arrivals
 from device_agents.blobs import BlobStore, MissingBlob, parse_manifest
@@ -105,10 +105,9 @@ class LabAgent:
             shared = leases or root / "leases"
             self._ledger = Ledger(shared, clock=clock)
             self._results = ResultJournal(shared / "results")
-            self._slots = {
-                c.name: Slot(c, c.key(self._id), self._id, make(c, self._store), self._ledger, self._budgets)
-                for c in devices
-            }
+            self._make = make
+            self._slots: dict[str, Slot] = {}
+            self.add(devices)
             self._arrivals = Arrivals(
                 self._store, store_limit_bytes, self._in_use, clock, self._budgets.deploy_s
             )
@@ -124,6 +123,17 @@ class LabAgent:
                 target=self._reap, args=(reap_every_s,), name="leases", daemon=True
             )
             self._reaper.start()
+
+    def add(self, devices: Sequence[DeviceConfig]) -> None:
+        """Own these too from now on; one that it has already is left alone."""
+        new = {
+            c.name: Slot(
+                c, c.key(self._id), self._id, self._make(c, self._store), self._ledger, self._budgets
+            )
+            for c in devices
+            if c.name not in self._slots
+        }
+        self._slots = {**self._slots, **new}  # others read it meanwhile
 
     # -- who is there ---------------------------------------------------------------------
 
@@ -287,6 +297,13 @@ class LabAgent:
             able = restarting.check(slot.device)
             self._ledger.act(protocol.restart(slot.key, "reboot", by, why, most))
             able.reboot(Deadline(self._budgets.reboot_s))
+
+    def power_cycle(self, device: str, token: int, reason: str) -> str:
+        """Says what was done. Raises PowerCycleFailed: nothing was, or it did not help. LeaseError."""
+        with self._working(device, token) as slot:
+            return power.cycle_device(
+                slot.config, slot.key, reason, self._ledger.path.parent, Deadline(self._budgets.power_s)
+            )
 
     # -- artifacts ------------------------------------------------------------------------
 

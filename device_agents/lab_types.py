@@ -23,6 +23,7 @@ class AgentBudgets:
     release_s: float = 15.0
     recording_s: float = 30.0
     reboot_s: float = 60.0
+    power_s: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class Standing:
 class DeviceStatus:
     """One device now: who it is, or why it does not answer; who has it.
 
-    quarantined: by whom and on what evidence. waiting: how many requests might get it.
+    quarantined: by whom and on what evidence. waiting: how many requests might get it. drained: why its whole
+    lab host lends nothing.
     """
 
     name: str
@@ -69,3 +71,4 @@ class DeviceStatus:
     lease: Lease | None = None
     quarantined: str = ""
     waiting: int = 0
+    drained: str = ""

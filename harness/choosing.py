@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from device_agents.api import DeviceIdentity
 from device_agents.lab_types import DeviceStatus
 from harness import discovery, inventory
 from harness.discovery import Found, PassedOver
 from harness.errors import InventoryError
-from harness.inventory import ADB, ALL, DEFAULT, DeviceEntry, Inventory
+from harness.inventory import ADB, ALL, DEFAULT, FILE, DeviceEntry, Inventory
 from harness.selection import Condition, Known, Value, is_expression, parse
 from kvengine.providers import PROVIDERS
 
@@ -79,6 +80,21 @@ class Choice:
     passed_over: tuple[PassedOver, ...]
 
 
+def inventory_for(farm_file: Path | None, farm_address: str | None) -> Inventory:
+    """The inventory of ``farm_file`` or ./farm.toml; with neither, what the hosts of the cluster offer.
+
+    Raises:
+        InventoryError: it cannot be used, or offers nothing. InfrastructureError: no cluster at the address.
+    """
+    if farm_file is None and farm_address is not None and not Path(FILE).is_file():
+        from harness.hosting.records import offered_at  # which needs Ray
+
+        offered = offered_at(farm_address)
+        if offered is not None:
+            return offered
+    return inventory.load(farm_file)
+
+
 def read(text: str, known: Inventory, find: Find = discovery.find) -> Selection:
     """What ``text`` means, before any device is asked.
 
@@ -120,6 +136,7 @@ def what_is_known(name: str, known: Inventory, identity: DeviceIdentity | None =
         "name": name,
         "kind": entry.kind,
         "lab": entry.lab,
+        "owner": known.owner(name) or None,
         "pool": tuple(pools),
         **_by_inventory(entry),
     }

@@ -7,32 +7,31 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 
 import ray
 from ray._private import ray_constants
+from ray._private.services import find_node_ids
 
 from device_agents import scratch
-from device_agents.errors import DeadlineExceeded, InfrastructureError
+from device_agents.errors import InfrastructureError
 from harness.errors import ClusterLost
+from harness.hosting import token
+from harness.hosting.head import connect
+from harness.reaching import CONNECT_S
 from harness.this_machine import OBJECT_STORE_BYTES
 
-# Ray puts Unix sockets some 60 characters below its temporary folder; the kernel allows 107 in all.
-_LONGEST_FOLDER = 40
-CONNECT_S = 5.0
+# Ray has Unix sockets in kvfarm-ray-PID-RANDOM/session_DATE_TIME_PID/sockets/plasma_store, up to 91
+# characters with PIDs of six digits; the kernel allows 107 in all.
+_LONGEST_FOLDER = 16
 NAMESPACE = "kvfarm"  # of named actors
-# RFC 9113: the client's preface and its empty SETTINGS frame; a frame's header is length (3 bytes), type, ...
-_SETTINGS = 4
-_HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0])
-_FRAME_HEADER_BYTES = 9
 
 
 class RayConnection:
@@ -41,7 +40,10 @@ class RayConnection:
     def __init__(self, *, joined: bool, ours: bool, folder: Path | None = None) -> None:
         self.joined = joined  # a cluster that outlives us
         self._ours = ours
-        self._folder = folder
+        self._after = ExitStack()  # what is undone when Ray has ended
+        if folder is not None:
+            self._after.callback(shutil.rmtree, folder, ignore_errors=True)
+            self._after.enter_context(token.own(folder))
 
     @property
     def shared(self) -> bool:
@@ -75,8 +77,7 @@ class RayConnection:
         ours, self._ours = self._ours, False
         if ours:
             ray.shutdown()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._after.close()
 
     def __enter__(self) -> RayConnection:
         return self
@@ -94,28 +95,34 @@ def ensure_ray(address: str | None = None) -> RayConnection:
     reports nothing home, and ends with ``close`` or with this process.
 
     Raises:
-        InfrastructureError: no cluster at ``address``, one of another Ray or Python version, or
-            Ray does not start. DeadlineExceeded: something at ``address`` does not answer.
+        NotAuthenticated: the cluster refuses our token. VersionMismatch: it has another Ray, Python or
+            kvfarm. DeadlineExceeded: something at ``address`` does not answer. InfrastructureError: no
+            cluster there, this machine has no node of it, or Ray does not start.
     """
     if ray.is_initialized():
         return RayConnection(joined=address is not None, ours=False)
-    # Ray reads these when it starts processes; what the user has set stays.
+    prepare()
+    return _join(address) if address is not None else _start()
+
+
+def prepare() -> None:
+    """What Ray reads when it starts processes; what the user has set stays."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a FutureWarning
     # A worker that ends would kill the keepers of phones and adb servers, which end by themselves and tidy.
     os.environ.setdefault("RAY_kill_child_processes_on_worker_exit", "0")
-    return _join(address) if address is not None else _start()
 
 
 def _join(address: str) -> RayConnection:
     what = f"could not join the Ray cluster at {address}"
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit() or "/" in host:
-        raise InfrastructureError(f"{what}: sought HOST:PORT of its head node")
-    # Ray itself would try for minutes.
-    _check_answers(what, host.strip("[]"), int(port))
+    head = connect(address, what).address
+    if not find_node_ids():  # else Ray looks for one for a minute
+        raise InfrastructureError(
+            f"{what}: this machine has no Ray node; `kvfarm join {address} --no-devices` here, in another "
+            "terminal or as a service"
+        )
     try:
-        with _quietly(), _sigterm_kept(), _loopback() if _is_loopback(host) else nullcontext():
+        with quietly(), _sigterm_kept(), loopback_only() if head.loopback else nullcontext():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises a dozen unrelated classes, bare Exception among them
         raise InfrastructureError(
@@ -124,44 +131,11 @@ def _join(address: str) -> RayConnection:
     return RayConnection(joined=True, ours=True)
 
 
-def _check_answers(what: str, host: str, port: int) -> None:
-    """That something there speaks gRPC, as Ray's head node does: a server of HTTP/2 begins with SETTINGS.
-
-    Raises:
-        DeadlineExceeded: it takes the connection and says nothing. InfrastructureError: nobody is there, or
-            another kind of server.
-    """
-    try:
-        with socket.create_connection((host, port), CONNECT_S) as connection:
-            if os.environ.get("RAY_USE_TLS") == "1":
-                return  # it begins otherwise, and by itself
-            connection.settimeout(CONNECT_S)
-            connection.sendall(_HTTP2_HELLO)
-            answer = connection.recv(_FRAME_HEADER_BYTES, socket.MSG_WAITALL)
-    except TimeoutError as error:
-        raise DeadlineExceeded(
-            f"{what}: something takes connections there and says nothing for {CONNECT_S:g} s; sought the "
-            "head node of a Ray cluster, see `ray status` there"
-        ) from error
-    except OSError as error:
-        raise InfrastructureError(f"{what}: nothing answers there ({error})") from error
-    if len(answer) < _FRAME_HEADER_BYTES or answer[3] != _SETTINGS:
-        raise InfrastructureError(
-            f"{what}: what answers there is no Ray: sought a gRPC server, found {answer!r}; "
-            "correct the address"
-        )
-
-
-def _is_loopback(host: str) -> bool:
-    """Whether ``host``, a name or an address, is this machine talking to itself."""
-    return host == "localhost" or host.startswith("127.") or host in ("::1", "[::1]")
-
-
 def _start() -> RayConnection:
-    folder = _folder()
+    folder = new_folder()
     connection = RayConnection(joined=False, ours=True, folder=folder)
     try:
-        with _quietly(), _sigterm_kept(), _loopback():
+        with quietly(), _sigterm_kept(), loopback_only():
             ray.init(
                 address="local",  # never one that happens to run here
                 include_dashboard=False,
@@ -190,7 +164,7 @@ def _start() -> RayConnection:
     return connection
 
 
-def _folder() -> Path:
+def new_folder() -> Path:
     """A new temporary folder for Ray; those of processes that were killed are removed on the way."""
     base = tempfile.gettempdir()
     base = base if len(base) <= _LONGEST_FOLDER else "/tmp"
@@ -200,7 +174,7 @@ def _folder() -> Path:
 
 
 @contextmanager
-def _loopback() -> Iterator[None]:
+def loopback_only() -> Iterator[None]:
     """Make Ray's servers listen on 127.0.0.1 only, and find a head node that does.
 
     By default Ray replaces a loopback ``_node_ip_address`` by this machine's public one, and then
@@ -231,7 +205,7 @@ def _sigterm_kept() -> Iterator[None]:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Ray's advice is not for our users, and must not become an error under ``-W error``."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from device_agents.adb.connection import DEFAULT_PORT, AdbServer
+from device_agents.adb.plugged import parse_devices
 from device_agents.deadline import Deadline
 from device_agents.errors import InfrastructureError
 from harness.inventory import LOCAL_LAB, DeviceEntry, Inventory
@@ -64,22 +65,16 @@ def find(known: Inventory, start: bool) -> Found:
     }
     phones: dict[str, DeviceEntry] = {}
     unready = []
-    for serial, state in parse_devices(lines):
+    for serial, state in parse_devices(lines).items():
         if state != "device":
             unready.append(PassedOver(serial, f"{state}; {remedy(state)}"))
             continue
         name, entry = named.get(serial) or (
-            _free_name(serial, {*known.devices, *known.pools, *phones}),
+            free_name(serial, {*known.devices, *known.pools, *phones}),
             DeviceEntry("android", options=_options(serial, server.port)),
         )
         phones[name] = entry
     return Found(phones, tuple(unready))
-
-
-def parse_devices(text: str) -> list[tuple[str, str]]:
-    """(serial, state) from the answer to host:devices."""
-    pairs = (line.split("\t", 1) for line in text.splitlines())
-    return [(pair[0].strip(), pair[1].strip()) for pair in pairs if len(pair) == 2]
 
 
 def remedy(state: str) -> str:
@@ -94,7 +89,7 @@ def _options(serial: str, port: int) -> dict[str, str]:
     return {"serial": serial} | ({"adb_port": str(port)} if port != DEFAULT_PORT else {})
 
 
-def _free_name(serial: str, taken: set[str]) -> str:
+def free_name(serial: str, taken: set[str]) -> str:
     """The serial without what a name cannot have; 192.0.2.7:5555 is 192.0.2.7-5555."""
     base = name = re.sub(r"[^A-Za-z0-9._-]+", "-", serial).strip("-") or "phone"
     copies = 1

@@ -15,6 +15,22 @@ class StoreError(HarnessError):
     """The result store cannot be opened, is of another version, or lacks what was asked for."""
 
 
+class NotAuthenticated(InfrastructureError):
+    """The cluster does not take our token, or we have none; the message says where it is sought."""
+
+
+class VersionMismatch(InfrastructureError):
+    """This machine has another Ray, Python or kvfarm than the cluster's head."""
+
+
+class TooOpen(InfrastructureError):
+    """Ray would listen on networks that nobody named."""
+
+
+class HostTaken(InfrastructureError):
+    """Another machine of the cluster has this name, or this machine has joined already."""
+
+
 class StoreAway(StoreError):
     """The result store cannot be reached, is busy or full: the same may succeed later."""
 

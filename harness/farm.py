@@ -105,7 +105,7 @@ class Farm:
             self._ray = ensure_ray(self._address)
             for name in self._names:
                 entry = self._inventory.device(name)
-                self._devices[name] = _Device(entry.config(name), self._lab_of(entry.lab))
+                self._devices[name] = _Device(self._inventory.config(name), self._lab_of(entry.lab))
             self._heartbeat.start()
         except BaseException:
             self.close()
@@ -296,6 +296,23 @@ class Farm:
     def lift(self, name: str, by: str) -> None:
         """End the device's quarantine."""
         self._ready(self._device(name).lab).call("lift", CALL_S, name, by)
+
+    def power_cycle(self, name: str, reason: str) -> str:
+        """Take the device's power away and give it back; says what was done. It stays ours meanwhile.
+
+        Raises:
+            InfrastructureError: it has no program for that, its limit is reached, or the program failed.
+        """
+        device = self._device(name)
+        lab = self._ready(device.lab)
+        with self._taking:
+            if device.lease is None:
+                self._take(device)
+            lease = device.lease
+        if lease is None:
+            raise LeaseError(f"{name}: it is not ours, so it is not power-cycled")
+        done: str = lab.call("power_cycle", AgentBudgets().power_s + GRACE_S, name, lease.token, reason)
+        return done
 
     def give_back(self, name: str) -> None:
         """Let others have the device; the next ``open`` leases it anew. Never raises."""

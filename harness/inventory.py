@@ -16,12 +16,20 @@
     options = { virtual = "true", profile = "galaxy-s24" }
     effort = 0.5              # it is slow: half the programs and half the repeats of the others
     recipes = ["hybrid*"]     # and of a run's recipes only these; default: all
+    owner = "ann"             # whom to ask; shown, and owner==ann chooses by it
+    # Tried once before the phone is quarantined: a program of its lab host and its arguments, no shell.
+    power_cycle = ["uhubctl", "--location", "1-1.4", "--ports", "2", "--action", "cycle"]
 
     [labs.rack1]
-    node = "192.0.2.10"       # the lab host's address in the Ray cluster given by --farm-address
+    node = "rack1"            # its --name at `kvfarm join`, or its address in the cluster of --farm-address
+    owner = "ann"             # of the devices there that name none
 
     [pools]
     release = ["host", "pixel8", "virtual:2"]
+
+    [limits]
+    power_cycles_per_day = 3  # of each device
+    longest_lease_s = 14400   # whoever has a device for longer loses it; default: a day
 
 Without a farm.toml, ``farm`` is this host and the phones that a running adb server knows; ``adb`` is
 those phones alone (harness.discovery). Devices are also chosen by what they are: harness.selection.
@@ -67,7 +75,9 @@ class DeviceEntry:
     options: what its kind needs, e.g. the serial number of an android device. settings: what it is
     put into while it is in use, and back from. effort: share of the programs and repeats asked for that
     it gets; None: all, or FOREIGN_EFFORT where an emulator runs it. See ``effort_of``. recipes: patterns of
-    the names of those recipes of a run that are for it; none: all.
+    the names of those recipes of a run that are for it; none: all. owner: whom to ask. power_cycle: a
+    program of the lab host, with arguments, that takes its power away and gives it back; see
+    device_agents.power.
     """
 
     kind: Literal["host", "android", "simulated"] = "host"
@@ -77,6 +87,8 @@ class DeviceEntry:
     settings: DeviceSettings = field(default_factory=DeviceSettings)
     effort: float | None = None
     recipes: tuple[str, ...] = ()
+    owner: str = ""
+    power_cycle: tuple[str, ...] = ()
 
     @property
     def virtual(self) -> bool:
@@ -91,16 +103,33 @@ class DeviceEntry:
         """Whether the recipe of this name is for it."""
         return not self.recipes or any(fnmatchcase(recipe, pattern) for pattern in self.recipes)
 
-    def config(self, name: str) -> DeviceConfig:
-        """For the lab agent that owns it."""
-        return DeviceConfig(name, self.kind, self.threads, self.options, self.settings)
+    def config(self, name: str, power_cycles_per_day: int = 3) -> DeviceConfig:
+        """For the lab agent that owns it; see ``Inventory.config``."""
+        return DeviceConfig(
+            name,
+            self.kind,
+            self.threads,
+            self.options,
+            self.settings,
+            self.power_cycle,
+            power_cycles_per_day,
+        )
 
 
 @dataclass(frozen=True)
 class LabEntry:
     """One lab host: a machine of the Ray cluster that devices are attached to."""
 
-    node: str  # its address in the cluster
+    node: str  # its name at `kvfarm join`, or its address in the cluster
+    owner: str = ""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """power_cycles_per_day: of one device. longest_lease_s: see `kvfarm join`, which holds to it."""
+
+    power_cycles_per_day: int = 3
+    longest_lease_s: float = 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -110,6 +139,7 @@ class Inventory:
     devices: dict[str, DeviceEntry] = field(default_factory=dict)
     labs: dict[str, LabEntry] = field(default_factory=dict)
     pools: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
 
     def device(self, name: str) -> DeviceEntry:
         """One that is listed, or the virtual phone of that name. Raises InventoryError."""
@@ -117,6 +147,16 @@ class Inventory:
         if entry is None:
             raise InventoryError(f"sought device {name!r}; there are {_known(self)}")
         return entry
+
+    def config(self, name: str) -> DeviceConfig:
+        """Of the device, for the lab agent that owns it. Raises InventoryError."""
+        return self.device(name).config(name, self.limits.power_cycles_per_day)
+
+    def owner(self, name: str) -> str:
+        """Whom to ask about the device: its own owner, else that of its lab host; "": nobody is named."""
+        entry = self.device(name)
+        lab = self.labs.get(entry.lab)
+        return entry.owner or (lab.owner if lab else "")
 
 
 def effort_of(entry: DeviceEntry) -> float:
@@ -269,17 +309,49 @@ def _check(path: Path, inventory: Inventory) -> None:
             raise InventoryError(
                 f"{path}: device {name!r}: sought an effort above 0, up to 1, found {device.effort:g}"
             )
+        if device.power_cycle and (device.kind == "host" or device.virtual):
+            raise InventoryError(f"{path}: device {name!r}: only real phones are power-cycled; take it out")
+        if device.power_cycle and not all(word and word.isprintable() for word in device.power_cycle):
+            raise InventoryError(
+                f"{path}: device {name!r}: sought a program and its arguments in power_cycle, "
+                f"found {list(device.power_cycle)}"
+            )
         brightness = device.settings.brightness
         if brightness is not None and not 0 <= brightness <= 255:
             raise InventoryError(
                 f"{path}: device {name!r}: sought a brightness from 0 to 255, found {brightness}"
             )
+    _check_limits(path, inventory)
     for name, members in inventory.pools.items():
         for member in members:
             try:
                 _named(member, inventory)
             except InventoryError as error:
                 raise InventoryError(f"{path}: pool {name!r} names device {member!r}: {error}") from error
+
+
+def _check_limits(path: Path, inventory: Inventory) -> None:
+    limits = inventory.limits
+    if limits.power_cycles_per_day < 0:
+        raise InventoryError(
+            f"{path}: sought power_cycles_per_day of 0 or more, found {limits.power_cycles_per_day}"
+        )
+    if not 60 <= limits.longest_lease_s <= 24 * 3600:
+        raise InventoryError(
+            f"{path}: sought longest_lease_s from 60 to 86400, found {limits.longest_lease_s:g}"
+        )
+    phones: dict[tuple[str, str], str] = {}
+    for name, device in inventory.devices.items():
+        if serial := device.options.get("serial"):
+            first = phones.setdefault((device.lab, serial), name)
+            if first != name:
+                raise InventoryError(f"{path}: {first} and {name} are one phone, serial {serial}; keep one")
+    for name, lab in inventory.labs.items():
+        if name == LOCAL_LAB or not lab.node.strip():
+            raise InventoryError(
+                f"{path}: sought a lab host other than {LOCAL_LAB!r} and its node, found {name!r} and "
+                f"{lab.node!r}"
+            )
 
 
 def _known(inventory: Inventory) -> str:

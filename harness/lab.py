@@ -27,6 +27,8 @@ START_S = 120.0
 STOP_S = 30.0
 AGENT_NAME = "lab-agent-"  # and the node's id: the actor's name
 _MOST_AGENTS = 33  # of one folder; each has one Ray
+_OWNED_CALLS = 64  # at once, of an agent whose devices come and go
+HOST_LABEL = "kvfarm-host"  # of a Ray node: the name it joined with
 
 
 @dataclass(frozen=True)
@@ -45,31 +47,37 @@ class LabActor:
         self._lock = threading.Lock()
         self._agent: LabAgent | None = None
         self._configs: dict[str, DeviceConfig] = {}
+        self._owned = False
 
-    def start(self, root: Path | None, configs: Sequence[DeviceConfig]) -> Answer:
-        """Start the agent, or find that it runs with these devices already; returns kvfarm's version here."""
+    def start(self, root: Path | None, configs: Sequence[DeviceConfig], own: bool = False) -> Answer:
+        """Start the agent, or let the one that runs have these devices too; returns kvfarm's version here.
+
+        own: for the lab host itself: only ``stop(even_if_leased=True)`` ends it from now on.
+        """
         with self._lock:
             try:
                 logs.set_up()  # to where the variable says that the actor's process inherits
                 self._start(root, configs)
             except InfrastructureError as error:
                 return Answer(error=error)
+            self._owned = self._owned or own
             return Answer(value=kvengine.__version__)
 
     def _start(self, root: Path | None, configs: Sequence[DeviceConfig]) -> None:
-        other = [config.name for config in configs if self._configs.get(config.name) != config]
+        other = [c.name for c in configs if c.name in self._configs and self._configs[c.name] != c]
         if self._agent is not None and other:
-            if self._agent.in_use:
+            if self._agent.in_use or self._owned:
                 raise InfrastructureError(
                     f"the agent of this lab host is in use with a farm.toml that describes device "
-                    f"{other[0]!r} otherwise, or not at all (it has {', '.join(self._configs)}); "
-                    "wait until it is idle, or use the same farm.toml"
+                    f"{other[0]!r} otherwise; wait until it is idle, or use the same farm.toml"
                 )
             agent, self._agent = self._agent, None
             agent.shutdown()
         if self._agent is None:
-            self._agent = _agent_in(root or _default_root(), configs)
-            self._configs = {config.name: config for config in configs}
+            self._configs = {}
+            self._agent = _agent_in(root or cache_folder() / "lab", configs)
+        self._agent.add(configs)
+        self._configs |= {config.name: config for config in configs}
 
     def call(self, method: str, arguments: tuple[Any, ...]) -> Answer:
         """A method of LabAgent."""
@@ -86,7 +94,7 @@ class LabActor:
         with self._lock:
             if self._agent is None:
                 return Answer(value=True)
-            if not even_if_leased and self._agent.in_use:
+            if not even_if_leased and (self._owned or self._agent.in_use):
                 return Answer(value=False)
             agent, self._agent = self._agent, None
         agent.shutdown()
@@ -107,19 +115,22 @@ def here() -> Node:
 
 
 def find_node(lab: str, wanted: str) -> Node:
-    """The living node with address or host name ``wanted``.
+    """The living node that joined as ``wanted``; else the one of that address or host name.
 
     Raises:
         InfrastructureError: there is none; the message lists those there are.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    for node in nodes:
-        if wanted in (node["NodeManagerAddress"], node["NodeManagerHostname"]):
-            return Node(node["NodeID"], node["NodeManagerAddress"])
-    known = ", ".join(sorted(node["NodeManagerAddress"] for node in nodes))
+    joined = [node for node in nodes if node.get("Labels", {}).get(HOST_LABEL) == wanted]
+    addressed = [n for n in nodes if wanted in (n["NodeManagerAddress"], n["NodeManagerHostname"])]
+    # Where the head's machine is a lab host too, that is the node that joined.
+    addressed.sort(key=lambda node: HOST_LABEL not in node.get("Labels", {}))
+    for node in joined + addressed:
+        return Node(node["NodeID"], node["NodeManagerAddress"])
+    known = ", ".join(sorted(n.get("Labels", {}).get(HOST_LABEL, n["NodeManagerAddress"]) for n in nodes))
     raise InfrastructureError(
-        f"lab host {lab!r}: sought node {wanted} in the Ray cluster, found {known}; run "
-        "`ray start --address=...` there and give --farm-address, or correct farm.toml"
+        f"lab host {lab!r}: sought node {wanted} in the Ray cluster, found {known}; `kvfarm join` "
+        "there, give --farm-address, or correct farm.toml"
     )
 
 
@@ -158,8 +169,8 @@ class Lab:
         """Whether the agent was started and has not died since."""
         return self._actor is not None
 
-    def start(self, configs: Sequence[DeviceConfig]) -> None:
-        """Start the agent, or join the one that runs there.
+    def start(self, configs: Sequence[DeviceConfig], own: bool = False) -> None:
+        """Start the agent, or join the one that runs there. own: see LabActor.
 
         Raises:
             InfrastructureError: it does not start, is of another version, or has other devices.
@@ -173,7 +184,7 @@ class Lab:
                 get_if_exists=True,
                 lifetime="detached" if self._detached else None,
                 num_cpus=0,  # it waits for devices; Ray's CPUs mean nothing here
-                max_concurrency=4 + 4 * len(configs),
+                max_concurrency=max(_OWNED_CALLS if own else 0, 4 + 4 * len(configs)),
                 max_restarts=0,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(self._node.id, soft=False),
             )
@@ -181,7 +192,8 @@ class Lab:
         )
         try:
             actor = self._actor
-            version = self._answer(actor, actor.start.remote(self._root, tuple(configs)), "start", START_S)
+            promise = actor.start.remote(self._root, tuple(configs), own)
+            version = self._answer(actor, promise, "start", START_S)
             if version != kvengine.__version__:
                 raise InfrastructureError(
                     f"lab host {self.name} ({self._node.address}) has kvfarm {version}, here is "
@@ -290,13 +302,9 @@ def leases_folder() -> Path:
     names, all at once inside each (Farm): a total order, so nobody waits in a circle or has to back off.
     """
     named = os.environ.get("KVFARM_LEASES")
-    return Path(named) if named else _cache() / "leases"
+    return Path(named) if named else cache_folder() / "leases"
 
 
-def _default_root() -> Path:
-    """Of an agent that serves a lab: in the cache folder of the user it runs as."""
-    return _cache() / "lab"
-
-
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Of the user it runs as: where an agent that serves a lab has its own."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvfarm"

@@ -63,7 +63,8 @@ class Recovery:
     on_retry: called before each further try, with the device's name and the reason. on_sick: called as
     on_quarantine, but only where the device itself is at fault, so that no other run should get it either.
     restart: starts a device that does not answer anew, for a reason; says how, "" if nothing can. Called once
-    while a device is waited for.
+    while a device is waited for. revive: cuts the power of a device that does not answer, with the reason,
+    and says what was done, "" for nothing; may raise InfrastructureError.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Recovery:
         policy: RecoveryPolicy | None = None,
         on_quarantine: Callable[[str, str], None] = lambda device, evidence: None,
         on_retry: Callable[[str, str], None] = lambda device, reason: None,
+        revive: Callable[[str, str], str] = lambda device, reason: "",
         on_sick: Callable[[str, str], None] = lambda device, evidence: None,
         restart: Callable[[str, str], str] = lambda device, reason: "",
     ) -> None:
@@ -79,6 +81,7 @@ class Recovery:
         self._policy = policy or RecoveryPolicy()
         self._on_quarantine = on_quarantine
         self.on_retry = on_retry
+        self._revive = revive
         self._on_sick = on_sick
         self._restart = restart
         self._lost: dict[str, int] = {}  # checks and legs lost in a row
@@ -133,17 +136,31 @@ class Recovery:
             raise error
         try:
             seconds = self._await_answer(device)
+            done = ""
         except ClusterLost:
             raise
         except InfrastructureError as silence:
-            self._set_aside(
-                device,
+            evidence = (
                 f"{one_line(error)}; then it did not answer again within {self._policy.answer_s:g} s: "
-                f"{one_line(silence)}",
+                f"{one_line(silence)}"
             )
-            raise error from silence
-        retries.append(f"{one_line(error)} (answered again after {seconds:.1f} s)")
+            done, seconds = self._revived(device, evidence, error)
+        retries.append(f"{one_line(error)} ({done}answered again after {seconds:.1f} s)")
         self.on_retry(device, retries[-1])
+
+    def _revived(self, device: str, evidence: str, error: InfrastructureError) -> tuple[str, float]:
+        """What brought it back, and the seconds it took; else it is set aside, and ``error`` raised."""
+        done = ""
+        try:
+            done = self._revive(device, evidence)
+            if done:
+                return f"{done}, ", self._await_answer(device)
+        except ClusterLost:
+            raise
+        except InfrastructureError as failed:
+            evidence += f"; {done or 'not revived'}: {one_line(failed)}"
+        self._set_aside(device, evidence)
+        raise error
 
     def _await_answer(self, device: str) -> float:
         """Seconds until the device answered. Raises the last InfrastructureError when it is late."""

@@ -19,13 +19,13 @@ from urllib.parse import quote
 from device_agents import logs
 from device_agents.api import DeviceIdentity
 from device_agents.errors import InfrastructureError
-from harness import choosing, inventory, resuming
+from harness import choosing, resuming
 from harness.artifacts import resolved
 from harness.checking import Cell, Tally
 from harness.errors import InventoryError
 from harness.handover import Handover, RunFolder
 from harness.health import Health
-from harness.inventory import effort_of, share
+from harness.inventory import SIMULATED, effort_of, share
 from harness.lab import leases_folder
 from harness.legs import LegPlan, Subject, measure_leg
 from harness.measuring import Shape
@@ -102,8 +102,9 @@ class DeviceRun(Opened):
             options.recovery,
             self._set_aside,
             self._on_retry,
-            self._health.sick,
-            self._health.reboot,
+            self._revive,
+            on_sick=self._health.sick,
+            restart=self._health.reboot,
         )
         self._provenance = provenance()
         self.recorder = Recorder(lambda span: self.store.add_span(self.run_id, span) if self.begun else None)
@@ -126,7 +127,9 @@ class DeviceRun(Opened):
         logs.always_about(run=self.run_id)
         try:
             self._lock = RunLock(leases_folder() / "runs", self.run_id)
-            selection = choosing.read(options.devices, inventory.load(options.farm))
+            selection = choosing.read(
+                options.devices, choosing.inventory_for(options.farm, options.farm_address)
+            )
             self.inventory, self.devices = selection.inventory, selection.names
             self.passed_over = selection.passed_over
             if options.resume:
@@ -244,7 +247,7 @@ class DeviceRun(Opened):
             began=datetime.fromisoformat(self.started_at).timestamp(),
             model=str(self.options.model),
             on_program=self._on_program,
-            simulated=self.inventory.device(device).kind == inventory.SIMULATED,
+            simulated=self.inventory.device(device).kind == SIMULATED,
         )
 
     def measure(
@@ -415,6 +418,10 @@ class DeviceRun(Opened):
     def _on_retry(self, device: str, reason: str) -> None:
         self.recorder.instant(device, "retry", reason)
         self._tell_retry(device, reason)
+
+    def _revive(self, device: str, reason: str) -> str:
+        has_means = bool(self.inventory.device(device).power_cycle)
+        return self.farm.power_cycle(device, reason) if has_means else ""
 
     def _set_aside(self, device: str, evidence: str) -> None:
         """A device in quarantine: the store says so, and nothing of it is kept open."""

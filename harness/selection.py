@@ -46,6 +46,7 @@ FIELDS: dict[str, Kind] = {
     "name": Kind.TEXT,
     "kind": Kind.TEXT,
     "lab": Kind.TEXT,
+    "owner": Kind.TEXT,
     "pool": Kind.NAMES,
     "model": Kind.TEXT,
     "soc": Kind.TEXT,

@@ -12,7 +12,7 @@ import pytest
 
 from device_agents.api import DeviceIdentity
 from device_agents.lab_types import DeviceStatus, Lease
-from harness.cli import leases
+from harness.cli import watching
 from harness.cli.devices import _identity_cells
 from harness.cli.output import Console, note, show
 from tests.test_rooms import ROOT, imports, sources
@@ -178,7 +178,7 @@ def test_tables_of_devices_show_escape_sequences_as_text() -> None:
         DeviceStatus(HOSTILE, "android", identity, "", None, HOSTILE),
     )
     out = io.StringIO()
-    Console(file=out, width=300, force_terminal=False).print(leases.table(statuses))
+    Console(file=out, width=300, force_terminal=False).print(watching.table(statuses))
     assert commands(out.getvalue()) == []
     assert "\\x1b]0;owned\\x07\\x1b[2J[red]" in out.getvalue()  # nor is it markup of ours
     out = io.StringIO()

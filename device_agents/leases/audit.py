@@ -15,6 +15,7 @@ from device_agents.leases.ledger import ARCHIVE, JOURNAL, Entry, parse
 from device_agents.leases.model import (
     Asked,
     Booted,
+    Drained,
     Ended,
     Granted,
     Lifted,
@@ -93,6 +94,8 @@ def events(entries: Iterable[Entry]) -> list[Event]:
                 told.append(Event(entry.when, "quarantined", device, by, f"{evidence} ({limit})"))
             case Lifted(device, by):
                 told.append(Event(entry.when, "lifted", device, by))
+            case Drained(by, why):
+                told.append(Event(entry.when, "drained" if why else "undrained", "*", by, why))
             case Restarted(device, how, by, why):
                 told.append(Event(entry.when, how, device, by, why))
             case _:

@@ -9,6 +9,7 @@ from device_agents.leases.model import (
     Asked,
     Beat,
     Booted,
+    Drained,
     Ended,
     Freed,
     Granted,
@@ -25,15 +26,16 @@ from device_agents.leases.model import (
 def violations(entries: Iterable[Entry]) -> list[str]:
     """A line for each fact that may not follow those before it; none for a journal as it should be.
 
-    Checked: a device is granted only when it is free, sound, asked for and clean of its last lease; tokens
-    grow; a request is granted once, and as many devices as it wants; only who waits or has a device gives
-    signs of life; time does not go back.
+    Checked: a device is granted only when it is free, sound, asked for and clean of its last lease, and
+    its lab host not drained; tokens grow; a request is granted once, and as many devices as it wants;
+    only who waits or has a device gives signs of life; time does not go back.
     """
     wrong: list[str] = []
     asked: dict[str, Request] = {}
     holder: dict[str, tuple[int, str]] = {}  # device: token and request, until it is clean
     ended: set[str] = set()
     bad: set[str] = set()
+    drained = False
     last_token, last_at, boot = 0, float("-inf"), ""
 
     for number, entry in enumerate(entries, 1):
@@ -56,12 +58,14 @@ def violations(entries: Iterable[Entry]) -> list[str]:
                 holder = {device: (held.token, held.request.id) for device, held in state.held.items()}
                 ended = {device for device, held in state.held.items() if held.ended}
                 bad, boot, last_token = set(state.quarantined), state.boot, state.token
+                drained = bool(state.drained)
             case Asked(request):
                 sought(request.id not in asked, f"{request.id} asks twice")
                 asked[request.id] = request
             case Granted(id_, token, devices):
                 request = asked.pop(id_, Request("", "", "", ()))
                 sought(bool(request.id), f"{id_} is granted and had not asked")
+                sought(not drained, f"{id_} is granted while the lab host is drained")
                 sought(token > last_token, f"token {token} after {last_token}")
                 last_token = max(last_token, token)
                 sought(len(set(devices)) == request.count, f"{len(devices)} devices of {request.count}")
@@ -94,6 +98,8 @@ def violations(entries: Iterable[Entry]) -> list[str]:
                 bad.add(device)
             case Lifted(device):
                 bad.discard(device)
+            case Drained():
+                drained = bool(fact.why)
             case Started() | Restarted():
                 pass
     return wrong

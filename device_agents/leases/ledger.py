@@ -28,7 +28,7 @@ from kvengine.codec import DecodeError, decode, encode
 
 JOURNAL = "leases.jsonl"
 ARCHIVE = "audit.jsonl"  # of the facts of these kinds that are in the journal no more
-ARCHIVED = ("booted", "asked", "granted", "ended", "quarantined", "lifted", "restarted")
+ARCHIVED = ("booted", "asked", "granted", "ended", "quarantined", "lifted", "restarted", "drained")
 LONGEST_BYTES = 4 << 20  # some 20,000 facts, read in a second
 _LOCK_S = 10.0  # whoever has the lock writes a few lines
 _POLL_S = 0.005

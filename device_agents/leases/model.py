@@ -157,6 +157,15 @@ class Restarted:
 
 
 @dataclass(frozen=True)
+class Drained:
+    """The lab host grants nothing from now on; what is held goes on. why: "" ends that."""
+
+    by: str
+    why: str
+    kind: Literal["drained"] = "drained"
+
+
+@dataclass(frozen=True)
 class Waiting:
     request: Request
     since: float
@@ -196,7 +205,8 @@ class Restart:
 @dataclass(frozen=True)
 class State:
     """All that is known at time ``at``. used: by user, past device-seconds, and when they were counted.
-    restarts: of the last day, by device."""
+    restarts: of the last day, by device. drained: by whom and why nothing is granted; "": it is.
+    """
 
     at: float = 0.0
     token: int = 0
@@ -207,6 +217,7 @@ class State:
     used: dict[str, tuple[float, float]] = field(default_factory=dict)
     agents: dict[str, Process] = field(default_factory=dict)
     restarts: dict[str, tuple[Restart, ...]] = field(default_factory=dict)
+    drained: str = ""
 
     def of(self, id_: str) -> tuple[Held, ...]:
         """What the request holds, without what has ended."""
@@ -233,6 +244,7 @@ Fact = (
     | Quarantined
     | Lifted
     | Restarted
+    | Drained
     | Snapshot
 )
 Facts = tuple[Fact, ...]

@@ -21,6 +21,7 @@ from device_agents.leases.model import (
     Asked,
     Beat,
     Booted,
+    Drained,
     Ended,
     Fact,
     Facts,
@@ -155,6 +156,16 @@ def restart(device: str, how: How, by: str, why: str, most: int) -> Command:
     return command
 
 
+def drain(by: str, why: str) -> Command:
+    """Grant nothing at this lab host from now on; with ``why`` "" grant again."""
+
+    def command(state: State, _: float) -> Facts:
+        told = Drained(by, why)
+        return () if _drained(told) == state.drained else (told,)
+
+    return command
+
+
 def start(agent: str, process: Process) -> Command:
     """A lab agent starts: what had ended on its devices is clean now, the rest goes on."""
 
@@ -264,7 +275,9 @@ def why_not(state: State, id_: str, now: float, rules: Rules) -> tuple[str, ...]
     lines = []
     for device in waiting.request.devices:
         held, bad, other = state.held.get(device), state.quarantined.get(device), kept.get(device)
-        if bad is not None and not waiting.request.repair:
+        if state.drained:
+            lines.append(f"{device} is at a lab host that is drained {state.drained}")
+        elif bad is not None and not waiting.request.repair:
             left = "until it is lifted" if bad.until is None else f"for {bad.until - now:.0f} s more"
             lines.append(f"{device} is quarantined by {bad.by} {left}: {bad.evidence}")
         elif held is not None:
@@ -344,6 +357,8 @@ def _apply(state: State, now: float, fact: Fact, rules: Rules) -> State:
         case Restarted(device, how):
             past = (*_today(state, device, now), Restart(how, now))
             return replace(state, restarts={**state.restarts, device: past})
+        case Drained():
+            return replace(state, drained=_drained(fact))
 
 
 def _booted(state: State, now: float, fact: Booted) -> State:
@@ -358,7 +373,15 @@ def _booted(state: State, now: float, fact: Booted) -> State:
         device: tuple(replace(each, at=now) for each in past) for device, past in state.restarts.items()
     }
     token = max(state.token, fact.token)
-    return State(now, token, fact.boot, quarantined=quarantined, used=used, restarts=restarts)
+    return State(
+        now,
+        token,
+        fact.boot,
+        quarantined=quarantined,
+        used=used,
+        restarts=restarts,
+        drained=state.drained,
+    )
 
 
 def _beaten(state: State, now: float, id_: str, beat_s: float | None) -> State:
@@ -388,6 +411,7 @@ def _line(
         )
         request = waiting.request
         sound = [d for d in request.devices if request.repair or d not in state.quarantined]
+        sound = [] if state.drained else sound
         free = [device for device in sound if device not in state.held and device not in kept]
         if len(free) >= request.count:
             devices = tuple(free[: request.count])
@@ -418,6 +442,10 @@ def _today(state: State, device: str, now: float) -> tuple[Restart, ...]:
 
 def _used_by(state: State, user: str) -> Iterator[Held]:
     return (held for held in state.held.values() if held.request.user == user and not held.ended)
+
+
+def _drained(fact: Drained) -> str:
+    return f"by {fact.by}: {fact.why}" if fact.why else ""
 
 
 def _over(held: Held, now: float) -> str:

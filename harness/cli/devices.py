@@ -53,10 +53,12 @@ def devices(
     from harness import choosing
     from harness.farm import Farm
 
-    meant = choosing.read(selection, inventory.load(farm_file))
+    meant = choosing.read(selection, choosing.inventory_for(farm_file, farm_address))
     if watch:
+        from harness.cli.watching import watch as watch_devices
+
         with Farm(meant.inventory, meant.names, farm_address) as farm:
-            leases.watch(farm)
+            watch_devices(farm, meant.inventory, meant.names, farm_address)
         return
     with progress() as report, Farm(meant.inventory, meant.names, farm_address) as farm:
         report(f"asking {len(meant.names)} devices who they are", 0, 1)
@@ -103,6 +105,8 @@ def _row(status: DeviceStatus, known: inventory.Inventory) -> dict[str, Any]:
         "leased_to": status.lease.holder if status.lease else None,
         "lease": status.lease,
         "waiting": status.waiting,
+        "drained": status.drained or None,
+        "owner": known.owner(status.name) or None,
         "quarantined": status.quarantined or None,
     }
 

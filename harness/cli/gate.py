@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from harness import inventory
 from harness.cli.devices import CACHE
 from harness.cli.options import AddressOption, FarmOption, StoreOption
 from harness.cli.output import JsonOption, Report, progress, show
@@ -192,7 +191,7 @@ def _run(
     from harness.store import open_store
     from harness.trends import series_of_run
 
-    meant = choosing.read(devices, inventory.load(farm_file))
+    meant = choosing.read(devices, choosing.inventory_for(farm_file, farm_address))
     with open_store(store) as results, progress() as report:
         ready = plan(results, meant.names, report)
         must_fit(ready.baseline, ready.candidate, ready.settings)

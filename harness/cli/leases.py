@@ -14,15 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
 
 from device_agents.deadline import Deadline
 from device_agents.lab_types import DeviceStatus, Lease
 from harness import inventory
 from harness.cli.options import AddressOption, FarmOption, PriorityOption, UserOption, WaitOption
-from harness.cli.output import Console, JsonOption, note, show
+from harness.cli.output import JsonOption, note, show
 from harness.leasing import Terms, duration, holder, user_name
 
 if TYPE_CHECKING:
@@ -59,7 +56,7 @@ def lease(
     from harness import choosing
     from harness.farm import Farm
 
-    meant = choosing.read(selection, inventory.load(farm_file))
+    meant = choosing.read(selection, choosing.inventory_for(farm_file, farm_address))
     terms = Terms(user or user_name(), priority, duration(wait), limit_s=duration(limit))
     with (
         Farm(meant.inventory, meant.names, farm_address, terms=terms, on_wait=_Once().say) as farm,
@@ -125,47 +122,15 @@ def lift(
     note(f"{device} may be leased again")
 
 
-def watch(farm: Farm) -> None:
-    """Show who has what until Ctrl-C; where there is no terminal, once."""
-    console = Console()
-    with Live(table(farm.status()), console=console, refresh_per_second=4, screen=False) as live:
-        while console.is_terminal:
-            threading.Event().wait(_LOOK_S)
-            live.update(table(farm.status()))
-
-
-def table(statuses: tuple[DeviceStatus, ...]) -> Table:
-    """Who has which device, since when and until when, and how many wait."""
-    found = Table("device", "state", "holder", "since", "until", "heartbeat", "waiting")
-    for status in statuses:
-        held, waiting = status.lease, str(status.waiting or "")
-        word = (
-            "silent"
-            if status.error
-            else "quarantined"
-            if status.quarantined
-            else "leased"
-            if held
-            else "free"
-        )
-        style = {"free": "green", "leased": "yellow"}.get(word, "red")
-        cells = ("", "", "", "")
-        if held is not None:
-            ago = f"{max(0.0, time.time() - held.beat):.0f} s ago"
-            cells = (escape(held.holder), _clock(held.since), _clock(held.until), ago)
-        elif status.quarantined or status.error:
-            cells = (escape(status.quarantined or status.error), "", "", "")
-        found.add_row(escape(status.name), f"[{style}]{word}[/]", *cells, waiting)
-    return found
-
-
 def state(status: DeviceStatus) -> str:
     """One cell about the lease of a device that answers."""
     if status.quarantined:
         return f"quarantined {status.quarantined}"
+    if status.drained and status.lease is None:
+        return f"drained {status.drained}"
     held = status.lease
     waiting = f", {status.waiting} waiting" if status.waiting else ""
-    return f"leased to {held.holder} until {_clock(held.until)}{waiting}" if held else f"free{waiting}"
+    return f"leased to {held.holder} until {clock(held.until)}{waiting}" if held else f"free{waiting}"
 
 
 # -- inside -----------------------------------------------------------------------------------
@@ -192,7 +157,7 @@ def _how_to_use(held: tuple[Lease, ...], known: inventory.Inventory) -> str:
         serial = entry.options.get("serial")
         how = f"adb -s {serial} shell" if serial else "this machine" if entry.kind == "host" else entry.kind
         where = "" if entry.lab == inventory.LOCAL_LAB else f" at lab host {entry.lab}"
-        lines.append(f"{each.device} is yours until {_clock(each.until)} (token {each.token}): {how}{where}")
+        lines.append(f"{each.device} is yours until {clock(each.until)} (token {each.token}): {how}{where}")
     return "\n".join([*lines, "Ctrl-C gives it back." if len(held) == 1 else "Ctrl-C gives them back."])
 
 
@@ -224,12 +189,13 @@ def _terminated_like_interrupted() -> Iterator[None]:
 def _farm(
     device: str, farm_file: Path | None, farm_address: str | None, terms: Terms | None = None
 ) -> Iterator[Farm]:
+    from harness import choosing
     from harness.farm import Farm
 
-    known = inventory.load(farm_file)
-    with Farm(known, inventory.select(device, known), farm_address, terms=terms) as farm:
+    whole = choosing.inventory_for(farm_file, farm_address)
+    with Farm(whole, inventory.select(device, whole), farm_address, terms=terms) as farm:
         yield farm
 
 
-def _clock(at: float) -> str:
+def clock(at: float) -> str:
     return time.strftime("%H:%M:%S", time.localtime(at))

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console as RichConsole
+from rich.markup import escape
 from rich.text import Text
 
 from device_agents.errors import InfrastructureError
@@ -42,6 +43,11 @@ def show(as_json: bool, data: dict[str, Any], text: Any) -> None:
         # A table is never folded for want of columns when the output goes to a file.
         width = None if sys.stdout.isatty() else 160
         Console(width=width, highlight=False, soft_wrap=True).print(text)
+
+
+def told(text: str) -> str:
+    """What others said, for a cell of a table: no markup, and nothing that a terminal would obey."""
+    return escape(printable(text))
 
 
 def note(message: str) -> None:

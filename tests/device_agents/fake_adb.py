@@ -104,6 +104,8 @@ class FakeAdb:
             client.okay("0029")
         elif request == "host:devices":
             client.okay("" if self.state == "absent" else f"{SERIAL}\t{self.state}\n")
+        elif request == "host:track-devices":
+            self._track(client)
         elif request.startswith("host:connect:"):
             self.on_connect()
             client.okay(self.connect_answer)
@@ -126,6 +128,17 @@ class FakeAdb:
                 self._service(client)
         else:
             client.fail(f"unknown host service {request!r}")
+
+    def _track(self, client: _Client) -> None:
+        """Tell each change of ``state``, until the client goes."""
+        client.send(b"OKAY")
+        told = None
+        while not self._stopped.wait(0.02) and not select.select([client.line], [], [], 0)[0]:
+            state = self.state
+            if state != told:
+                text = "" if state == "absent" else f"{SERIAL}\t{state}\n"
+                client.send(b"%04x%s" % (len(text), text.encode()))
+                told = state
 
     def _refusal(self, serial: str) -> str:
         if serial not in (SERIAL, ADDRESS) or self.state == "absent":

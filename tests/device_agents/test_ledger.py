@@ -64,11 +64,14 @@ def test_a_machine_that_started_again_holds_nothing_but_quarantines(
     before = Ledger(tmp_path, clock=lambda: 5000.0)
     token = before.act(ask(ONE)).token
     before.act(protocol.quarantine("c", "swollen", "ann", 100.0))
+    before.act(protocol.drain("bob", "new hub"))
     monkeypatch.setattr(ledger_module, "boot_id", lambda: "another")
     after = Ledger(tmp_path, clock=lambda: 3.0)
     state, _ = after.state()
     assert state.held == {}
     assert state.quarantined["c"].until == 103.0
+    assert state.drained == "by bob: new hub"
+    after.act(protocol.drain("bob", ""))
     assert after.act(ask(replace(ONE, id="2"))).token > token
     assert violations(read(tmp_path / JOURNAL)) == []
 
@@ -232,3 +235,29 @@ def test_threads_of_one_process_share_a_ledger(tmp_path: Path) -> None:
         thread.join(30)
     assert len(ledger.state()[0].held) == 20
     assert violations(read(tmp_path / JOURNAL)) == []
+
+
+def test_a_drained_lab_host_grants_nothing_and_what_is_held_goes_on(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.act(ask(replace(ONE, devices=("a",), count=1)))
+    ledger.act(protocol.drain("ann", "new hub"))
+    state = ledger.act(ask(replace(ONE, id="2", devices=("a", "b"), count=1)))
+    assert [held.device for held in state.of("1")] == ["a"]
+    assert state.of("2") == ()
+    (told, _) = protocol.why_not(state, "2", ledger.state()[1], RULES)
+    assert told == "a is at a lab host that is drained by ann: new hub"
+    with pytest.raises(LeaseError, match="drained by ann: new hub"):
+        ledger.act(ask(replace(ONE, id="3", devices=("c",), count=1), wait=False))
+    again = Ledger(tmp_path)
+    assert again.state()[0].drained == "by ann: new hub"
+    assert [held.device for held in again.act(protocol.drain("bob", "")).of("2")] == ["b"]
+    assert violations(read(ledger.path)) == []
+
+
+def test_the_checker_sees_a_grant_while_drained(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.act(protocol.drain("ann", "new hub"))
+    ledger.act(ask(ONE))
+    with ledger._writing():
+        ledger._write((Granted("1", ledger._state.token + 1, ("a", "b")),))
+    assert violations(read(ledger.path)) == ["line 4: 1 is granted while the lab host is drained"]

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from device_agents.adb.plugged import parse_devices
 from device_agents.api import DeviceIdentity
 from device_agents.lab_types import DeviceStatus, Lease
 from harness import discovery
 from harness.choosing import read, what_is_known
-from harness.discovery import Found, PassedOver, find, parse_devices
+from harness.discovery import Found, PassedOver, find
 from harness.errors import InventoryError
 from harness.inventory import DEFAULT, DeviceEntry, Inventory, load
 from tests.device_agents.fake_adb import SERIAL, FakeAdb
@@ -235,7 +236,7 @@ def test_serials_become_names_that_do_not_clash(adb: FakeAdb, monkeypatch: pytes
 
 
 def test_a_device_list_is_read() -> None:
-    assert parse_devices("A\tdevice\nB\tno permissions (x); see [y]\n\n") == [
-        ("A", "device"),
-        ("B", "no permissions (x); see [y]"),
-    ]
+    assert parse_devices("A\tdevice\nB\tno permissions (x); see [y]\n\n") == {
+        "A": "device",
+        "B": "no permissions (x); see [y]",
+    }

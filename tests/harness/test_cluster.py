@@ -11,14 +11,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from device_agents.errors import DeadlineExceeded, InfrastructureError
 from device_agents.scratch import RAY
-from harness import cluster
-
-SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # how a gRPC server begins
+from harness import cluster, reaching
+from harness.reaching import Address
 
 
 @contextmanager
@@ -39,12 +39,6 @@ def listener(says: bytes) -> Iterator[str]:
         thread.join(30)
 
 
-@pytest.fixture
-def listening() -> Iterator[str]:
-    with listener(SETTINGS) as address:
-        yield address
-
-
 @pytest.mark.parametrize("address", ["lab1", "ray://lab1:10001", "lab1:", ""])
 def test_an_address_that_is_none_is_refused(address: str) -> None:
     with pytest.raises(InfrastructureError, match="sought HOST:PORT"):
@@ -56,18 +50,29 @@ def test_an_address_that_is_none_is_refused(address: str) -> None:
     [RuntimeError("Version mismatch: The cluster was started with:\nRay: 2.9"), ConnectionError("no")],
 )
 def test_a_cluster_that_refuses_us_is_an_infrastructure_error_with_both_versions(
-    error: Exception, listening: str, monkeypatch: pytest.MonkeyPatch
+    error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(**_: object) -> None:
         raise error
 
     monkeypatch.setattr("ray.init", refuse)
+    found = SimpleNamespace(address=Address("127.0.0.1", 6379))
+    monkeypatch.setattr(cluster, "connect", lambda text, what: found)
+    monkeypatch.setattr(cluster, "find_node_ids", lambda: ["a node"])
     with pytest.raises(InfrastructureError, match=r"could not join .*here: Ray 2\..*Python 3\."):
-        cluster.ensure_ray(listening)
+        cluster.ensure_ray("127.0.0.1:6379")
+
+
+def test_a_machine_without_a_ray_node_is_told_to_join_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = SimpleNamespace(address=Address("127.0.0.1", 6379))
+    monkeypatch.setattr(cluster, "connect", lambda text, what: found)
+    monkeypatch.setattr(cluster, "find_node_ids", list)
+    with pytest.raises(InfrastructureError, match=r"no Ray node; `kvfarm join .*:6379 --no-devices`"):
+        cluster.ensure_ray("127.0.0.1:6379")
 
 
 def test_what_takes_connections_and_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "CONNECT_S", 0.2)
+    monkeypatch.setattr(reaching, "CONNECT_S", 0.2)
     with listener(b"") as address, pytest.raises(DeadlineExceeded, match=r"says nothing for 0\.2 s"):
         cluster.ensure_ray(address)
 
@@ -102,7 +107,7 @@ def test_folders_of_killed_processes_are_removed_and_those_of_living_ones_kept(
         mine = Path(base, f"{RAY}{os.getpid()}-abc")
         stale.mkdir()
         mine.mkdir()
-        new = cluster._folder()
+        new = cluster.new_folder()
         assert not stale.exists()
         assert mine.exists()
         assert new.parent == Path(base)
@@ -113,4 +118,4 @@ def test_folders_of_killed_processes_are_removed_and_those_of_living_ones_kept(
     [("127.0.0.1", True), ("localhost", True), ("[::1]", True), ("192.0.2.1", False), ("lab1", False)],
 )
 def test_loopback_addresses(host: str, is_it: bool) -> None:
-    assert cluster._is_loopback(host) is is_it
+    assert reaching.is_loopback(host) is is_it

@@ -193,7 +193,7 @@ def test_every_answer_has_strict_headers_and_none_for_other_origins(client: Clie
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
 def test_it_only_looks(client: Client, method: str) -> None:
     status, headers, _ = client.ask("/", method)
-    assert (status, headers["allow"]) == (405, "GET, HEAD")
+    assert (status, set(headers["allow"].split(", "))) == (405, {"GET", "HEAD"})
     assert client.ask("/", "HEAD")[0] == 200
 
 

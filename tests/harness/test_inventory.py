@@ -130,6 +130,17 @@ def test_selecting_nothing_is_refused(expression: str, farm_toml: Path) -> None:
         ("[devices.'a:b']", "'a:b' cannot name a device"),
         ("[devices.host]\n[pools]\nhost = ['host']", "pool 'host'"),
         ("[devices.farm]", "'farm' cannot name a device"),
+        ("[devices.host]\npower_cycle = ['uhubctl']", "only real phones are power-cycled"),
+        ("[devices.a]\nkind = 'android'\npower_cycle = 'uhubctl -a 2'", "sought list, found str"),
+        ("[devices.a]\nkind = 'android'\npower_cycle = ['']", "sought a program and its arguments"),
+        ("[devices.host]\n[limits]\npower_cycles_per_day = -1", "sought power_cycles_per_day of 0 or more"),
+        ("[devices.host]\n[limits]\nlongest_lease_s = 5.0", "sought longest_lease_s from 60"),
+        ("[devices.host]\n[labs.local]\nnode = 'x'", "sought a lab host other than 'local'"),
+        (
+            "[devices.a]\nkind = 'android'\noptions = { serial = 'X' }\n"
+            "[devices.b]\nkind = 'android'\noptions = { serial = 'X' }",
+            "a and b are one phone, serial X",
+        ),
         ("[pools]", "lists no device"),
         ("devices = [", "is not an inventory"),
     ],
@@ -184,3 +195,37 @@ def test_a_share_is_never_nothing() -> None:
     assert [inventory.share(count, 0.12, 1) for count in (1, 3, 25, 100)] == [1, 1, 3, 12]
     assert [inventory.share(count, 0.12, 2) for count in (1, 2, 5, 50)] == [1, 2, 2, 6]
     assert inventory.share(25, 1.0, 1) == 25
+
+
+def test_owners_power_and_limits_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "farm.toml"
+    path.write_text(
+        """
+        [devices.a]
+        kind = "android"
+        lab = "rack1"
+        options = { serial = "X" }
+        power_cycle = ["uhubctl", "--ports", "2"]
+        [devices.b]
+        lab = "rack1"
+        owner = "bob"
+        [labs.rack1]
+        node = "rack1"
+        owner = "ann"
+        [limits]
+        power_cycles_per_day = 1
+        """
+    )
+    known = load(path)
+    assert (known.owner("a"), known.owner("b")) == ("ann", "bob")
+    config = known.config("a")
+    assert (config.power_cycle, config.power_cycles_per_day) == (("uhubctl", "--ports", "2"), 1)
+    assert known.limits.longest_lease_s == 24 * 3600
+
+
+def test_the_same_serial_at_two_hosts_is_two_phones(tmp_path: Path) -> None:
+    path = tmp_path / "farm.toml"
+    one = "[devices.{}]\nkind = 'android'\nlab = '{}'\noptions = {{ serial = 'emulator-5554' }}\n"
+    labs = "[labs.l1]\nnode = 'l1'\n[labs.l2]\nnode = 'l2'\n"
+    path.write_text(one.format("a", "l1") + one.format("b", "l2") + labs)
+    assert set(load(path).devices) == {"a", "b"}

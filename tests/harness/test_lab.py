@@ -73,3 +73,21 @@ def test_a_second_run_in_one_folder_has_an_agent_of_its_own_and_stands_in_line(
     assert second.call("acquire", ("one", "you", 30.0)).error is None
     assert actor.stop(even_if_leased=False).value is True  # what the other lends is not its concern
     second.stop(even_if_leased=True)
+
+
+def test_another_client_s_devices_are_added_while_the_first_works(actor: LabActor, tmp_path: Path) -> None:
+    actor.call("acquire", ("one", "me", 30.0))
+    assert actor.start(tmp_path, (TWO,)).error is None
+    assert actor.call("acquire", ("two", "you", 30.0)).error is None
+    assert len(actor.call("leases", ()).value) == 2
+
+
+def test_the_agent_of_a_lab_host_outlives_its_last_user_and_keeps_its_devices(tmp_path: Path) -> None:
+    actor = LabActor()
+    assert actor.start(tmp_path, (ONE,), own=True).error is None
+    assert actor.start(tmp_path, (ONE,)).error is None
+    assert actor.stop(even_if_leased=False).value is False
+    assert not actor.call("leases", ()).ended
+    other = actor.start(tmp_path, (DeviceConfig("one", threads=3),))
+    assert "describes device 'one' otherwise" in str(other.error)
+    assert actor.stop(even_if_leased=True).value is True

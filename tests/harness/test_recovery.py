@@ -145,6 +145,46 @@ def test_an_answer_of_the_engine_is_final_and_counts_as_life(device: Device) -> 
     assert (device.tries, aside) == (12, [])
 
 
+def test_a_device_that_stays_silent_is_revived_before_it_is_set_aside(device: Device) -> None:
+    revived: list[str] = []
+
+    def revive(name: str, evidence: str) -> str:
+        revived.append(f"{name}: {evidence}")
+        device.probes = []
+        return "power-cycled with hub"
+
+    aside: list[tuple[str, str]] = []
+    recovery = Recovery(device.probe, HASTY, lambda *what: aside.append(what), revive=revive)
+    device.fails = [DeviceUnreachable("gone")]
+    device.probes = [DeviceUnreachable("still gone")] * 100
+    retries: list[str] = []
+    assert recovery.attempt("one", device.work, retries) == 2
+    assert aside == []
+    assert "did not answer again within 0.05 s" in revived[0]
+    assert retries[0].startswith("DeviceUnreachable: gone (power-cycled with hub, answered again after")
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_what_power_does_not_bring_back_is_set_aside_with_both_in_the_evidence(
+    device: Device, works: bool
+) -> None:
+    def revive(name: str, evidence: str) -> str:
+        if works:
+            return "power-cycled with hub"
+        raise InfrastructureError("its limit is 3")
+
+    aside: list[tuple[str, str]] = []
+    recovery = Recovery(device.probe, HASTY, lambda *what: aside.append(what), revive=revive)
+    device.fails = [DeviceUnreachable("gone")]
+    device.probes = [DeviceUnreachable("still gone")] * 100
+    lose(recovery, device.work)
+    after = "power-cycled with hub: DeviceUnreachable: still gone"
+    without = "not revived: InfrastructureError: its limit is 3"
+    assert aside[0][1].endswith(after if works else without)
+    with pytest.raises(Quarantined):
+        recovery.attempt("one", device.work, [])
+
+
 @pytest.mark.parametrize("probed", [False, True])
 def test_when_ray_is_gone_no_device_is_to_blame(device: Device, probed: bool) -> None:
     """Neither by the work itself nor by the question whether the device answers again."""
