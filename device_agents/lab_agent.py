@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from device_agents import power
+from device_agents import power, restarting
 from device_agents.api import Device, DeviceIdentity, Finding, Vitals
 from device_agents.arrivals import Arrivals
 from device_agents.blobs import BlobStore, MissingBlob, parse_manifest
@@ -28,10 +28,11 @@ from device_agents.deadline import Deadline
 from device_agents.errors import DeployFailed, InfrastructureError, LeaseError, NoSuchDevice
 from device_agents.host import HostDevice
 from device_agents.lab_types import AgentBudgets, DeviceStatus, Lease, Standing
-from device_agents.leases import protocol
-from device_agents.leases.ledger import Ledger
+from device_agents.leases import audit, protocol
+from device_agents.leases.ledger import Entry, Ledger
 from device_agents.leases.model import Held, Request
 from device_agents.leases.process import this_process
+from device_agents.observing import Observed, observe, status_of
 from device_agents.recording.record import Plan, Record, Records
 from device_agents.remote_session import RunnerSession
 from device_agents.results import Kept, Key, ResultJournal
@@ -157,6 +158,15 @@ class LabAgent:
         self._check_running()
         return tuple(lease for slot in self._slots.values() if (lease := self._lease(slot)) is not None)
 
+    def observe(self) -> Observed:
+        """Devices and leases as they are known here; asks no device."""
+        self._check_running()
+        return observe(self._slots.values(), self._ledger)
+
+    def journal(self) -> tuple[Entry, ...]:
+        """Who did what to the devices of this machine, oldest first; see leases.audit."""
+        return tuple(audit.entries(self._ledger.path.parent))
+
     @property
     def in_use(self) -> bool:
         """Whether somebody has a device through this agent, or waits for one."""
@@ -231,6 +241,7 @@ class LabAgent:
             found = slot.device.claim(Deadline(self._budgets.claim_s))
             with slot.lock:
                 slot.settings = found
+            _log.info("claimed")
         return found
 
     def renew(self, device: str, token: int, ttl_s: float) -> Lease:
@@ -277,6 +288,16 @@ class LabAgent:
         """End a quarantine."""
         self._ledger.act(protocol.lift(self._slot(device).key, by))
 
+    def reboot(self, device: str, token: int, by: str, why: str, most: int) -> None:
+        """Start the device anew, ``most`` times a day. Raises LeaseError: they are used up; it is not yours.
+
+        InfrastructureError: it cannot be, or does not take it.
+        """
+        with self._working(device, token) as slot:
+            able = restarting.check(slot.device)
+            self._ledger.act(protocol.restart(slot.key, "reboot", by, why, most))
+            able.reboot(Deadline(self._budgets.reboot_s))
+
     def power_cycle(self, device: str, token: int, reason: str) -> str:
         """Says what was done. Raises PowerCycleFailed: nothing was, or it did not help. LeaseError."""
         with self._working(device, token) as slot:
@@ -308,6 +329,7 @@ class LabAgent:
             remote = slot.device.deploy(folder, Deadline(self._budgets.deploy_s))
             with slot.lock:
                 slot.deployed[manifest.id] = remote
+            _log.info("deployed artifact %s", manifest.id)
         return manifest.id
 
     # -- sessions -------------------------------------------------------------------------
@@ -333,6 +355,7 @@ class LabAgent:
                 if slot.is_current(token):
                     session_id = f"{device}/{uuid.uuid4().hex}"
                     slot.sessions[session_id] = engine
+                    _log.info("opened session %s", session_id)
                     return session_id, engine.info
             engine.close()
             raise LeaseError(f"{device}: the lease expired while the session was being opened")
@@ -451,20 +474,7 @@ class LabAgent:
             self._identity(slot)
         except InfrastructureError as problem:
             error = str(problem)
-        lease = self._lease(slot)
-        state, _ = self._ledger.state()
-        bad = state.quarantined.get(slot.key)
-        waiting = sum(slot.key in each.request.devices for each in state.waiting.values())
-        return DeviceStatus(
-            slot.config.name,
-            slot.config.kind,
-            slot.identity,
-            error,
-            lease,
-            f"by {bad.by}: {bad.evidence}" if bad else "",
-            waiting,
-            state.drained,
-        )
+        return status_of(slot, error, self._lease(slot), self._ledger)
 
     def _lease(self, slot: Slot) -> Lease | None:
         slot.follow()
@@ -515,8 +525,11 @@ class LabAgent:
         if engine is None:
             raise LeaseError(f"no session {session_id!r} is open; open one")
         try:
-            return work(engine)
+            with slot.about(token):
+                return work(engine)
         except InfrastructureError as error:
+            with slot.about(token):
+                _log.warning("session %s broke: %s: %s", session_id, type(error).__name__, error)
             if not slot.is_current(token):
                 raise LeaseError(f"{session_id}: the lease ended during the call: {error}") from error
             raise

@@ -22,6 +22,7 @@ class AgentBudgets:
     claim_s: float = 20.0
     release_s: float = 15.0
     recording_s: float = 30.0
+    reboot_s: float = 60.0
     power_s: float = 60.0
 
 

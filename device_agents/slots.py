@@ -6,8 +6,9 @@ import dataclasses
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 
+from device_agents import logs
 from device_agents.api import Device, DeviceIdentity
 from device_agents.config import DeviceConfig
 from device_agents.deadline import Deadline
@@ -82,6 +83,12 @@ class Slot:
                 raise LeaseError(f"{self.config.name} still finishes work of an ended lease; try again")
             self.token = token
 
+    def about(self, token: int) -> AbstractContextManager[None]:
+        """What is logged meanwhile is about this device, the lease of ``token`` and the run it is for."""
+        held = self.ledger.state()[0].held.get(self.key)
+        run = held.request.run if held is not None and held.token == token else ""
+        return logs.about(device=self.config.name, lease=token, run=run)
+
     @contextmanager
     def working(self, token: int) -> Iterator[None]:
         """While the body runs the device is not lent anew, even if the lease ends meanwhile.
@@ -95,7 +102,8 @@ class Slot:
                 raise LeaseError(f"{self.config.name}: the lease of token {token} has just ended")
             self.busy += 1
         try:
-            yield
+            with self.about(token):
+                yield
         finally:
             with self.lock:
                 self.busy -= 1
@@ -132,6 +140,8 @@ class Slot:
             held = self.ledger.state()[0].held.get(self.key)
             if held is not None and held.ended and held.request.agent == self.agent:
                 self.last = held.token, held.ended
+                with self.about(held.token):
+                    _log.info("free again: %s", held.ended)
                 self.ledger.act(protocol.freed(self.key, held.token))
 
     def _put_back(self) -> None:

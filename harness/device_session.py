@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from types import TracebackType
 from typing import Any
 
@@ -15,6 +16,7 @@ from device_agents.recording.record import Plan, Record
 from device_agents.remote_session import Budgets
 from device_agents.results import Kept, Key
 from harness.lab import Lab
+from harness.spans import Recorder
 from kvengine.program import Measurement, Observation, Program, Workload
 from kvengine.session import SessionInfo
 
@@ -25,8 +27,12 @@ GRACE_S = 30.0
 class DeviceSession:
     """An EngineSession on a device. Made by ``Farm.open``."""
 
-    def __init__(self, lab: Lab, device: str, token: int, session_id: str, info: SessionInfo) -> None:
+    def __init__(
+        self, lab: Lab, device: str, token: int, session_id: str, info: SessionInfo, recorder: Recorder
+    ) -> None:
         self.device = device
+        self._recorder = recorder
+        self._began = time.time()
         self._lab = lab
         self._token = token
         self._id = session_id
@@ -44,19 +50,22 @@ class DeviceSession:
 
     def run_program(self, program: Program) -> tuple[Observation, ...]:
         """Raises KvEngineError: the program as a whole is refused. InfrastructureError: see Farm."""
-        found = self._call("run_program", Budgets().program_s, program)
+        with self._recorder.doing(self.device, "program", f"{len(program.operations)} operations"):
+            found = self._call("run_program", Budgets().program_s, program)
         return tuple(_own(observation) for observation in found)
 
     def run_workload(self, workload: Workload) -> Measurement:
         """Raises as ``run_program``."""
-        measured: Measurement = self._call("run_workload", Budgets().workload_s, workload)
+        with self._recorder.doing(self.device, "workload", _words(workload)):
+            measured: Measurement = self._call("run_workload", Budgets().workload_s, workload)
         return measured
 
     def measure(self, workload: Workload, plan: Plan, key: Key | None = None, note: str = "") -> Kept:
         """``run_workload``, recorded by ``plan``; once for all calls with ``key``. See LabAgent.measure."""
         agent = AgentBudgets()
         seconds = Budgets().workload_s + 2 * agent.recording_s + agent.vitals_s
-        found: Kept = self._call("measure", seconds, workload, plan, key, note)
+        with self._recorder.doing(self.device, "workload", _words(workload)):
+            found: Kept = self._call("measure", seconds, workload, plan, key, note)
         return found
 
     def start_recording(self, plan: Plan) -> None:
@@ -74,6 +83,7 @@ class DeviceSession:
         if self._closed:
             return
         self._closed = True
+        self._recorder.part(self.device, "session", self._id[-8:], self._began, time.time())
         with contextlib.suppress(InfrastructureError):
             self._lab.call("close_session", Budgets().close_s + GRACE_S, self._id, self._token)
 
@@ -93,6 +103,10 @@ class DeviceSession:
         except InfrastructureError:
             self.close()
             raise
+
+
+def _words(workload: Workload) -> str:
+    return f"prompt {len(workload.prompt)} + {workload.new_tokens} new, {workload.repeats} times"
 
 
 def _own(observation: Observation) -> Observation:

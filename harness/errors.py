@@ -49,3 +49,7 @@ class ReferenceFailed(InfrastructureError):
 
 class Quarantined(InfrastructureError):
     """The device was set aside for the rest of the run; the message holds the evidence."""
+
+
+class GoldenJobFailed(InfrastructureError):
+    """The device gave a wrong answer to a program whose answer is known: the device is at fault."""

@@ -21,6 +21,7 @@ from device_agents.config import DeviceConfig
 from device_agents.deadline import Deadline
 from device_agents.errors import BlobsMissing, InfrastructureError, LeaseError, NoSuchDevice
 from device_agents.lab_types import AgentBudgets, DeviceStatus, Lease
+from device_agents.logs import about
 from device_agents.results import Kept, Key
 from harness import leasing
 from harness.cluster import RayConnection, ensure_ray
@@ -28,6 +29,7 @@ from harness.device_session import GRACE_S, DeviceSession
 from harness.inventory import LOCAL_LAB, Inventory
 from harness.lab import Lab, find_node, here
 from harness.leasing import CALL_S, Terms, holder
+from harness.spans import SHORT_S, Recorder, recording_nothing
 from kvengine.artifact import Artifact
 from kvengine.recipe import SessionRecipe
 
@@ -46,6 +48,7 @@ class _Device:
     lab: Lab
     lease: Lease | None = None
     claimed: bool = False  # as its farm file wants it, since the lease or the agent began
+    leased_at: float = 0.0  # Unix time, s
     patience: Deadline | None = None  # for the lease that is wanted now
     identity: DeviceIdentity | None = None
     settings: dict[str, str] = field(default_factory=dict)
@@ -64,6 +67,7 @@ class Farm:
     join, HOST:PORT; None uses this process's Ray or starts one on this machine for as long as
     the farm is open. root: folder of the agent on this machine. guest: another process opened the same
     farm and called ``invite``; it ends the lab agents. terms: of leases. on_wait: told why we wait for one.
+    recorder: told when what begins and ends.
     """
 
     def __init__(
@@ -76,7 +80,9 @@ class Farm:
         guest: bool = False,
         terms: Terms | None = None,
         on_wait: Callable[[str], None] = lambda reason: None,
+        recorder: Recorder | None = None,
     ) -> None:
+        self._recorder = recorder or recording_nothing()
         self._guest = guest
         self._terms = terms or Terms()
         self._on_wait = on_wait
@@ -204,17 +210,19 @@ class Farm:
         seconds = AgentBudgets().deploy_s + AgentBudgets().open_s + GRACE_S
         asked = (name, token, artifact.manifest.to_json(), recipe)
         try:
-            try:
-                opened = lab.call("open_artifact", seconds, *asked)
-            except BlobsMissing:  # as the first time, or since it was evicted there
-                with lab.shipping:  # what all its devices want travels once
-                    self._ship(lab, artifact, progress)
-                opened = lab.call("open_artifact", seconds, *asked)
+            with self._recorder.doing(name, "open", artifact.id[:12]):
+                try:
+                    opened = lab.call("open_artifact", seconds, *asked)
+                except BlobsMissing:  # as the first time, or since it was evicted there
+                    # What all its devices want travels once.
+                    with self._recorder.doing(name, "deploy", artifact.id[:12]), lab.shipping:
+                        self._ship(lab, artifact, progress)
+                    opened = lab.call("open_artifact", seconds, *asked)
         except LeaseError:
             self._forget(device, token)
             raise
         session_id, info = opened
-        return DeviceSession(lab, name, token, session_id, info)
+        return DeviceSession(lab, name, token, session_id, info, self._recorder)
 
     def kept(self, name: str, key: Key) -> Kept | None:
         """What the device's lab host has measured under ``key`` and nobody has acknowledged."""
@@ -295,6 +303,14 @@ class Farm:
         """Lend the device to nobody for so long, None: until ``lift``; whoever has it loses it."""
         lab = self._ready(self._device(name).lab)
         lab.call("quarantine", CALL_S, name, evidence, by, seconds)
+
+    def reboot(self, name: str, by: str, why: str, most: int) -> None:
+        """See LabAgent.reboot; only of a device that we have."""
+        device = self._device(name)
+        if device.lease is None:
+            raise LeaseError(f"{name} is not ours any more; whoever has it may reboot it")
+        seconds = AgentBudgets().reboot_s + GRACE_S
+        device.lab.call("reboot", seconds, name, device.lease.token, by, why, most)
 
     def lift(self, name: str, by: str) -> None:
         """End the device's quarantine."""
@@ -413,7 +429,7 @@ class Farm:
         self, lab: Lab, devices: list[_Device], patience: Deadline, count: int | None = None
     ) -> tuple[Lease, ...]:
         """All of the devices of one lab host at once, or ``count`` of them."""
-        began = time.monotonic()
+        began, began_at = time.monotonic(), time.time()
         names = tuple(each.config.name for each in devices)
         try:
             leases = leasing.lease(
@@ -431,6 +447,13 @@ class Farm:
             for lease in leases:
                 device = self._devices[lease.device]
                 device.lease, device.claimed, device.patience = lease, False, None
+                device.leased_at = time.time()
+        for lease in leases:
+            if time.time() - began_at > SHORT_S:
+                self._recorder.part(lease.device, "wait", "in line for a lease", began_at, time.time())
+            self._recorder.lease(lease.device, lease.token, self._devices[lease.device].leased_at, None)
+            with about(device=lease.device, lease=lease.token):
+                _log.info("leased")
         return leases
 
     def _claim(self, device: _Device, lease: Lease) -> None:
@@ -446,15 +469,21 @@ class Farm:
     def _forget(self, device: _Device, token: int) -> None:
         """The next ``open`` acquires the device anew."""
         with self._lock:
-            if device.lease is not None and device.lease.token == token:
-                device.lease, device.claimed = None, False
+            lease = device.lease
+            if lease is None or lease.token != token:
+                return
+            device.lease, device.claimed = None, False
+        self._recorder.lease(lease.device, token, device.leased_at, time.time())
 
     def _release(self, device: _Device) -> None:
         with self._lock:
             lease, device.lease, device.claimed = device.lease, None, False
-        if lease is not None and device.lab.running:
+        if lease is None:
+            return
+        if device.lab.running:
             with contextlib.suppress(InfrastructureError):
                 device.lab.call("release", GRACE_S, lease.device, lease.token)
+        self._recorder.lease(lease.device, lease.token, device.leased_at, time.time())
 
     def _renew(self) -> None:
         """Heartbeats, whatever the test does meanwhile."""

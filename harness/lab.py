@@ -15,6 +15,7 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import kvengine
+from device_agents import logs
 from device_agents.config import DeviceConfig
 from device_agents.errors import DeadlineExceeded, InfrastructureError, RootTaken
 from device_agents.lab_agent import LabAgent
@@ -24,6 +25,7 @@ from kvengine.errors import KvEngineError
 # Importing kvengine and onnxruntime on a cold disk, and the cluster finding a free slot.
 START_S = 120.0
 STOP_S = 30.0
+AGENT_NAME = "lab-agent-"  # and the node's id: the actor's name
 _MOST_AGENTS = 33  # of one folder; each has one Ray
 _OWNED_CALLS = 64  # at once, of an agent whose devices come and go
 HOST_LABEL = "kvfarm-host"  # of a Ray node: the name it joined with
@@ -54,6 +56,7 @@ class LabActor:
         """
         with self._lock:
             try:
+                logs.set_up()  # to where the variable says that the actor's process inherits
                 self._start(root, configs)
             except InfrastructureError as error:
                 return Answer(error=error)
@@ -240,7 +243,7 @@ class Lab:
 
     @property
     def _actor_name(self) -> str:
-        return f"lab-agent-{self._node.id}"
+        return f"{AGENT_NAME}{self._node.id}"
 
     def _found(self) -> Any:
         try:

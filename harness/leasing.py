@@ -58,13 +58,16 @@ def holder(pid: int, user: str | None = None) -> str:
 @dataclass(frozen=True)
 class Terms:
     """On which devices are leased. priority: higher is first. wait_s: in line at most. beat_s: who is silent
-    for so long is taken for dead. limit_s: the longest lease."""
+    for so long is taken for dead. limit_s: the longest lease. run: that they are for, "" for none.
+    repair: also devices in quarantine."""
 
     user: str = field(default_factory=user_name)
     priority: int = 0
     wait_s: float = 3600.0
     beat_s: float = BEAT_S
     limit_s: float = 24 * 3600.0
+    run: str = ""
+    repair: bool = False
 
 
 def lease(
@@ -94,6 +97,8 @@ def lease(
         limit_s=terms.limit_s,
         beat_s=terms.beat_s,
         client=this_process(),
+        run=terms.run,
+        repair=terms.repair,
     )
     pause = threading.Event()
     try:

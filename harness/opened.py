@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from device_agents.deadline import Deadline
@@ -18,6 +19,7 @@ from harness.recipes import ForeignModel, Recipe, with_plan
 from harness.reference import Reference, begin_reference, offer_reference, share_reference
 from harness.reference.rounded import is_exact, rounded_checkpoint
 from harness.run_options import RunOptions
+from harness.spans import SHORT_S, recording_nothing
 from kvengine.artifact import Artifact
 from kvengine.plan import PlanKind
 from kvengine.recipe import ExportRecipe
@@ -50,6 +52,7 @@ class Opened:
         self._offered: list[object] = []  # references that end when they are forgotten
         self._quiet: dict[str, Quiet] = {}  # by lab host
         self._farm: Farm | None = None
+        self.recorder = recording_nothing()
 
     @property
     def farm(self) -> Farm:
@@ -72,8 +75,9 @@ class Opened:
             address,
             root=root,
             guest=guest,
-            terms=self.options.terms,
+            terms=dataclasses.replace(self.options.terms, run=self.run_id),
             on_wait=self._on_wait,
+            recorder=self.recorder,
         )
 
     def reference(self, recipe: Recipe) -> Reference:
@@ -150,17 +154,23 @@ class Opened:
     @contextmanager
     def _sharing(self, device: str) -> Iterator[None]:
         """While the body runs no device is measured that this one's work would disturb."""
-        quiet = self._quiet_of(device)
-        with quiet.shared() if quiet else nullcontext():
+        with ExitStack() as stack:
+            self._wait_for(device, lambda quiet: stack.enter_context(quiet.shared()))
             yield
 
     @contextmanager
     def _alone(self, device: str) -> Iterator[None]:
         """The device is ours, and while the body runs none works that would disturb its measurement."""
         self.farm.lease(device)
-        quiet = self._quiet_of(device)
-        with quiet.alone() if quiet else nullcontext():
+        with ExitStack() as stack:
+            self._wait_for(device, lambda quiet: stack.enter_context(quiet.alone()))
             yield
+
+    def _wait_for(self, device: str, enter: Callable[[Quiet], object]) -> None:
+        quiet = self._quiet_of(device)
+        if quiet is not None:
+            with self.recorder.doing(device, "wait", "for the machine's other devices", SHORT_S):
+                enter(quiet)
 
     def take_waited(self) -> float:
         """Seconds waited for other devices, and in line for leases, since the last call."""

@@ -9,6 +9,7 @@ from typing import cast
 import pytest
 
 from device_agents.errors import InfrastructureError
+from device_agents.printable import printable
 from harness.anywhere import AnyOf
 from harness.checking import Cell, Unsupported
 from harness.compare import CheckFailed
@@ -162,7 +163,7 @@ def describe_failure(item: pytest.Function, call: pytest.CallInfo[None], run: De
     if isinstance(error, InfrastructureError):
         tried = [f"tried again after {reason}" for reason in retries_of(item)]
         said = f"{title_of(item.function)}: infrastructure error, not a test failure"
-        return "\n".join([said, *tried, f"{type(error).__name__}: {error}"])
+        return printable("\n".join([said, *tried, f"{type(error).__name__}: {error}"]))
     if not isinstance(error, CheckFailed):
         return ""
     device, recipe = device_of(item), recipe_of(item)
@@ -171,7 +172,7 @@ def describe_failure(item: pytest.Function, call: pytest.CallInfo[None], run: De
         lines += _top_logits(error.divergence)
     lines += ["minimal program:", textwrap.indent(error.program.to_json(), "  ")]
     lines += ["replay:", "  " + run.replay_command(device, recipe, _case_of(error))]
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def _case_of(failure: CheckFailed) -> str:

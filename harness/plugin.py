@@ -108,6 +108,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="SECONDS",
         help="a device that answers no more for so long is quarantined (default: %(default)g)",
     )
+    add(
+        "--golden-job",
+        choices=("phones", "all", "none"),
+        default="phones",
+        help="whose health a tiny program with a known answer tells, before work begins and after an "
+        "infrastructure failure (default: %(default)s)",
+    )
+    add(
+        "--reboots",
+        type=int,
+        default=0,
+        metavar="N",
+        help="how often a day a phone that does not answer or computes wrongly may be rebooted, by all runs "
+        "together (default: %(default)s)",
+    )
     add("--user", metavar="NAME", help="in whose name devices are leased (default: who runs this)")
     add(
         "--priority",
@@ -127,6 +142,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="30s",
         metavar="TIME",
         help="devices are free again so long after this run fell silent (default: %(default)s)",
+    )
+    add(
+        "--kvfarm-log",
+        type=Path,
+        metavar="FILE",
+        help="append what happens to this file, a JSON object a line, with run, device and lease",
     )
     add(
         "--measure",
@@ -153,6 +174,7 @@ def pytest_configure(config: pytest.Config) -> None:
         ours = str(Path(__file__).parent / "suite")
         theirs = config.args if config.args_source is pytest.Config.ArgsSource.TESTPATHS else []
         config.args = [ours, *theirs]
+    from device_agents import logs
     from device_agents.errors import InfrastructureError
     from harness import termination
     from harness.errors import HarnessError
@@ -160,6 +182,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
     termination.end_in_order(config)
     try:
+        # What workers and agents start from the environment; pytest itself shows what is logged meanwhile.
+        logs.set_up(config.getoption("kvfarm_log"), terminal=False)
         options = _options(config)
         config.pluginmanager.register(_plugin(config, options), PLUGIN)
     except (HarnessError, KvEngineError, InfrastructureError) as error:
@@ -212,6 +236,8 @@ def _options(config: pytest.Config) -> RunOptions:
         measure=tuple(_measure(text) for text in get("measure")),
         energy=get("energy"),
         terms=_terms(config),
+        golden=get("golden_job"),
+        reboots=get("reboots"),
         command=(Path(sys.argv[0]).name, *config.invocation_params.args),
         tags=tags_of(get("tag")),
         arguments=tuple(map(str, config.invocation_params.args)),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from device_agents.printable import printable
 from harness.anywhere import AnyOf
 from harness.checking import Tally
 from harness.handover import Teller
@@ -193,13 +194,14 @@ class Progress:
         with self._screen:
             self._clear()
             if self._reporter is not None:
-                self._reporter.write_line(text, **markup)
+                self._reporter.write_line(printable(text), **markup)
 
     def _draw(self, text: str, force: bool = False) -> None:
         now = time.monotonic()
         if not force and now - self._drawn < _REDRAW_SECONDS:
             return
         self._drawn = now
+        text = printable(text)
         if self._teller is not None:
             self._teller.tell(self._device, text)
         elif self.live:

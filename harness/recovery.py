@@ -52,6 +52,7 @@ class RecoveryPolicy:
     answer_s: float = 180.0  # a phone takes a minute and more to boot
     lost_in_a_row: int = 2
     pause_s: float = 0.5  # between two questions whether it answers
+    restart_after_s: float = 60.0  # a device that has not answered for so long is started anew, if it can be
 
 
 class Recovery:
@@ -59,10 +60,12 @@ class Recovery:
 
     probe: asks a device for a sign of life, under a deadline of its own; raises InfrastructureError.
     on_quarantine: called once for each device that is set aside, with its name and the evidence: a sentence,
-    and in further lines what was seen there, as it was.
-    on_retry: called before each further try, with the device's name and the reason. revive: cuts the
-    power of a device that does not answer, with the reason, and says what was done, "" for nothing; may raise
-    InfrastructureError.
+    and in further lines what was seen there, as it was. on_sick: called as on_quarantine, but only where the
+    device itself is at fault, so that no other run should get it either.
+    on_retry: called before each further try, with the device's name and the reason.
+    restart: starts a device that does not answer anew, for a reason; says how, "" if nothing can. Called once
+    while a device is waited for. revive: cuts the power of a device that does not answer, with the reason,
+    and says what was done, "" for nothing; may raise InfrastructureError.
     """
 
     def __init__(
@@ -72,12 +75,16 @@ class Recovery:
         on_quarantine: Callable[[str, str], None] = lambda device, evidence: None,
         on_retry: Callable[[str, str], None] = lambda device, reason: None,
         revive: Callable[[str, str], str] = lambda device, reason: "",
+        on_sick: Callable[[str, str], None] = lambda device, evidence: None,
+        restart: Callable[[str, str], str] = lambda device, reason: "",
     ) -> None:
         self._probe = probe
         self._policy = policy or RecoveryPolicy()
         self._on_quarantine = on_quarantine
         self.on_retry = on_retry
         self._revive = revive
+        self._on_sick = on_sick
+        self._restart = restart
         self._lost: dict[str, int] = {}  # checks and legs lost in a row
         self._evidence: dict[str, str] = {}
 
@@ -121,7 +128,7 @@ class Recovery:
     def _consider(self, device: str, error: InfrastructureError, retries: list[str], once: bool) -> None:
         """Returns when ``work`` may be tried again, else raises ``error``."""
         if isinstance(error, _LASTING):
-            self._set_aside(device, _first_line(error), error)
+            self._set_aside(device, _first_line(error), error, sick=False)
             raise error
         if once or len(retries) >= self._policy.retries:
             lost = self._lost[device] = self._lost.get(device, 0) + 1
@@ -160,6 +167,8 @@ class Recovery:
     def _await_answer(self, device: str) -> float:
         """Seconds until the device answered. Raises the last InfrastructureError when it is late."""
         began, deadline, pause = time.monotonic(), Deadline(self._policy.answer_s), threading.Event()
+        patience = Deadline(min(self._policy.restart_after_s, self._policy.answer_s / 2))
+        restarted = False
         while True:
             try:
                 self._probe(device)
@@ -167,15 +176,21 @@ class Recovery:
             except InfrastructureError as error:
                 if isinstance(error, _LASTING) or deadline.remaining <= self._policy.pause_s:
                     raise
+                if patience.expired and not restarted:
+                    restarted = True
+                    if how := self._restart(device, one_line(error)):
+                        _log.warning("%s: %s, for it does not answer: %s", device, how, error)
             pause.wait(self._policy.pause_s)
 
-    def _set_aside(self, device: str, sentence: str, *errors: InfrastructureError) -> None:
+    def _set_aside(self, device: str, sentence: str, *errors: InfrastructureError, sick: bool = True) -> None:
         self._evidence[device] = sentence
         # What adb and shells said is for who looks into it, and no sentence.
         details = [f"{type(error).__name__}: {error}" for error in errors if str(error) != sentence]
         evidence = "\n".join([sentence, *details])
         _log.error("%s is quarantined: %s", device, evidence)
         self._on_quarantine(device, evidence)
+        if sick:
+            self._on_sick(device, evidence)
 
 
 def one_line(error: BaseException) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import secrets
 import shlex
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import cached_property
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from device_agents import logs
 from device_agents.api import DeviceIdentity
 from device_agents.errors import InfrastructureError
 from harness import choosing, resuming
@@ -22,6 +25,7 @@ from harness.checking import Cell, Tally
 from harness.discovery import PassedOver
 from harness.errors import InventoryError
 from harness.handover import Handover, RunFolder
+from harness.health import Health
 from harness.impossible import impossible
 from harness.inventory import SIMULATED, effort_of, share
 from harness.lab import leases_folder
@@ -35,6 +39,8 @@ from harness.recipes import Recipe, parse_recipes, settings
 from harness.recovery import Recovery
 from harness.resuming import Done, RunLock
 from harness.run_options import RunOptions
+from harness.spans import Recorder
+from harness.store.protocol import Span
 from harness.store.spool import SpoolingStore
 from kvengine.codec import decode, encode
 from reports.ablation_results import AblationInfo
@@ -51,6 +57,8 @@ from reports.results import (
 
 if TYPE_CHECKING:
     from reports.trend import Series
+
+_log = logging.getLogger(__name__)
 
 
 class DeviceRun(Opened):
@@ -90,8 +98,19 @@ class DeviceRun(Opened):
         self._identities: dict[str, DeviceIdentity] = {}
         self._stored: set[str] = set()  # devices
         self._bandwidth_of: set[str] = set()  # devices whose was measured
-        self.recovery = Recovery(self._answers, options.recovery, self._set_aside, on_retry, self._revive)
+        self._tell_retry = on_retry
+        self._health = Health(self)
+        self.recovery = Recovery(
+            self._health.answers,
+            options.recovery,
+            self._set_aside,
+            self._on_retry,
+            self._revive,
+            on_sick=self._health.sick,
+            restart=self._health.reboot,
+        )
         self._provenance = provenance()
+        self.recorder = Recorder(lambda span: self.store.add_span(self.run_id, span) if self.begun else None)
         self.done: frozenset[Done] = frozenset()  # of an earlier process of this run
         self._before: RunResults | None = None  # the run as that left it
         self._test, self._legs_of_test = "", 0
@@ -102,12 +121,14 @@ class DeviceRun(Opened):
             self.passed_over = handover.passed_over
             self.impossible = handover.impossible
             self.done = frozenset(Done(*each) for each in handover.done)
+            logs.always_about(run=self.run_id)
             return
         self.seed = options.seed if options.seed is not None else secrets.randbits(32)
         self.started_at = now()
         # Not the seed: two runs with one seed may begin in the same second.
         moment = self.started_at.replace(":", "").replace("+0000", "Z")
         self.run_id = options.resume or f"{moment}-{secrets.token_hex(4)}"
+        logs.always_about(run=self.run_id)
         try:
             self._lock = RunLock(leases_folder() / "runs", self.run_id)
             selection = choosing.read(
@@ -277,10 +298,17 @@ class DeviceRun(Opened):
             key=f"{self.run_id}/{device}/{key}",
         )
         retries: list[str] = []
-        leg = self.recovery.attempt(device, lambda: self._measure(device, model, recipe, plan), retries)
+        what, began = f"{recipe.name} · {model.name} · {plan.shape.label}", time.time()
+        try:
+            leg = self.recovery.attempt(device, lambda: self._measure(device, model, recipe, plan), retries)
+        except InfrastructureError:
+            lost = Span(device, "leg", what, began, time.time(), "infrastructure", len(retries))
+            self.recorder.span(lost)
+            raise
         provenance = leg.provenance | {"effort": f"{self.effort(device):g}"}
         leg = dataclasses.replace(leg, retries=tuple(retries), provenance=provenance, key=key)
         self.store.add_leg(self.run_id, leg)
+        self.recorder.span(Span(device, "leg", what, began, time.time(), leg.validity, len(retries)))
         if leg.bandwidth is not None:
             self._bandwidth_of.add(device)
         self._to_acknowledge.append((device, plan.key))
@@ -304,14 +332,21 @@ class DeviceRun(Opened):
 
     def _measure(self, device: str, model: Path, recipe: Recipe, plan: LegPlan) -> LegResult:
         with self.working(device):
+            self._health.before_work(device)
             subject = Subject(model.name, recipe, self.artifact(model, recipe))
         with self._alone(device):
             identity = self.identity(device)
             return measure_leg(self.farm, identity, subject, plan, self._provenance["commit"], self._on_step)
 
-    def keep(self, check: CheckResult) -> None:
-        """Store a check's result; durable when this returns."""
+    def keep(self, check: CheckResult, began: float | None = None, ended: float | None = None) -> None:
+        """Store a check's result; durable when this returns. began, ended: Unix times, s; None: now."""
         self.store.add_check(self.run_id, check)
+        with logs.about(device=check.device):
+            _log.info("%s with %s: %s", check.check, check.recipe, check.outcome)
+        what, tries = f"{check.recipe} · {check.check}", len(check.retries)
+        began = time.time() if began is None else began
+        ended = began if ended is None else ended
+        self.recorder.span(Span(check.device, "check", what, began, ended, check.outcome, tries))
 
     def keep_lost_leg(self, device: str, what: str, error: InfrastructureError) -> None:
         """Store why a measurement gave no result."""
@@ -339,6 +374,11 @@ class DeviceRun(Opened):
         worker = self._handover is not None
         spool = self.options.cache / "spool"
         return SpoolingStore(self.options.store, spool, self.run_id, self._on_wait, opened_before=worker)
+
+    def ready(self, device: str) -> DeviceIdentity:
+        """Who the device is, whose health is known. Raises InfrastructureError: see Health.before_work."""
+        self._health.before_work(device)
+        return self.identity(device)
 
     def identity(self, device: str) -> DeviceIdentity:
         """Who the device is; asked and stored once a run."""
@@ -390,8 +430,9 @@ class DeviceRun(Opened):
         self.devices, self.passed_over = choice.names, choice.passed_over
         self._identities = {s.name: s.identity for s in statuses if s.identity is not None}
 
-    def _answers(self, device: str) -> None:
-        self.farm.vitals(device)
+    def _on_retry(self, device: str, reason: str) -> None:
+        self.recorder.instant(device, "retry", reason)
+        self._tell_retry(device, reason)
 
     def _revive(self, device: str, reason: str) -> str:
         has_means = bool(self.inventory.device(device).power_cycle)
@@ -400,6 +441,7 @@ class DeviceRun(Opened):
     def _set_aside(self, device: str, evidence: str) -> None:
         """A device in quarantine: the store says so, and nothing of it is kept open."""
         self.store.add_infrastructure(self.run_id, f"{device} was quarantined: {evidence}")
+        self.recorder.quarantine(device, evidence)
         if device in self._identities:
             info = dataclasses.replace(self._info(device), quarantined=evidence.partition("\n")[0])
             self.store.add_device(self.run_id, info)
@@ -467,6 +509,14 @@ class DeviceRun(Opened):
         passed = "; ".join(f"{each.name}: {each.reason}" for each in self.passed_over)
         return {"devices": self.options.devices} | ({"devices not chosen": passed} if passed else {})
 
+    def _count_flakes(self) -> None:
+        """Devices as they are known now: with how often infrastructure stopped them lately."""
+        flakes = self.store.flakes()
+        for device in self.store.results(self.run_id).devices:
+            if (found := flakes.get(device.name)) is not None:
+                told = dataclasses.replace(device, results=found.results, stopped=found.stopped)
+                self.store.add_device(self.run_id, told)
+
     def finish(self, complete: bool) -> RunResults:
         """Stop everything; with ``complete`` the run counts as finished, else as interrupted.
 
@@ -480,8 +530,10 @@ class DeviceRun(Opened):
             super().close()
         except InfrastructureError as error:
             self.store.add_infrastructure(self.run_id, f"while stopping: {error}")
+        self.recorder.flush()
         self.store.drain()
         self.store.adopt()  # what workers could not deliver
+        self._count_flakes()
         if complete:
             self.store.finish_run(self.run_id, now())
         results = self.store.results(self.run_id)
@@ -495,6 +547,7 @@ class DeviceRun(Opened):
     def close(self) -> None:
         """As the base; what the store has not taken is in its spool, and others may go on with the run."""
         super().close()
+        self.recorder.flush()
         store: SpoolingStore | None = self.__dict__.pop("store", None)
         if store is not None:
             store.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from harness.leasing import Terms
 from harness.measuring import Shape
@@ -31,6 +32,8 @@ class RunOptions:
     energy: bool = False  # also measure energy for each token: minutes a leg
     recovery: RecoveryPolicy = field(default_factory=RecoveryPolicy)
     terms: Terms = field(default_factory=Terms)  # of leases
+    golden: Literal["phones", "all", "none"] = "phones"  # whose health a golden job tells
+    reboots: int = 0  # a day that a device which does not answer may get; a phone may be somebody's own
     command: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()  # pytest's, as the run keeps them for who goes on with it

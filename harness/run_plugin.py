@@ -144,7 +144,7 @@ class DeviceTests:
             cell = cast("Cell", pyfuncitem.funcargs["cell"])
             cell.take_tally()
             with self.run.working(device):
-                self.run.identity(device)
+                self.run.ready(device)
                 pyfuncitem.obj(
                     **{name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
                 )
@@ -179,7 +179,7 @@ class DeviceTests:
             item.session.shouldstop = str(error)
             return report
         if result is not None:
-            self.run.keep(result)
+            self.run.keep(result, call.start, call.stop)
         if isinstance(error, Unsupported):
             report.outcome = "skipped"
             report.longrepr = str(item.path), (item.location[1] or 0) + 1, f"{NOT_SUPPORTED}: {error}"

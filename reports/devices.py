@@ -47,6 +47,7 @@ def device_view(info: DeviceInfo) -> DeviceView:
         ("Runtime", runtime),
         ("Simulated", info.simulated or "no, real hardware"),
         ("Effort", _effort(info)),
+        ("Stopped by infrastructure", _flaky(info)),
         ("Quarantined", info.quarantined),
     )
     return DeviceView(info.name, info.simulated, info.model, tuple((k, v) for k, v in facts if v))
@@ -55,6 +56,10 @@ def device_view(info: DeviceInfo) -> DeviceView:
 def _effort(info: DeviceInfo) -> str:
     """Nothing where the device got all that was asked for."""
     return "" if info.effort == 1 else f"{info.effort:.0%} of the programs and repeats asked for"
+
+
+def _flaky(info: DeviceInfo) -> str:
+    return f"{info.stopped} of its newest {text.plural(info.results, 'result')}" if info.results else ""
 
 
 def _cores(info: DeviceInfo) -> str:

@@ -47,6 +47,8 @@ class DeviceInfo:
     battery: bool | None = None
     quarantined: str = ""  # the evidence, where the device was set aside during the run
     effort: float = 1.0  # share of the programs and repeats asked for that it got
+    results: int = 0  # its newest over all runs, when this one ended, 100 at most
+    stopped: int = 0  # how many of them infrastructure stopped, for good or until a retry
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import re
+import shlex
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +26,14 @@ from device_agents.blobs import parse_manifest
 from device_agents.bundle.model import Bundle
 from device_agents.config import DeviceSettings
 from device_agents.deadline import Deadline
-from device_agents.errors import AdbFailure, DeployFailed, RunnerDied, UnsupportedDevice
+from device_agents.errors import (
+    AdbFailure,
+    DeadlineExceeded,
+    DeployFailed,
+    DeviceUnreachable,
+    RunnerDied,
+    UnsupportedDevice,
+)
 from device_agents.recording.logger import script
 from device_agents.recording.record import Plan, Recording
 from device_agents.recording.remote import ShellRecording
@@ -32,6 +41,8 @@ from device_agents.remote_session import Budgets, RunnerClient, RunnerSession
 from kvengine.artifact import MANIFEST
 from kvengine.errors import ArtifactError
 from kvengine.recipe import SessionRecipe
+
+_log = logging.getLogger(__name__)
 
 _FACTS_S = 20.0
 _DIAGNOSE_S = 20.0
@@ -133,6 +144,18 @@ class AndroidDevice:
 
     def release(self, deadline: Deadline) -> None:
         settings.restore(self._reach(deadline), self._root, deadline)
+
+    def reboot(self, deadline: Deadline) -> None:
+        """See restarting.Reboots. The phone may end the connection before it has answered."""
+        transport = self._reach(deadline)
+        try:
+            done = transport.run(("reboot",), deadline)
+        except (DeviceUnreachable, DeadlineExceeded) as error:
+            _log.info("%s: told to reboot, and gone: %s", self._name, error)
+            return
+        if done.returncode:
+            said = (done.stderr or done.stdout).decode(errors="replace").strip()[:200]
+            raise AdbFailure(f"{self._name} does not reboot (exit code {done.returncode}): {said}")
 
     def vitals(self, deadline: Deadline) -> Vitals:
         return read_android_vitals(self._reach(deadline), deadline)
@@ -262,7 +285,9 @@ class AndroidDevice:
                 f"{self._name}: the bundle's Python ends with exit code {result.returncode}\nit said: {words}"
             )
         facts = self.facts(deadline)
-        mount = transport.shell(f"df {folder} | tail -n 1; grep ' /data ' /proc/mounts", deadline)
+        mount = transport.shell(
+            f"df {shlex.quote(folder)} | tail -n 1; grep ' /data ' /proc/mounts", deadline
+        )
         where = mount.stdout.decode(errors="replace").strip()
         selinux = {True: "enforcing", False: "not enforcing", None: "unknown"}[facts.enforcing]
         hint = "the folder is mounted noexec" if "noexec" in where else f"SELinux is {selinux}"

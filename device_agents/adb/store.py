@@ -157,7 +157,7 @@ class PhoneStore:
         return shlex.quote(self.root)
 
     def _state(self, folder: str, deadline: Deadline) -> _State:
-        text = self._transport.checked(_STATE.format(root=self._root, folder=folder), deadline)
+        text = self._transport.checked(_STATE.format(root=self._root, folder=shlex.quote(folder)), deadline)
         links, free, laid = "", -1, False
         whole: dict[str, int] = {}
         altered: set[str] = set()
@@ -283,7 +283,7 @@ class PhoneStore:
             self.bytes_moved += size
 
         redirect = ">>" if start else ">"
-        script = f"exec cat {redirect} {self._root}/incoming/{blob.sha256}"
+        script = f"exec cat {redirect} {self._root}/incoming/{shlex.quote(blob.sha256)}"
         result = self._transport.shell(script, deadline, _pieces(blob.source, start, count))
         if result.returncode == 0:
             return
@@ -315,7 +315,7 @@ class PhoneStore:
             *(f"folder {parent}" for parent in sorted(parents)),
             *(f"{f.sha256} {f.name}" for f in files),
         ]
-        script = _LAY_OUT.format(root=self._root, folder=folder)
+        script = _LAY_OUT.format(root=self._root, folder=shlex.quote(folder))
         try:
             self._transport.checked(script, deadline, _lines(lines))
         except AdbFailure as error:

@@ -16,6 +16,7 @@ from device_agents.errors import AdbFailure, DeployFailed, NoSpace
 
 _DATA_BYTES = 1 << 16  # the protocol's limit
 _MAX_MESSAGE = 1 << 16
+MAX_PULL = 1 << 30  # a device that sends without end must not fill the lab host's disk
 _REGULAR_FILE = 0o100000
 
 
@@ -60,8 +61,10 @@ class SyncSession:
                         self._fail(source, length, deadline)
                     if kind != b"DATA" or length > _DATA_BYTES:
                         raise AdbFailure(f"pulling {source}: sought DATA, found {kind!r} of {length:,} bytes")
-                    file.write(self._connection.receive(length, deadline))
                     size += length
+                    if size > MAX_PULL:
+                        raise AdbFailure(f"pulling {source}: sought at most {MAX_PULL:,} bytes, found more")
+                    file.write(self._connection.receive(length, deadline))
         except OSError as error:
             raise DeployFailed(f"pulling {source}: cannot write {target}: {error}") from error
 

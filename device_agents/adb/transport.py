@@ -106,6 +106,7 @@ class AdbTransport:
 
     def kill(self, signal: str, pid: int, deadline: Deadline) -> None:
         """Send ``signal`` (TERM, KILL) to a process and its group; one that is gone is no error."""
+        signal = shlex.quote(signal)
         self.shell(f"kill -{signal} -{pid} || kill -{signal} {pid}", deadline)
 
     def _compare(self, sha256: str, path: str, deadline: Deadline) -> None:

@@ -16,6 +16,7 @@ from device_agents.leases.model import (
     Lifted,
     Quarantined,
     Request,
+    Restarted,
     Snapshot,
     Started,
     Withdrawn,
@@ -71,7 +72,7 @@ def violations(entries: Iterable[Entry]) -> list[str]:
                 for device in devices:
                     sought(device in request.devices, f"{device} was not asked for by {id_}")
                     sought(device not in holder, f"{device} has two holders: {holder.get(device)} and {id_}")
-                    sought(device not in bad, f"{device} is granted in quarantine")
+                    sought(device not in bad or request.repair, f"{device} is granted in quarantine")
                     holder[device] = (token, id_)
                     ended.discard(device)
             case Ended(device, token):
@@ -99,6 +100,6 @@ def violations(entries: Iterable[Entry]) -> list[str]:
                 bad.discard(device)
             case Drained():
                 drained = bool(fact.why)
-            case Started():
+            case Started() | Restarted():
                 pass
     return wrong

@@ -27,6 +27,8 @@ from device_agents.leases.protocol import Command
 from kvengine.codec import DecodeError, decode, encode
 
 JOURNAL = "leases.jsonl"
+ARCHIVE = "audit.jsonl"  # of the facts of these kinds that are in the journal no more
+ARCHIVED = ("booted", "asked", "granted", "ended", "quarantined", "lifted", "restarted", "drained")
 LONGEST_BYTES = 4 << 20  # some 20,000 facts, read in a second
 _LOCK_S = 10.0  # whoever has the lock writes a few lines
 _POLL_S = 0.005
@@ -41,11 +43,58 @@ class Entry:
     fact: Fact
 
 
-class Ledger:
-    """Thread-safe. clock: monotonic seconds, the same for all who share ``folder``.
+class Journal:
+    """What the journal in ``folder`` adds up to; only reads, so it keeps nobody waiting. Thread-safe.
+
+    clock: monotonic seconds, the same for all who share ``folder``.
 
     Raises:
-        LeaseError: what is in the journal cannot be read. InfrastructureError: nor written.
+        LeaseError: what is in the journal cannot be read.
+    """
+
+    def __init__(
+        self, folder: Path, rules: Rules | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.rules = rules or Rules()
+        self.path = folder / JOURNAL
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._state = State()
+        self._offset = self._lines = self._inode = 0
+
+    def state(self) -> tuple[State, float]:
+        """As of now, and the time that is."""
+        with self._lock:
+            self._read()
+            return self._state, self._clock()
+
+    def _read(self) -> None:
+        """What others have written since."""
+        try:
+            with self.path.open("rb") as file:
+                found = os.fstat(file.fileno())
+                if found.st_ino != self._inode:
+                    self._state, self._offset, self._lines = State(), 0, 0
+                    self._inode = found.st_ino
+                if found.st_size == self._offset:
+                    return
+                file.seek(self._offset)
+                text = file.read()
+        except FileNotFoundError:
+            return
+        whole = text[: text.rfind(b"\n") + 1]
+        for line in whole.splitlines():
+            self._lines += 1
+            entry = parse(line, f"{self.path}, line {self._lines}")
+            self._state = protocol.fold(self._state, entry.at, (entry.fact,), self.rules)
+        self._offset += len(whole)
+
+
+class Ledger(Journal):
+    """The journal, also written.
+
+    Raises:
+        LeaseError: see Journal. InfrastructureError: it cannot be written.
     """
 
     def __init__(
@@ -57,24 +106,13 @@ class Ledger:
             raise InfrastructureError(
                 f"sought a folder for leases, {folder}: {error.strerror}; let KVFARM_LEASES name another"
             ) from error
-        self.rules = rules or Rules()
-        self.path = folder / JOURNAL
+        super().__init__(folder, rules, clock)
         self._lock_path = folder / "leases.lock"
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._state = State()
-        self._offset = self._lines = self._inode = 0
         with self._writing():
             if self._state.boot != boot_id():
                 # Also the number where tokens begin: a journal that somebody removed gives none twice.
                 first = int(time.time()) if not self._state.boot else self._state.token
                 self._write((Booted(boot_id(), first),))
-
-    def state(self) -> tuple[State, float]:
-        """As of now, and the time that is."""
-        with self._lock:
-            self._read()
-            return self._state, self._clock()
 
     def act(self, command: Command = lambda state, now: ()) -> State:
         """Let time end what it ends, carry out the command, grant what can be; returns the state then.
@@ -105,7 +143,11 @@ class Ledger:
             yield
 
     def _begin_again(self) -> None:
-        """A new journal, of what the old one came to; that is kept, the one before it is not."""
+        """A new journal, of what the old one came to; that is kept, the one before it is not.
+
+        Who did what is kept for ever, see device_agents.leases.audit.
+        """
+        _archive(self.path)
         old, new = self.path.with_name("leases.old.jsonl"), self.path.with_name("leases.new.jsonl")
         old.unlink(missing_ok=True)
         os.link(self.path, old)
@@ -141,26 +183,18 @@ class Ledger:
         self._state = protocol.fold(self._state, now, facts, self.rules)
         return len(lines)
 
-    def _read(self) -> None:
-        """What others have written since."""
-        try:
-            with self.path.open("rb") as file:
-                found = os.fstat(file.fileno())
-                if found.st_ino != self._inode:
-                    self._state, self._offset, self._lines = State(), 0, 0
-                    self._inode = found.st_ino
-                if found.st_size == self._offset:
-                    return
-                file.seek(self._offset)
-                text = file.read()
-        except FileNotFoundError:
-            return
-        whole = text[: text.rfind(b"\n") + 1]
-        for line in whole.splitlines():
-            self._lines += 1
-            entry = parse(line, f"{self.path}, line {self._lines}")
-            self._state = protocol.fold(self._state, entry.at, (entry.fact,), self.rules)
-        self._offset += len(whole)
+
+def _archive(journal: Path) -> None:
+    """The journal's lines about people's doings, before they are folded away. Should we be killed before
+    that, they come twice, and are told once."""
+    kept = [
+        line for line in journal.read_bytes().splitlines() if json.loads(line)["fact"]["kind"] in ARCHIVED
+    ]
+    with journal.with_name(ARCHIVE).open("ab") as file:
+        # An archive that was cut short in the middle of a line goes on in the next one.
+        file.write(b"\n" + b"".join(line + b"\n" for line in kept))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def parse(line: bytes, where: str) -> Entry:

@@ -35,7 +35,8 @@ class Request:
 
     id: unique; the same request twice is one. holder: who exactly, for people. priority: higher is first.
     limit_s: the longest it may keep them. beat_s: it has died when it is silent for so long. agent: the lab
-    agent it came through, which does the work. client: the process that asked, where it is known.
+    agent it came through, which does the work. client: the process that asked, where it is known. run: that
+    it is for, "" for none. repair: devices in quarantine too, for whoever sees to them.
     """
 
     id: str
@@ -48,6 +49,8 @@ class Request:
     beat_s: float = 30.0
     agent: str = ""
     client: Process | None = None
+    run: str = ""
+    repair: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,20 @@ class Lifted:
     kind: Literal["lifted"] = "lifted"
 
 
+How = Literal["reboot", "power-cycle"]
+
+
+@dataclass(frozen=True)
+class Restarted:
+    """Somebody is about to start the device anew, within the day's limits."""
+
+    device: str
+    how: How
+    by: str
+    why: str
+    kind: Literal["restarted"] = "restarted"
+
+
 @dataclass(frozen=True)
 class Drained:
     """The lab host grants nothing from now on; what is held goes on. why: "" ends that."""
@@ -180,10 +197,15 @@ class Quarantine:
 
 
 @dataclass(frozen=True)
+class Restart:
+    how: How
+    at: float
+
+
+@dataclass(frozen=True)
 class State:
     """All that is known at time ``at``. used: by user, past device-seconds, and when they were counted.
-
-    drained: by whom and why nothing is granted; "": it is.
+    restarts: of the last day, by device. drained: by whom and why nothing is granted; "": it is.
     """
 
     at: float = 0.0
@@ -194,6 +216,7 @@ class State:
     quarantined: dict[str, Quarantine] = field(default_factory=dict)
     used: dict[str, tuple[float, float]] = field(default_factory=dict)
     agents: dict[str, Process] = field(default_factory=dict)
+    restarts: dict[str, tuple[Restart, ...]] = field(default_factory=dict)
     drained: str = ""
 
     def of(self, id_: str) -> tuple[Held, ...]:
@@ -220,6 +243,7 @@ Fact = (
     | Freed
     | Quarantined
     | Lifted
+    | Restarted
     | Drained
     | Snapshot
 )

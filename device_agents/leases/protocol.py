@@ -28,11 +28,14 @@ from device_agents.leases.model import (
     Freed,
     Granted,
     Held,
+    How,
     Lifted,
     Process,
     Quarantine,
     Quarantined,
     Request,
+    Restart,
+    Restarted,
     Rules,
     Snapshot,
     Started,
@@ -41,6 +44,7 @@ from device_agents.leases.model import (
     Withdrawn,
 )
 
+_DAY_S = 24 * 3600.0
 V = TypeVar("V")
 Command = Callable[[State, float], Facts]
 """What a state and the time now make of something that is wanted."""
@@ -133,6 +137,23 @@ def quarantine(device: str, evidence: str, by: str, seconds: float | None) -> Co
 def lift(device: str, by: str) -> Command:
     """Undo a quarantine."""
     return lambda state, _: (Lifted(device, by),) if device in state.quarantined else ()
+
+
+def restart(device: str, how: How, by: str, why: str, most: int) -> Command:
+    """Start the device anew, for the ``most``th time of the last 24 hours at most.
+
+    The command raises LeaseError: that often it was already.
+    """
+
+    def command(state: State, now: float) -> Facts:
+        past = [each for each in _today(state, device, now) if each.how == how]
+        if len(past) >= most:
+            raise LeaseError(
+                f"{device}: {how} {len(past)} times in the last 24 h, at most {most} are allowed; see to it"
+            )
+        return (Restarted(device, how, by, why),)
+
+    return command
 
 
 def drain(by: str, why: str) -> Command:
@@ -256,7 +277,7 @@ def why_not(state: State, id_: str, now: float, rules: Rules) -> tuple[str, ...]
         held, bad, other = state.held.get(device), state.quarantined.get(device), kept.get(device)
         if state.drained:
             lines.append(f"{device} is at a lab host that is drained {state.drained}")
-        elif bad is not None:
+        elif bad is not None and not waiting.request.repair:
             left = "until it is lifted" if bad.until is None else f"for {bad.until - now:.0f} s more"
             lines.append(f"{device} is quarantined by {bad.by} {left}: {bad.evidence}")
         elif held is not None:
@@ -333,6 +354,9 @@ def _apply(state: State, now: float, fact: Fact, rules: Rules) -> State:
             return replace(state, quarantined={**state.quarantined, device: entry})
         case Lifted(device):
             return replace(state, quarantined=_without(state.quarantined, device))
+        case Restarted(device, how):
+            past = (*_today(state, device, now), Restart(how, now))
+            return replace(state, restarts={**state.restarts, device: past})
         case Drained():
             return replace(state, drained=_drained(fact))
 
@@ -344,8 +368,20 @@ def _booted(state: State, now: float, fact: Booted) -> State:
         for device, each in state.quarantined.items()
     }
     used = {user: (seconds, now) for user, (seconds, _) in state.used.items()}
+    # How long the machine was off is not known: as if they had happened just now.
+    restarts = {
+        device: tuple(replace(each, at=now) for each in past) for device, past in state.restarts.items()
+    }
     token = max(state.token, fact.token)
-    return State(now, token, fact.boot, quarantined=quarantined, used=used, drained=state.drained)
+    return State(
+        now,
+        token,
+        fact.boot,
+        quarantined=quarantined,
+        used=used,
+        restarts=restarts,
+        drained=state.drained,
+    )
 
 
 def _beaten(state: State, now: float, id_: str, beat_s: float | None) -> State:
@@ -374,7 +410,8 @@ def _line(
             key=lambda each: _rank(state, each, now, rules),
         )
         request = waiting.request
-        sound = [] if state.drained else [d for d in request.devices if d not in state.quarantined]
+        sound = [d for d in request.devices if request.repair or d not in state.quarantined]
+        sound = [] if state.drained else sound
         free = [device for device in sound if device not in state.held and device not in kept]
         if len(free) >= request.count:
             devices = tuple(free[: request.count])
@@ -397,6 +434,10 @@ def _rank(state: State, waiting: Waiting, now: float, rules: Rules) -> tuple[flo
 def _past(state: State, user: str, now: float, rules: Rules) -> float:
     seconds, at = state.used.get(user, (0.0, now))
     return float(seconds * 0.5 ** ((now - at) / rules.half_life_s))
+
+
+def _today(state: State, device: str, now: float) -> tuple[Restart, ...]:
+    return tuple(each for each in state.restarts.get(device, ()) if now - each.at < _DAY_S)
 
 
 def _used_by(state: State, user: str) -> Iterator[Held]:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 import kvengine
+from device_agents import logs
 from harness.cli import (
     ablate,
+    audit,
     bundle,
     comparing,
+    dash,
     devices,
     doctor,
     gate,
@@ -26,6 +31,7 @@ from harness.cli import (
     phones,
     replaying,
     runs,
+    timeline,
     wireless,
 )
 from harness.cli.output import EXPECTED, REFUSED, fail
@@ -47,6 +53,9 @@ for module in (
     devices,
     replaying,
     leases,
+    audit,
+    dash,
+    timeline,
     hosts,
     wireless,
     phones,
@@ -75,8 +84,12 @@ def _options(
     version: bool = typer.Option(
         False, "--version", callback=_show_version, is_eager=True, help="Print kvfarm's version and exit."
     ),
+    log_file: Annotated[
+        Path | None,
+        typer.Option(help="Append what happens to this file, a JSON object a line; also of what it starts."),
+    ] = None,
 ) -> None:
-    pass
+    logs.set_up(log_file)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -17,7 +17,7 @@ from rich.progress import (
 )
 
 from harness.cli.options import AddressOption, FarmOption, StoreOption
-from harness.cli.output import JsonOption, show
+from harness.cli.output import Console, JsonOption, show
 from kvengine.recipe import Weights
 
 if TYPE_CHECKING:
@@ -106,8 +106,6 @@ def ablate(
 
 def _measured(options: AblationOptions) -> RunResults:
     """The ablation, with progress and time left on stderr."""
-    from rich.console import Console
-
     from harness.ablation.run import ablate as measure
 
     columns = (

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from device_agents.lab_types import DeviceStatus
 from harness import inventory
 from harness.choosing import Choice
 from harness.cli import leases
-from harness.cli.options import AddressOption, FarmOption
+from harness.cli.options import AddressOption, FarmOption, StoreOption
 from harness.cli.output import JsonOption, note, progress, show
+from harness.cli.runs import stored
+
+if TYPE_CHECKING:
+    from harness.store.protocol import Flakes
 
 CACHE = Path(".kvfarm")
 
@@ -37,6 +42,7 @@ def devices(
     watch: Annotated[
         bool, typer.Option("--watch", help="Go on and show who has what, until Ctrl-C.")
     ] = False,
+    store: StoreOption = None,
     farm_file: FarmOption = None,
     farm_address: AddressOption = None,
     as_json: JsonOption = False,
@@ -63,15 +69,30 @@ def devices(
         raise typer.Exit(0 if choice.names else 1)
     if meant.condition is not None:
         statuses = tuple(s for s in statuses if s.name in meant.choose(statuses).names)
-    table = Table("device", "kind", "model", "SoC", "ABI", "API", "cores", "memory", "ORT", "state")
+    flakes = _flakes(store)
+    columns = ("device", "kind", "model", "SoC", "ABI", "API", "cores", "memory", "ORT", "stopped", "state")
+    table = Table(*columns)
     for status in statuses:
-        table.add_row(status.name, status.kind, *_identity_cells(status), _state(status))
-    data = {"devices": [_row(status, meant.inventory) for status in statuses]}
+        flaky = flakes.get(status.name)
+        stopped = f"{flaky.stopped} of {flaky.results}" if flaky else ""  # by infrastructure
+        cells = (status.name, status.kind, *_identity_cells(status), stopped, _state(status))
+        table.add_row(*map(escape, cells))
+    data = {"devices": [_row(s, meant.inventory) | {"flakes": flakes.get(s.name)} for s in statuses]}
     show(as_json, data | {"not_chosen": _reasons(choice)["not_chosen"]}, table)
     for each in meant.passed_over if meant.condition is None else ():
         note(f"{each.name}: {each.reason}")
     if any(status.identity is None for status in statuses):
         raise typer.Exit(1)
+
+
+def _flakes(store: str | None) -> dict[str, Flakes]:
+    """None where there is no store yet."""
+    if not stored(store):
+        return {}
+    from harness.store import open_store
+
+    with open_store(store) as results:
+        return results.flakes()
 
 
 def _row(status: DeviceStatus, known: inventory.Inventory) -> dict[str, Any]:
@@ -98,9 +119,9 @@ def _reasons(choice: Choice) -> dict[str, Any]:
 def _why_table(choice: Choice) -> Table:
     table = Table("device", "chosen", "why not")
     for name in choice.names:
-        table.add_row(name, "yes", "")
+        table.add_row(escape(name), "yes", "")
     for each in choice.passed_over:
-        table.add_row(each.name, "no", each.reason)
+        table.add_row(escape(each.name), "no", escape(each.reason))
     return table
 
 

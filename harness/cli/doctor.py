@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from device_agents.printable import printable
 from harness.cli.devices import CACHE
 from harness.cli.options import AddressOption, FarmOption
 from harness.cli.output import JsonOption, progress, show
@@ -64,8 +65,13 @@ def _table(rows: tuple[Row, ...]) -> Table:
             table.add_section()
         finding, style = row.finding, _STYLES[row.finding.state]
         # As Text: what a device said may look like markup.
-        cells = (finding.what, Text(finding.state, style), Text(finding.found), Text(finding.do))
-        table.add_row("" if row.where == before else row.where, *cells)
+        cells = (
+            finding.what,
+            Text(finding.state, style),
+            Text(printable(finding.found)),
+            Text(printable(finding.do)),
+        )
+        table.add_row("" if row.where == before else printable(row.where), *cells)
         before = row.where
     return table
 

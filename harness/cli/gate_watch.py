@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness.cli.output import Report, note
+from harness.cli.output import Console, Report, note
 from harness.gate.session import Watcher
 from reports import gate_view
 from reports import text as words

@@ -60,7 +60,7 @@ def history(
 
     must_exist(store)
     chosen: dict[str, Any] = {"device": device, "recipe": recipe, "model": model, "workload": workload}
-    chosen |= {"metric": metric, "since": _since(since), "limit": limit}
+    chosen |= {"metric": metric, "since": since_when(since), "limit": limit}
     with open_store(store) as results:
         if verdicts:
             cells = results.gate_cells(**chosen)
@@ -254,7 +254,7 @@ def _verdicts(cells: Sequence[GateCellRow]) -> Table | str:
     return _table(rows, right, (*shared, "metric", "comparison"))
 
 
-def _since(given: str | None) -> str | None:
+def since_when(given: str | None) -> str | None:
     if given is None or not (days := re.fullmatch(r"(\d{1,5})d", given)):
         return given
     try:

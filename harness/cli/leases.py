@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import signal
 import sys
 import threading
@@ -18,7 +20,7 @@ from device_agents.lab_types import DeviceStatus, Lease
 from harness import inventory
 from harness.cli.options import AddressOption, FarmOption, PriorityOption, UserOption, WaitOption
 from harness.cli.output import JsonOption, note, show
-from harness.leasing import Terms, duration, user_name
+from harness.leasing import Terms, duration, holder, user_name
 
 if TYPE_CHECKING:
     from harness.farm import Farm
@@ -86,7 +88,7 @@ def quarantine(
     """Lend a device to nobody; whoever has it loses it."""
     with _farm(device, farm_file, farm_address) as farm:
         seconds = None if limit is None else duration(limit)
-        farm.quarantine(device, evidence, user or user_name(), seconds)
+        farm.quarantine(device, evidence, holder(os.getpid(), user), seconds)
     note(
         f"{device} is quarantined {f'for {limit}' if limit else f'until `kvfarm lift {device}`'}: {evidence}"
     )
@@ -94,13 +96,29 @@ def quarantine(
 
 def lift(
     device: Annotated[str, typer.Argument(metavar="DEVICE", help="A device in quarantine.")],
+    golden_job: Annotated[
+        bool,
+        typer.Option("--by-golden-job", help="Only if a tiny program gives there the answer that is known."),
+    ] = False,
     user: UserOption = None,
+    wait: WaitOption = "1m",
     farm_file: FarmOption = None,
     farm_address: AddressOption = None,
 ) -> None:
     """End a device's quarantine."""
-    with _farm(device, farm_file, farm_address) as farm:
-        farm.lift(device, user or user_name())
+    by, terms = holder(os.getpid(), user), Terms(user or user_name())
+    if golden_job:
+        terms = dataclasses.replace(terms, wait_s=duration(wait), repair=True)
+    with _farm(device, farm_file, farm_address, terms) as farm:
+        if golden_job:
+            from harness import golden
+            from harness.cli.devices import CACHE
+            from harness.health import prove
+
+            note(f"{device}: golden job")
+            prove(farm, device, golden.artifact(CACHE))
+            by += ", for it did the golden job"
+        farm.lift(device, by)
     note(f"{device} may be leased again")
 
 
@@ -168,12 +186,14 @@ def _terminated_like_interrupted() -> Iterator[None]:
 
 
 @contextmanager
-def _farm(device: str, farm_file: Path | None, farm_address: str | None) -> Iterator[Farm]:
+def _farm(
+    device: str, farm_file: Path | None, farm_address: str | None, terms: Terms | None = None
+) -> Iterator[Farm]:
     from harness import choosing
     from harness.farm import Farm
 
     whole = choosing.inventory_for(farm_file, farm_address)
-    with Farm(whole, inventory.select(device, whole), farm_address) as farm:
+    with Farm(whole, inventory.select(device, whole), farm_address, terms=terms) as farm:
         yield farm
 
 

@@ -8,10 +8,12 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console as RichConsole
 from rich.markup import escape
+from rich.text import Text
 
 from device_agents.errors import InfrastructureError
+from device_agents.printable import printable
 from harness.bars import Report as Report
 from harness.bars import progress as progress
 from harness.errors import HarnessError
@@ -26,6 +28,13 @@ EXPECTED = (KvEngineError, InfrastructureError, HarnessError, DecodeError)
 REFUSED = 2
 
 
+class Console(RichConsole):
+    """Rich's; what a device, a model or a log says never commands the terminal (rich lets an ESC through)."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
 def show(as_json: bool, data: dict[str, Any], text: Any) -> None:
     """``data`` as JSON, or ``text`` (anything rich can print) for a person."""
     if as_json:
@@ -38,12 +47,12 @@ def show(as_json: bool, data: dict[str, Any], text: Any) -> None:
 
 def told(text: str) -> str:
     """What others said, for a cell of a table: no markup, and nothing that a terminal would obey."""
-    return escape("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text))
+    return escape(printable(text))
 
 
 def note(message: str) -> None:
     """A line for the person who waits, to stderr."""
-    Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(message)
+    Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(printable(message))
 
 
 def fail(kind: str, message: str, as_json: bool) -> int:

@@ -204,10 +204,17 @@ def _table(runs: tuple[RunSummary, ...]) -> Table:
     return table
 
 
+def stored(store: str | None) -> bool:
+    """Whether there is a store to read; of one on a server only opening it tells."""
+    from harness.store import DEFAULT_STORE
+
+    return "://" in str(store) or Path(store or DEFAULT_STORE).is_file()
+
+
 def must_exist(store: str | None) -> None:
     """Reading must not make an empty database out of a mistyped path."""
     from harness.store import DEFAULT_STORE
 
     path = Path(store or DEFAULT_STORE)
-    if "://" not in str(store) and not path.is_file():
+    if not stored(store):
         raise StoreError(f"sought a results database at {path}, found none; run `kvfarm run` or give --store")

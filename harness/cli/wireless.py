@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from device_agents.logs import keep_secret
 from harness.cli.output import JsonOption, note, show
 
 _CONNECT_S = 30.0
@@ -59,6 +60,7 @@ def pair(
 
     wireless.check_pairing_address(address)
     code = _asked() if sys.stdin.isatty() else sys.stdin.readline()
+    keep_secret(code.strip())
     note(f"pairing with {address}, up to {_PAIR_S:g} s")
     name = wireless.pair(AdbServer.default(), address, code.strip(), Deadline(_PAIR_S))
     show(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from reports.gate_results import GateVerdict
-from reports.results import CheckResult, DeviceInfo, LegResult, RunResults
+from reports.results import CheckResult, DeviceInfo, LegResult, RunResults, VitalsInfo
 
 HistoryMetric = Literal["ttft", "decode", "tokens_per_s", "memory", "energy"]
 GateKind = Literal["gate", "calibration"]
@@ -134,6 +134,52 @@ class GateCellRow:
     tags: tuple[str, ...]
 
 
+SpanKind = Literal["check", "leg", "golden", "lease", "quarantine", "rest"]
+PartKind = Literal["wait", "deploy", "open", "session", "program", "workload", "retry"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a span, between two Unix times in s; one that is an instant ends when it begins."""
+
+    kind: PartKind
+    name: str
+    began: float
+    ended: float
+
+
+@dataclass(frozen=True)
+class Span:
+    """What a device did for a run, between two Unix times in s on the clock of the machine that ran it.
+
+    ended: None: it goes on, or whoever did it was killed. outcome: of a check as in CheckResult, of a leg its
+    validity, "infrastructure" where that stopped it. retries: how often it was begun anew. parts: what
+    happened meanwhile, and since the span before it; "rest" is but these.
+    """
+
+    device: str
+    kind: SpanKind
+    name: str
+    began: float
+    ended: float | None
+    outcome: str = ""
+    retries: int = 0
+    parts: tuple[Part, ...] = ()
+
+
+@dataclass(frozen=True)
+class Flakes:
+    """How many of a device's newest results infrastructure stopped, for good or until a retry."""
+
+    results: int
+    stopped: int
+
+    @property
+    def rate(self) -> float:
+        """NaN without results."""
+        return self.stopped / self.results if self.results else float("nan")
+
+
 class Store(Protocol):
     """Every add is durable when it returns, and a result delivered twice is stored once.
 
@@ -165,6 +211,10 @@ class Store(Protocol):
 
     def add_infrastructure(self, run_id: str, message: str) -> None:
         """One row for each different message."""
+        ...
+
+    def add_span(self, run_id: str, span: Span) -> None:
+        """One row for (device, kind, name, began); the newest wins."""
         ...
 
     def finish_run(self, run_id: str, finished_at: str) -> None:
@@ -253,6 +303,26 @@ class Store(Protocol):
         limit: int | None = None,
     ) -> tuple[GateCellRow, ...]:
         """Cells of gates and calibrations, newest first; within a gate in the gate's order."""
+        ...
+
+    def spans(self, run_id: str) -> tuple[Span, ...]:
+        """What the run's devices did, in the order in which it was told."""
+        ...
+
+    def flakes(self, last: int = 100) -> dict[str, Flakes]:
+        """Of each device's ``last`` checks and legs, over all runs but drills (Flutter looks at 100 too)."""
+        ...
+
+    def newest_devices(self) -> dict[str, DeviceInfo]:
+        """Every device that any run used, by name, as the newest of them found it."""
+        ...
+
+    def vitals(self) -> dict[str, VitalsInfo]:
+        """Of each device, after its newest leg."""
+        ...
+
+    def outcomes(self) -> dict[tuple[str, str], int]:
+        """How many checks of all runs there are, by device and outcome."""
         ...
 
     def close(self) -> None: ...

@@ -8,14 +8,24 @@ from datetime import UTC, datetime
 from itertools import groupby, islice
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, case, func, select
+from sqlalchemy import ColumnElement, Connection, case, func, or_, select
 from sqlalchemy.orm import InstrumentedAttribute
 
 from harness.errors import StoreError
-from harness.store.protocol import UNITS, Checked, GateCellRow, GateSummary, HistoryRow, RunSummary
+from harness.store.protocol import (
+    UNITS,
+    Checked,
+    Flakes,
+    GateCellRow,
+    GateSummary,
+    HistoryRow,
+    Part,
+    RunSummary,
+    Span,
+)
 from harness.store.rows import CANARY, load
-from harness.store.tables import Check, Device, Gate, GateCell, Leg, Measured, Run, Tag
-from reports.results import CheckResult
+from harness.store.tables import Check, Device, Gate, GateCell, Leg, Measured, Run, SpanRow, Tag
+from reports.results import CheckResult, DeviceInfo, LegResult, VitalsInfo
 
 Chosen = dict[Any, str | None]  # by column: what it must be
 NEWEST = (Run.started_at.desc(), Run.seq.desc())
@@ -201,6 +211,57 @@ def gate_cells(
     tagged = tags(connection)
     rows: Any = connection.execute(statement.order_by(*NEWEST, GateCell.seq).limit(limit))
     return tuple(GateCellRow(*(*row, tagged.get(row.run_id, ()))) for row in rows)
+
+
+def spans(connection: Connection, run_id: str) -> tuple[Span, ...]:
+    statement = select(SpanRow).where(SpanRow.run_id == run_id).order_by(SpanRow.seq)
+    return tuple(
+        Span(
+            row.device,
+            row.kind,
+            row.name,
+            row.began,
+            row.ended,
+            row.outcome,
+            row.retries,
+            load(tuple[Part, ...], row.payload),
+        )
+        for row in connection.execute(statement.with_only_columns(*SpanRow.__table__.columns))
+    )
+
+
+def flakes(connection: Connection, last: int) -> dict[str, Flakes]:
+    place = func.row_number().over(partition_by=SpanRow.device, order_by=SpanRow.seq.desc())
+    results = (
+        select(SpanRow.device, SpanRow.outcome, SpanRow.retries, place.label("place"))
+        .join(Run, Run.run_id == SpanRow.run_id)
+        .where(SpanRow.kind.in_(("check", "leg")), Run.drill == "")
+        .subquery()
+    )
+    stopped = case((or_(results.c.outcome == "infrastructure", results.c.retries > 0), 1), else_=0)
+    statement = (
+        select(results.c.device, func.count(), func.sum(stopped))
+        .where(results.c.place <= last)
+        .group_by(results.c.device)
+    )
+    return {device: Flakes(count, int(bad)) for device, count, bad in connection.execute(statement)}
+
+
+def newest_devices(connection: Connection) -> dict[str, DeviceInfo]:
+    newest = select(func.max(Device.seq)).group_by(Device.name)
+    statement = select(Device.name, Device.payload).where(Device.seq.in_(newest))
+    return {name: load(DeviceInfo, payload) for name, payload in connection.execute(statement)}
+
+
+def vitals(connection: Connection) -> dict[str, VitalsInfo]:
+    newest = select(func.max(Measured.seq)).group_by(Measured.device)
+    payloads = connection.scalars(select(Leg.payload).where(Leg.seq.in_(newest)))
+    return {leg.device: leg.vitals_after for leg in (load(LegResult, payload) for payload in payloads)}
+
+
+def outcomes(connection: Connection) -> dict[tuple[str, str], int]:
+    statement = select(Check.device, Check.outcome, func.count()).group_by(Check.device, Check.outcome)
+    return {(device, outcome): count for device, outcome, count in connection.execute(statement)}
 
 
 def _matching(chosen: Chosen) -> list[ColumnElement[bool]]:

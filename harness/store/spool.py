@@ -23,6 +23,7 @@ from urllib.parse import quote
 
 from device_agents.deadline import Deadline
 from harness.errors import StoreAway, StoreError
+from harness.store.protocol import Flakes, Span
 from harness.store.sql import SqlStore, url_of
 from kvengine.codec import DecodeError, decode, encode
 from reports.results import CheckResult, DeviceInfo, LegResult, RunResults
@@ -33,8 +34,14 @@ _RETRY_S, _HURRY_S = 0.5, 5.0
 _SUFFIX = ".jsonl"
 _log = logging.getLogger(__name__)
 
-What = Literal["run", "device", "check", "leg", "infrastructure", "finish", "tag"]
-_KINDS: dict[What, type] = {"run": RunResults, "device": DeviceInfo, "check": CheckResult, "leg": LegResult}
+What = Literal["run", "device", "check", "leg", "infrastructure", "span", "finish", "tag"]
+_KINDS: dict[What, type] = {
+    "run": RunResults,
+    "device": DeviceInfo,
+    "check": CheckResult,
+    "leg": LegResult,
+    "span": Span,
+}
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,9 @@ class SpoolingStore(SqlStore):
     def add_infrastructure(self, run_id: str, message: str) -> None:
         self._write(Entry("infrastructure", run_id, message))
 
+    def add_span(self, run_id: str, span: Span) -> None:
+        self._write(Entry("span", run_id, span))
+
     def finish_run(self, run_id: str, finished_at: str) -> None:
         self._write(Entry("finish", run_id, finished_at))
 
@@ -120,6 +130,10 @@ class SpoolingStore(SqlStore):
 
     def results(self, run_id: str) -> RunResults:
         found: RunResults = self._patiently(lambda: SqlStore.results(self, run_id))
+        return found
+
+    def flakes(self, last: int = 100) -> dict[str, Flakes]:
+        found: dict[str, Flakes] = self._patiently(lambda: SqlStore.flakes(self, last))
         return found
 
     def drain(self) -> None:
@@ -260,6 +274,8 @@ class SpoolingStore(SqlStore):
                 SqlStore.add_leg(self, entry.run_id, value)
             case "infrastructure":
                 SqlStore.add_infrastructure(self, entry.run_id, value)
+            case "span":
+                SqlStore.add_span(self, entry.run_id, value)
             case "finish":
                 SqlStore.finish_run(self, entry.run_id, value)
             case "tag":

@@ -18,12 +18,14 @@ from harness.store.engine import attempts, open_engine, plainly, transaction
 from harness.store.grouping import GroupCommit, Write
 from harness.store.protocol import (
     Checked,
+    Flakes,
     GateCellRow,
     GateKind,
     GateSummary,
     HistoryMetric,
     HistoryRow,
     RunSummary,
+    Span,
 )
 from harness.store.rows import cell_columns, digest, dump, dump_leg, gate_columns, load, measured, run_columns
 from harness.store.schema import prepare
@@ -37,10 +39,11 @@ from harness.store.tables import (
     Leg,
     Measured,
     Run,
+    SpanRow,
     Tag,
 )
 from reports.gate_results import GateInfo
-from reports.results import CheckResult, DeviceInfo, LegResult, RunResults
+from reports.results import CheckResult, DeviceInfo, LegResult, RunResults, VitalsInfo
 
 DEFAULT_STORE = Path(".kvfarm") / "results.db"
 T = TypeVar("T")
@@ -120,6 +123,12 @@ class SqlStore:
         self._keep(
             f"an infrastructure error of run {run_id}", Infrastructure, key, {"payload": dump(message)}
         )
+
+    def add_span(self, run_id: str, span: Span) -> None:
+        key = {"run_id": run_id, "device": span.device, "kind": span.kind, "name": span.name}
+        row = {"ended": span.ended, "outcome": span.outcome, "retries": span.retries}
+        what = f"when {span.device} did {span.name}"
+        self._keep(what, SpanRow, key | {"began": span.began}, row | {"payload": dump(span.parts)})
 
     def finish_run(self, run_id: str, finished_at: str) -> None:
         def keep(connection: Connection) -> None:
@@ -255,6 +264,21 @@ class SqlStore:
             "read gates' cells", lambda c: reading.gate_cells(c, chosen, aa, since, limit), reads=True
         )
 
+    def spans(self, run_id: str) -> tuple[Span, ...]:
+        return self._do(f"read when run {run_id} did what", lambda c: reading.spans(c, run_id), reads=True)
+
+    def flakes(self, last: int = 100) -> dict[str, Flakes]:
+        return self._do("count what infrastructure stopped", lambda c: reading.flakes(c, last), reads=True)
+
+    def newest_devices(self) -> dict[str, DeviceInfo]:
+        return self._do("list the devices", reading.newest_devices, reads=True)
+
+    def vitals(self) -> dict[str, VitalsInfo]:
+        return self._do("read the newest vitals", reading.vitals, reads=True)
+
+    def outcomes(self) -> dict[tuple[str, str], int]:
+        return self._do("count checks", reading.outcomes, reads=True)
+
     def close(self) -> None:
         self._engine.dispose()
 
@@ -300,11 +324,11 @@ class SqlStore:
 
         attempts(self._engine)(once)
 
-    def _keep(self, what: str, table: type[Base], key: dict[str, str], row: dict[str, Any]) -> None:
+    def _keep(self, what: str, table: type[Base], key: dict[str, Any], row: dict[str, Any]) -> None:
         self._do(f"keep {what}", lambda connection: self._upsert(connection, table, key, row))
 
     def _upsert(
-        self, connection: Connection, table: type[Base], key: dict[str, str], row: dict[str, Any]
+        self, connection: Connection, table: type[Base], key: dict[str, Any], row: dict[str, Any]
     ) -> None:
         """One row for ``key``, whoever delivers it how often; its place in the order is the first one's."""
         statement = self._insert(table).values(**key, **row)

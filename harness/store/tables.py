@@ -7,11 +7,11 @@ order of arrival.
 
 from __future__ import annotations
 
-from sqlalchemy import Boolean, Double, ForeignKey, Integer, Text, UniqueConstraint
+from sqlalchemy import Boolean, Double, ForeignKey, Index, Integer, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 # The newest revision in migrations/versions.
-SCHEMA_VERSION = "3"
+SCHEMA_VERSION = "4"
 VERSION_TABLE = "kvfarm_version"  # alembic's
 FIRST_VERSION_TABLE = "kvfarm_schema"  # of version 1, which was made before there were migrations
 
@@ -108,6 +108,25 @@ class Infrastructure(Row):
     payload: Mapped[str] = mapped_column(Text)
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.run_id"), type_=NAME)
     digest: Mapped[str] = mapped_column(NAME)
+
+
+class SpanRow(Row):
+    """payload: the span's parts."""
+
+    __tablename__ = "spans"
+    __table_args__ = (
+        UniqueConstraint("run_id", "device", "kind", "name", "began"),
+        Index("ix_spans_device_kind", "device", "kind"),
+    )
+    payload: Mapped[str] = mapped_column(Text)
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.run_id"), type_=NAME)
+    device: Mapped[str] = mapped_column(NAME)
+    kind: Mapped[str] = mapped_column(NAME)
+    name: Mapped[str] = mapped_column(NAME)
+    began: Mapped[float] = mapped_column(Double)  # Unix times, s
+    ended: Mapped[float | None] = mapped_column(Double)
+    outcome: Mapped[str] = mapped_column(NAME)
+    retries: Mapped[int] = mapped_column(Integer)
 
 
 class Gate(Base):

@@ -17,7 +17,7 @@ from device_agents.adb.transport import AdbTransport
 from device_agents.api import Cluster, Device
 from device_agents.bundle.model import Bundle
 from device_agents.deadline import Deadline
-from device_agents.errors import DeployFailed, DeviceUnreachable, RunnerDied, UnsupportedDevice
+from device_agents.errors import AdbFailure, DeployFailed, DeviceUnreachable, RunnerDied, UnsupportedDevice
 from device_agents.recording import QUESTIONS, parse_vitals
 from kvengine.artifact import Artifact
 from kvengine.errors import ArtifactError
@@ -345,3 +345,14 @@ def test_clusters_are_cores_of_the_same_highest_clock() -> None:
         Cluster(2367000, (2,)),
         Cluster(2914000, (10,)),
     )
+
+
+def test_a_phone_is_told_to_reboot_and_one_that_will_not_says_why(
+    device: AndroidDevice, commands: Path, tmp_path: Path
+) -> None:
+    add_command(commands, "reboot", f"touch {tmp_path / 'told'}")
+    device.reboot(Deadline(10))
+    assert (tmp_path / "told").exists()
+    add_command(commands, "reboot", "echo not permitted >&2; exit 1")
+    with pytest.raises(AdbFailure, match=r"pixel8 does not reboot.*not permitted"):
+        device.reboot(Deadline(10))

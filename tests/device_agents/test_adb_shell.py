@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from device_agents.adb import sync
 from device_agents.adb.connection import AdbServer
 from device_agents.adb.shell_v2 import STDOUT, ShellStream, packet
 from device_agents.adb.transport import AdbTransport
@@ -364,3 +365,13 @@ def test_a_push_that_is_cut_is_an_adb_failure(adb: FakeAdb, phone: AdbTransport,
     with pytest.raises(AdbFailure):
         phone.push(tmp_path / "source", str(tmp_path / "target"), Deadline(10))
     assert not (tmp_path / "target").exists()
+
+
+def test_a_pull_without_end_is_refused_and_leaves_nothing(
+    phone: AdbTransport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sync, "MAX_PULL", 1000)
+    (tmp_path / "endless").write_bytes(b"x" * 1001)
+    with pytest.raises(AdbFailure, match="at most 1,000 bytes"):
+        phone.pull(str(tmp_path / "endless"), tmp_path / "pulled", Deadline(10))
+    assert not (tmp_path / "pulled").exists()

@@ -18,7 +18,7 @@ from kvengine.engine import LocalEngine, _slowed, peak_rss_bytes
 from kvengine.errors import InvalidRequest
 from kvengine.plan import CachePlan, PlanKind
 from kvengine.process import process_environment
-from kvengine.program import Decode, Generate, Poison, Prefill, Program, Reset, Workload
+from kvengine.program import Decode, Generate, Load, Poison, Prefill, Program, Reset, Save, Workload
 from kvengine.recipe import ExportRecipe, SessionRecipe
 from kvengine.rope import rope_tables
 from kvengine.spec import RopeSpec
@@ -220,3 +220,14 @@ def test_a_runner_is_started_with_huge_pages_unless_somebody_chose(monkeypatch: 
     assert process_environment(chosen) == {"GLIBC_TUNABLES": "x", "A": "b"}
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=3")
     assert process_environment(SessionRecipe()) == {}
+
+
+def test_the_name_of_a_saved_state_is_no_path(
+    engine: LocalEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    for name in ("../../evil", str(tmp_path / "evil"), "a/b"):
+        found = engine.run_program(Program(8, (Prefill((1, 2)), Save(name), Load(name), Decode((3,)))))
+        assert [each.error for each in found] == [None] * 4
+    assert [path.name for path in tmp_path.rglob("*")] == ["tmp"]

@@ -1,0 +1,101 @@
+"""The health of a run's devices: golden jobs, quarantine for all runs, restarts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from device_agents.errors import InfrastructureError
+from device_agents.logs import about
+from harness import golden
+from harness.errors import GoldenJobFailed
+from harness.leasing import holder
+from harness.store.protocol import Span
+from kvengine.artifact import Artifact
+
+if TYPE_CHECKING:
+    from harness.farm import Farm
+    from harness.run import DeviceRun
+
+QUARANTINE_S = 900.0  # then the golden job before work decides
+_log = logging.getLogger(__name__)
+
+
+class Health:
+    """Of the devices of ``run``; different devices may be used from different threads."""
+
+    def __init__(self, run: DeviceRun) -> None:
+        self._run = run
+        self._sound: set[str] = set()
+        self._lock = threading.Lock()
+
+    def before_work(self, device: str) -> None:
+        """The first time: a golden job. The device is ours.
+
+        Raises:
+            GoldenJobFailed: a wrong answer. InfrastructureError: none.
+        """
+        if self._wants(device) and device not in self._sound:
+            self._prove(device)
+
+    def answers(self, device: str) -> None:
+        """After an infrastructure failure: it tells its vitals, and does the golden job. Raises as before."""
+        with self._lock:
+            self._sound.discard(device)
+        self._run.farm.vitals(device)
+        if self._wants(device):
+            with self._run.working(device):
+                self._prove(device)
+
+    def sick(self, device: str, evidence: str) -> None:
+        """No other run gets the device for a while. This machine, and virtual phones, which end with their
+        run, are set aside for this run alone."""
+        entry = self._run.inventory.device(device)
+        if entry.kind == "android" and not entry.virtual:
+            with suppress(InfrastructureError):
+                self._run.farm.quarantine(device, evidence, self._by(), QUARANTINE_S)
+
+    def reboot(self, device: str, why: str) -> str:
+        """What was done about a device that does not answer, "" for nothing."""
+        most = self._run.options.reboots
+        if most > 0:
+            try:
+                self._run.farm.reboot(device, self._by(), why, most)
+                return "rebooted"
+            except InfrastructureError as error:
+                _log.warning("%s is not rebooted: %s", device, error)
+        return ""
+
+    def _by(self) -> str:
+        return f"{holder(os.getpid(), self._run.options.terms.user)} run {self._run.run_id}"
+
+    def _wants(self, device: str) -> bool:
+        wanted = self._run.options.golden
+        return wanted == "all" or (
+            wanted == "phones" and self._run.inventory.device(device).kind == "android"
+        )
+
+    def _prove(self, device: str) -> None:
+        run, began, outcome = self._run, time.time(), "infrastructure"
+        try:
+            prove(run.farm, device, golden.artifact(run.options.cache))
+            outcome = "passed"
+        except GoldenJobFailed:
+            outcome = "failed"
+            raise
+        finally:
+            run.recorder.span(Span(device, "golden", "golden job", began, time.time(), outcome))
+        with self._lock:
+            self._sound.add(device)
+        with about(device=device):
+            _log.info("golden job done in %.2f s", time.time() - began)
+
+
+def prove(farm: Farm, device: str, artifact: Artifact) -> None:
+    """One golden job. Raises GoldenJobFailed: a wrong answer. InfrastructureError: see Farm."""
+    with farm.open(device, artifact, golden.SESSION) as session:
+        golden.judge(device, session.run_program(golden.PROGRAM))
