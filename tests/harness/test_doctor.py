@@ -236,10 +236,9 @@ def test_what_killed_runs_left_is_told(tmp_path: Path) -> None:
 def test_a_process_that_a_killed_run_left_stands_in_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """A real one, whose command line names a folder of a run that is gone."""
     monkeypatch.setattr(this_machine, "_try", lambda *_: WELL)
-    with subprocess.Popen(["true"]) as run:
-        run.wait()
+    nobody = 1 << 30  # beyond every pid_max: one that has just ended may be another's already
     waits = "import sys; sys.stdin.read()"
-    command = [sys.executable, "-S", "-c", waits, f"--dir=/tmp/kvfarm-ray-{run.pid}-abc/session"]
+    command = [sys.executable, "-S", "-c", waits, f"--dir=/tmp/kvfarm-ray-{nobody}-abc/session"]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as left:
         row = by_what(this_machine.ray_starts(None, Deadline(5)))["leftovers"]
         assert row.state == "fix"
