@@ -99,7 +99,7 @@ def _prepare(plan: Plan) -> None:
     replaced(farm, "ensure_ray", lambda address=None: _Ray())
     replaced(farm, "here", lambda: Node("chaos", "127.0.0.1"))
     replaced(farm, "Lab", ChaosLab)
-    replaced(opened, "start_reference", lambda checkpoint: FakeReference())
+    replaced(opened, "begin_reference", lambda checkpoint: FakeReference)
     replaced(engine, "BUSY_TIMEOUT_S", 0.2)
     replaced(engine, "RECONNECT_S", 0.2)
     replaced(spool, "_RETRY_S", 0.05)
@@ -108,8 +108,10 @@ def _prepare(plan: Plan) -> None:
     _note_results(plan)
 
 
-def _hasty_recovery(probe: Callable[[str], object], policy: RecoveryPolicy, *rest: Any) -> Recovery:
-    return Recovery(probe, replace(policy, pause_s=0.05), *rest)
+def _hasty_recovery(
+    probe: Callable[[str], object], policy: RecoveryPolicy, *rest: Any, **named: Any
+) -> Recovery:
+    return Recovery(probe, replace(policy, pause_s=0.05), *rest, **named)
 
 
 def _refuse_to_grow_when_full(connection: Connection) -> None:

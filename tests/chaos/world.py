@@ -324,7 +324,7 @@ def report(results: RunResults, strict: bool) -> Any:
         "command",
         "provenance",
     }
-    own |= set() if strict else {"retries", "infrastructure", *_MEASURED}
+    own |= set() if strict else {"retries", "infrastructure", "stopped", *_MEASURED}
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):

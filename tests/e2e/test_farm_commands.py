@@ -81,7 +81,7 @@ def test_replay_shows_where_the_device_leaves_the_reference(
 ) -> None:
     # The reference of other weights stands for an engine that is wrong.
     other = synth("tiny-gemma3", Path("other"), seed=1)
-    monkeypatch.setattr("harness.opened.start_reference", _swapped(other))
+    monkeypatch.setattr("harness.opened.begin_reference", _swapped(other))
     code, said = kvfarm(capfd, "replay", PROGRAM.to_json(), "--model", checkpoint)
     assert (code, said["passed"]) == (1, False)
     assert "operation 0" in said["message"]
@@ -105,9 +105,9 @@ def test_replay_asks_the_check_that_failed_on_another_device(
 
 
 def _swapped(other: Path) -> Any:
-    from harness.reference import start_reference
+    from harness.reference import begin_reference
 
-    return lambda checkpoint, *rest, **named: start_reference(other, *rest, **named)
+    return lambda checkpoint, *rest, **named: begin_reference(other, *rest, **named)
 
 
 @pytest.mark.parametrize(
