@@ -21,12 +21,14 @@ from harness.plugging import overlay, plugs_of
 
 _LOOK_S = 1.0
 _ENDS_S = 30.0
+_FILE_COLUMNS = 200
 
 
 def watch(farm: Farm, inventory: Inventory, names: tuple[str, ...], farm_address: str | None) -> None:
     """Show who has what until Ctrl-C; where there is no terminal, once."""
     console = Console()
     if not console.is_terminal:
+        console.width = max(console.width, _FILE_COLUMNS)  # a file is no narrower than its widest line
         with plugs_of(inventory, farm_address) as plugs:
             statuses = farm.status()
             console.print(table(overlay(statuses, inventory, plugs.now())))

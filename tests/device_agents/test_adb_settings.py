@@ -122,7 +122,7 @@ def test_a_refusal_leaves_nothing_changed(
     add_command(
         commands, "cmd", '[ "$3" = false ] || { echo Failed to set FIXED_PERFORMANCE mode >&2; exit 255; }'
     )
-    with pytest.raises(SettingFailed, match=r"fixed_performance.*FIXED_PERFORMANCE.*farm\.toml"):
+    with pytest.raises(SettingFailed, match=r"(?s)fixed_performance.*FIXED_PERFORMANCE.*farm\.toml"):
         knobs.apply(phone, root, DeviceSettings(fixed_performance=True, brightness=60), Deadline(20))
     assert values.now() == before
     assert knobs.left_changed(phone, root, Deadline(20)) == ""

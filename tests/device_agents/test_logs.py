@@ -24,6 +24,7 @@ _log = logging.getLogger("harness.test")
 @pytest.fixture
 def lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.delenv(logs.FILE_VARIABLE, raising=False)
+    monkeypatch.setattr(logs, "_process", {})  # of a run that was in this process before
     file = tmp_path / "log.jsonl"
     logs.set_up(file)
     yield lambda: [json.loads(line) for line in file.read_text().splitlines()]

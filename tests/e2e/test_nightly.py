@@ -97,8 +97,9 @@ def test_a_drill_is_killed_goes_on_and_finds_the_wrong_answers(folder: Path) -> 
     assert "window one too wide" in page
     check = folder / "out" / night_info.night / "check"
     results = json.loads((check / "results.json").read_text())
-    failed = {c["check"]: c for c in results["checks"] if c["outcome"] == "failed"}
-    assert failed["test_p01_every_step_equals_the_reference"]["divergence"]["position"] >= 5
+    failed = {c["check"]: c["message"] for c in results["checks"] if c["outcome"] == "failed"}
+    # Another seed each night: it is the logits or a greedy token that a smallest program shows to be wrong.
+    assert "reference" in failed["test_p01_every_step_equals_the_reference"]
     assert "window one too wide" in results["provenance"]["DRILL"]
     assert ET.parse(folder / "out" / "junit.xml").getroot().findall(".//failure")
     exported = [path.parent.name for path in (folder / ".kvfarm" / "artifacts").glob("*/artifact.json")]
