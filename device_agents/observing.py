@@ -47,4 +47,13 @@ def status_of(slot: Slot, error: str, lease: Lease | None, ledger: Ledger) -> De
     bad = state.quarantined.get(slot.key)
     waiting = sum(slot.key in each.request.devices for each in state.waiting.values())
     quarantined = f"by {bad.by}: {bad.evidence}" if bad else ""
-    return DeviceStatus(slot.config.name, slot.config.kind, slot.identity, error, lease, quarantined, waiting)
+    return DeviceStatus(
+        slot.config.name,
+        slot.config.kind,
+        slot.identity,
+        error,
+        lease,
+        quarantined,
+        waiting,
+        state.drained,
+    )
