@@ -237,9 +237,11 @@ def test_a_process_that_a_killed_run_left_stands_in_the_row(monkeypatch: pytest.
     """A real one, whose command line names a folder of a run that is gone."""
     monkeypatch.setattr(this_machine, "_try", lambda *_: WELL)
     nobody = 1 << 30  # beyond every pid_max: one that has just ended may be another's already
-    waits = "import sys; sys.stdin.read()"
+    waits = "import sys; print(flush=True); sys.stdin.read()"
     command = [sys.executable, "-S", "-c", waits, f"--dir=/tmp/kvfarm-ray-{nobody}-abc/session"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as left:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as left:
+        assert left.stdout is not None
+        left.stdout.readline()  # just after fork() and exec() its command line may still be empty
         row = by_what(this_machine.ray_starts(None, Deadline(5)))["leftovers"]
         assert row.state == "fix"
         assert str(left.pid) in row.found.split()
