@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,16 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 def test_the_command_page_is_up_to_date() -> None:
     generator = runpy.run_path(str(ROOT / "docs" / "generate_cli.py"))
     assert (ROOT / "docs" / "cli.md").read_text() == generator["render"](), "run `make docs`"
+
+
+def test_the_suite_over_devices_is_found_in_this_checkout(tiny_checkpoint: Path) -> None:
+    """As `make farm` runs it: with our tests' own conftest.py about."""
+    command = [sys.executable, "-m", "pytest", "--devices=host", f"--model={tiny_checkpoint}"]
+    done = subprocess.run(
+        [*command, "--collect-only", "-q"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "harness/suite/test_correctness.py" in done.stdout
 
 
 def test_every_make_target_in_the_docs_exists() -> None:
