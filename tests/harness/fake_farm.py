@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from device_agents.api import DeviceIdentity, Vitals
+from device_agents.deadline import Deadline
 from device_agents.errors import InfrastructureError, LeaseError, LeaseNotGranted
 from device_agents.lab_types import Lease
 from device_agents.recording.record import Record
@@ -31,6 +32,7 @@ from kvengine.engine import LocalEngine
 from kvengine.program import Measurement, Observation, Program, Workload
 from kvengine.recipe import SessionRecipe
 
+WAIT_S = 30.0
 FOLDER = Path(os.environ.get("FAKE_FARM", "fake-farm"))
 
 
@@ -131,12 +133,17 @@ class FakeFarm:
         return tuple(name for name in names if name in self.held)
 
     def hold(self, count: int, names: Sequence[str], wait_s: float | None = None) -> tuple[Lease, ...]:
+        """Waits in line, as the real one does."""
         assert count == 1
-        for name in names:
-            with contextlib.suppress(LeaseError):
-                self.lease(name)
-                return (Lease(name, "fake", 1),)
-        raise LeaseNotGranted(f"all are taken: {', '.join(names)}")
+        patience, pause = Deadline(WAIT_S if wait_s is None else wait_s), threading.Event()
+        while True:
+            for name in names:
+                with contextlib.suppress(LeaseError):
+                    self.lease(name)
+                    return (Lease(name, "fake", 1),)
+            if patience.expired:
+                raise LeaseNotGranted(f"all are taken: {', '.join(names)}")
+            pause.wait(0.02)
 
     def open(self, name: str, artifact: Artifact, recipe: SessionRecipe, _: Any) -> FakeSession:
         self.lease(name)
