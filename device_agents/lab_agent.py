@@ -301,8 +301,10 @@ class LabAgent:
     def power_cycle(self, device: str, token: int, reason: str) -> str:
         """Says what was done. Raises PowerCycleFailed: nothing was, or it did not help. LeaseError."""
         with self._working(device, token) as slot:
-            return power.cycle_device(
-                slot.config, slot.key, reason, self._ledger.path.parent, Deadline(self._budgets.power_s)
+            lease = self._lease(slot)
+            by = lease.holder if lease is not None else ""
+            return power.cycle(
+                slot.config, slot.key, by, reason, self._ledger, Deadline(self._budgets.power_s)
             )
 
     # -- artifacts ------------------------------------------------------------------------
@@ -524,15 +526,14 @@ class LabAgent:
             engine = slot.sessions.get(session_id)
         if engine is None:
             raise LeaseError(f"no session {session_id!r} is open; open one")
-        try:
-            with slot.about(token):
+        with slot.about(token):
+            try:
                 return work(engine)
-        except InfrastructureError as error:
-            with slot.about(token):
+            except InfrastructureError as error:
                 _log.warning("session %s broke: %s: %s", session_id, type(error).__name__, error)
-            if not slot.is_current(token):
-                raise LeaseError(f"{session_id}: the lease ended during the call: {error}") from error
-            raise
+                if not slot.is_current(token):
+                    raise LeaseError(f"{session_id}: the lease ended during the call: {error}") from error
+                raise
 
     def _recorded(self, session_id: str, token: int) -> Record:
         try:

@@ -40,6 +40,7 @@ class Slot:
     identity: DeviceIdentity | None = None
     lock: threading.RLock = dataclasses.field(default_factory=threading.RLock)
     token: int | None = None  # of the lease that all that follows belongs to
+    run: str = ""  # that the lease is for
     sessions: dict[str, EngineSession] = dataclasses.field(default_factory=dict)
     deployed: dict[str, str] = dataclasses.field(default_factory=dict)  # artifact id to folder on the device
     settings: dict[str, str] = dataclasses.field(default_factory=dict)  # what was changed on the device
@@ -81,13 +82,11 @@ class Slot:
         with self.lock:
             if self.token not in (None, token):
                 raise LeaseError(f"{self.config.name} still finishes work of an ended lease; try again")
-            self.token = token
+            self.token, self.run = token, held.request.run
 
     def about(self, token: int) -> AbstractContextManager[None]:
         """What is logged meanwhile is about this device, the lease of ``token`` and the run it is for."""
-        held = self.ledger.state()[0].held.get(self.key)
-        run = held.request.run if held is not None and held.token == token else ""
-        return logs.about(device=self.config.name, lease=token, run=run)
+        return logs.about(device=self.config.name, lease=token, run=self.run if token == self.token else "")
 
     @contextmanager
     def working(self, token: int) -> Iterator[None]:
@@ -140,7 +139,7 @@ class Slot:
             held = self.ledger.state()[0].held.get(self.key)
             if held is not None and held.ended and held.request.agent == self.agent:
                 self.last = held.token, held.ended
-                with self.about(held.token):
+                with logs.about(device=self.config.name, lease=held.token, run=held.request.run):
                     _log.info("free again: %s", held.ended)
                 self.ledger.act(protocol.freed(self.key, held.token))
 
