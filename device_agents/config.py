@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -46,3 +47,8 @@ class DeviceConfig:
         if self.options.get("virtual") == "true" or self.kind == "simulated":
             return f"{self.name} of {agent}"
         return self.options.get("serial") or self.name
+
+
+def name_of(key: str, serials: Mapping[str, str] | None = None) -> str:
+    """The device that a journal knows by ``key``. serials: names by serial number, if known."""
+    return (serials or {}).get(key) or key.split(" of ", 1)[0]

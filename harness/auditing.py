@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 
+from device_agents.config import name_of
 from device_agents.leases.audit import Event
 from harness.errors import HarnessError
 from harness.inventory import Inventory
@@ -31,10 +32,9 @@ class Deed:
 
 def at_host(host: str, events: Iterable[Event], known: Inventory) -> Iterator[Deed]:
     """known: names the devices, which a journal knows by serial number."""
-    names = {e.options["serial"]: name for name, e in known.devices.items() if "serial" in e.options}
+    serials = known.serials()
     for event in events:
-        # A virtual phone is "NAME of AGENT".
-        name = names.get(event.device) or event.device.split(" of ", 1)[0]
+        name = name_of(event.device, serials)
         yield Deed(event.when, event.what, name, event.who, event.why, event.run, host)
 
 

@@ -152,6 +152,10 @@ class Inventory:
         """Of the device, for the lab agent that owns it. Raises InventoryError."""
         return self.device(name).config(name, self.limits.power_cycles_per_day)
 
+    def serials(self) -> dict[str, str]:
+        """Names of the phones that are listed, by serial number."""
+        return {e.options["serial"]: name for name, e in self.devices.items() if "serial" in e.options}
+
     def owner(self, name: str) -> str:
         """Whom to ask about the device: its own owner, else that of its lab host; "": nobody is named."""
         entry = self.device(name)

@@ -19,7 +19,7 @@ from xdist.scheduler import LoadScopeScheduling
 from device_agents.errors import InfrastructureError
 from device_agents.virtual.namespaces import die_with_parent
 from harness.errors import StoreError
-from harness.handover import KEY, Board, Handover, Plan, Planned, RunFolder, Teller
+from harness.handover import KEY, Board, Handover, Planned, RunFolder, Teller
 from harness.inventory import LOCAL_LAB
 from harness.outcomes import device_of, lost_check, plan_of, retries_of
 from harness.progress import Progress
@@ -139,7 +139,7 @@ class ControllerPlugin(Reporting):
     def __init__(self, run: DeviceRun, progress: Progress, folder: RunFolder) -> None:
         super().__init__(run, progress)
         self._folder = folder
-        self._plan = Plan(())
+        self._tests: dict[str, Planned] = {}
         self._crashes: dict[str, list[str]] = {}
         self._handover = run.hand_over(folder)
         self._board = Board(folder.path, progress.devices) if progress.live else None
@@ -153,8 +153,9 @@ class ControllerPlugin(Reporting):
     def pytest_xdist_node_collection_finished(self, node: Any, ids: Sequence[str]) -> None:
         if self.run.begun:
             return
-        self._plan = self._folder.plan()
-        self.run.begin(self._plan.checks, self._plan.legs, self._plan.not_run)
+        plan = self._folder.plan()
+        self._tests = {test.nodeid: test for test in plan.tests}
+        self.run.begin(plan.checks, plan.legs, plan.not_run)
         self.progress.begin(len(ids))
 
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> DeviceScheduling:
@@ -202,7 +203,7 @@ class ControllerPlugin(Reporting):
         self.progress.describe_lost(report, test.label)
 
     def _test(self, nodeid: str) -> Planned:
-        return next(test for test in self._plan.tests if test.nodeid == nodeid)
+        return self._tests[nodeid]
 
     # -- the end ----------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 from dataclasses import dataclass
@@ -38,7 +39,12 @@ class Address:
 
 def is_loopback(host: str) -> bool:
     """Whether ``host``, a name or an address, is this machine talking to itself."""
-    return host == "localhost" or host.startswith("127.") or host in ("::1", "[::1]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def check_answers(what: str, address: Address) -> None:

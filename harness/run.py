@@ -235,7 +235,7 @@ class DeviceRun(Opened):
     def resume(self) -> None:
         """In a worker, before its first test: the store has the run, and knows who is in quarantine."""
         self.begun = True
-        for device in self.store.results(self.run_id).devices:
+        for device in self.store.devices(self.run_id):
             if device.quarantined:
                 self.recovery.recall(device.name, device.quarantined)
                 self._stored.add(device.name)
@@ -512,7 +512,7 @@ class DeviceRun(Opened):
     def _count_flakes(self) -> None:
         """Devices as they are known now: with how often infrastructure stopped them lately."""
         flakes = self.store.flakes()
-        for device in self.store.results(self.run_id).devices:
+        for device in self.store.devices(self.run_id):
             if (found := flakes.get(device.name)) is not None:
                 told = dataclasses.replace(device, results=found.results, stopped=found.stopped)
                 self.store.add_device(self.run_id, told)

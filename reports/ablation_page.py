@@ -13,7 +13,7 @@ from markupsafe import Markup
 from reports import text
 from reports.ablation import METRICS, DeviceAblation, Metric, StepRow, ablations, headline, percent
 from reports.charts import Chart, config, library
-from reports.page import asset, environment, packed_library, policy, write_page
+from reports.page import asset, environment, packed_library, policy, script, write_page
 from reports.results import RunResults
 
 ROW_HEIGHT = 34  # px for each step
@@ -34,7 +34,7 @@ def html(results: RunResults) -> str:
     """The page as text."""
     assert results.ablation is not None, "not an ablation"
     found = ablations(results)
-    scripts = [asset("page.js"), asset("charts.js")]
+    scripts = [script("page.js"), asset("charts.js")]
     return (
         environment()
         .get_template("ablation.html.j2")

@@ -13,7 +13,7 @@ from reports.comparison import NOTABLE, Comparison, Ratio, Turned, compare
 from reports.correctness import SYMBOLS, WORDS
 from reports.devices import DeviceView, device_view
 from reports.gate_view import percent, value
-from reports.page import asset, environment, policy, write_page
+from reports.page import asset, environment, policy, script, write_page
 from reports.results import RunResults
 
 WIDEST = 0.25  # of the axis, to either side
@@ -76,7 +76,7 @@ def html(a: RunResults, b: RunResults, names: tuple[str, str] = ("", "")) -> str
     found = compare(a, b)
     devices = {info.name: device_view(info) for info in (*a.devices, *b.devices)}
     scale = svg.Scale(-WIDEST, WIDEST, 4, 296)
-    scripts = [asset("page.js")]
+    scripts = [script("page.js")]
     return (
         environment()
         .get_template("comparison.html.j2")

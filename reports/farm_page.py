@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 from collections import Counter
 from datetime import UTC, datetime
@@ -14,7 +12,7 @@ from markupsafe import Markup
 
 from reports import text
 from reports.farm_state import DeviceState, FarmState, VitalsState
-from reports.page import asset, environment
+from reports.page import asset, environment, hashed, script
 
 SECTIONS = ("summary", "devices", "quarantine", "work", "waiting", "history")
 POLL_MS = 2000
@@ -37,7 +35,7 @@ def html(state: FarmState) -> str:
         .render(
             sections={name: Markup(part) for name, part in sections(state).items()},
             style=Markup(_style()),
-            script=Markup(asset("farm.js")),
+            script=Markup(script("farm.js")),
             poll_ms=POLL_MS,
         )
     )
@@ -53,17 +51,13 @@ def sections(state: FarmState) -> dict[str, str]:
 def policy() -> str:
     """The page's Content-Security-Policy, for its HTTP header: our style, our script, and our server."""
     return (
-        f"default-src 'none'; script-src '{_hashed(asset('farm.js'))}'; style-src '{_hashed(_style())}'; "
+        f"default-src 'none'; script-src {hashed(script('farm.js'))}; style-src {hashed(_style())}; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 
 
 def _style() -> str:
     return asset("style.css") + asset("farm.css")
-
-
-def _hashed(content: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 
 
 def _words(state: FarmState) -> dict[str, Any]:

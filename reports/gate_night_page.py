@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from reports import gate_night, text
 from reports.gate_night import EXIT_CODES, MEANS, NightInfo
-from reports.page import asset, environment, policy, write_page
+from reports.page import asset, environment, policy, script, write_page
 
 MOST_NIGHTS = 60  # of the history that are shown
 
@@ -28,7 +28,7 @@ def render(night: NightInfo, history: Sequence[NightInfo], folder: Path, here: s
 
 def html(night: NightInfo, history: Sequence[NightInfo], here: str = "", others: str = "../") -> str:
     """The page as text."""
-    script = asset("page.js")
+    page_script = script("page.js")
     return (
         environment()
         .get_template("gate_night.html.j2")
@@ -47,9 +47,9 @@ def html(night: NightInfo, history: Sequence[NightInfo], here: str = "", others:
             history=gate_night.lines(history)[:MOST_NIGHTS],
             here=here,
             others=others,
-            policy=policy([script]),
+            policy=policy([page_script]),
             style=Markup(asset("style.css") + asset("gate.css")),
-            scripts=[Markup(script)],
+            scripts=[Markup(page_script)],
         )
     )
 

@@ -16,7 +16,7 @@ from reports.gate_costs import cost_rows, speed_charts
 from reports.gate_results import Arm, BlockInfo, CalibratedCell, GateCell, GateInfo, Tail
 from reports.gate_view import GateRow, percent
 from reports.mutation import mutation_view
-from reports.page import asset, environment, policy, write_page
+from reports.page import asset, environment, policy, script, write_page
 from reports.results import LegResult, RunResults
 from reports.trend import Series, trend_view
 
@@ -108,7 +108,7 @@ def html(results: RunResults, trend: Sequence[Series] = ()) -> str:
     if gate is None:
         raise ValueError(f"run {results.run_id} is no gate")
     rows = gate_view.rows(gate)
-    scripts = [asset("page.js")]
+    scripts = [script("page.js")]
     forest = _forest(rows)
     views = {info.name: device_view(info) for info in results.devices}
     for leg in results.legs:

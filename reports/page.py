@@ -48,7 +48,7 @@ def html(results: RunResults, trend: Sequence[Series] = ()) -> str:
     """The page as text."""
     view = build_view(results)
     charts = chart_groups(view.measures)
-    scripts = [asset("page.js")] + ([asset("charts.js")] if charts or view.curves else [])
+    scripts = [script("page.js")] + ([asset("charts.js")] if charts or view.curves else [])
     return (
         environment()
         .get_template("page.html.j2")
@@ -75,12 +75,17 @@ def policy(scripts: Iterable[str]) -> str:
     Inline styles are allowed because Vega sets them on what it draws; none can load anything,
     for no source is allowed.
     """
-    hashes = (base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts)
-    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    allowed = " ".join(map(hashed, scripts))
     return (
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
         "base-uri 'none'; form-action 'none'"
     )
+
+
+def hashed(content: str) -> str:
+    """As a Content-Security-Policy names a script or a style."""
+    digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+    return f"'sha256-{digest}'"
 
 
 @cache
@@ -101,6 +106,11 @@ def environment() -> Environment:
     )
     made.filters["packed"] = packed
     return made
+
+
+def script(name: str) -> str:
+    """A script of ours for a page, with what keeps its errors."""
+    return asset("errors.js") + asset(name)
 
 
 @cache

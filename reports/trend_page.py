@@ -7,7 +7,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from reports.page import asset, environment, policy, write_page
+from reports.page import asset, environment, policy, script, write_page
 from reports.trend import Series, trend_view
 
 
@@ -25,7 +25,7 @@ def html(series: Sequence[Series]) -> str:
     trend = trend_view(series)
     if trend is None:
         raise ValueError("no cell has a second night: there is no trend yet")
-    scripts = [asset("page.js")]
+    scripts = [script("page.js")]
     return (
         environment()
         .get_template("trend_page.html.j2")

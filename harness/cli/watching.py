@@ -7,14 +7,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from device_agents.errors import InfrastructureError
 from device_agents.lab_types import DeviceStatus
 from harness.cli.leases import clock
-from harness.cli.output import told
+from harness.cli.output import Console, told
 from harness.farm import Farm
 from harness.inventory import Inventory
 from harness.plugging import overlay, plugs_of

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from device_agents.api import Vitals
+from device_agents.config import name_of
 from device_agents.errors import InfrastructureError
 from device_agents.leases.ledger import Journal
 from device_agents.leases.model import Held, Request
@@ -53,15 +54,14 @@ class LocalJournal:
     def __init__(self, journal: Journal, known: Inventory) -> None:
         self.name = f"lease journal {journal.path}"
         self._journal = journal
-        serials = {e.options["serial"]: name for name, e in known.devices.items() if "serial" in e.options}
-        self._names = serials
+        self._serials = known.serials()
         self._listed = {name: e.options.get("serial", name) for name, e in known.devices.items()}
 
     def observed(self) -> Sequence[Observed]:
         state, now = self._journal.state()
         keys = [*state.held, *state.quarantined]
         keys += [device for each in state.waiting.values() for device in each.request.devices]
-        found = {self._names.get(key) or key.split(" of ", 1)[0]: key for key in keys}
+        found = {name_of(key, self._serials): key for key in keys}
         return (Observed(socket.gethostname(), state, now, time.time(), {**self._listed, **found}, {}),)
 
     def vitals(self, host: str, device: str) -> Vitals | None:

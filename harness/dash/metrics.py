@@ -10,6 +10,7 @@ from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
+from device_agents.config import name_of
 from device_agents.leases import audit
 from device_agents.leases.ledger import Entry
 from reports.farm_state import DeviceState, FarmState, State
@@ -68,8 +69,7 @@ class FarmCollector(Collector):
             "kvfarm_lease_events", "What the audit log tells, by kind and device.", labels=["event", "device"]
         )
         entries = self._entries()
-        # A virtual phone is "NAME of AGENT".
-        told = Counter((e.what, e.device.split(" of ", 1)[0]) for e in audit.events(entries))
+        told = Counter((e.what, name_of(e.device)) for e in audit.events(entries))
         for (what, device), count in sorted(told.items()):
             events.add_metric([what, device], count)
         yield events

@@ -28,6 +28,7 @@ from device_agents.errors import InfrastructureError
 from harness.dash.gathering import Gatherer
 from harness.dash.metrics import FarmCollector, exposition
 from harness.errors import HarnessError, StoreError
+from harness.reaching import is_loopback
 from harness.reporting import finite, junit
 from harness.timeline import trace
 from kvengine.codec import encode
@@ -70,7 +71,7 @@ class Address:
 
     def check(self) -> None:
         """Raises PublicInterface: others could reach it, and ``public`` is not set."""
-        if not self.public and not _is_loopback(self.host):
+        if not self.public and not is_loopback(self.host):
             raise PublicInterface(
                 f"--host {self.host} opens this page to the network: whoever reaches port {self.port} sees "
                 "devices, people's names, evidence, logs and reports, without a password and unencrypted. "
@@ -240,12 +241,3 @@ def _split(asked: str) -> tuple[str, str]:
         return name, rest.removeprefix(":")
     name, _, port = asked.partition(":")
     return name, port
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -39,8 +39,7 @@ class Offer:
         if whole.labs and not labs:
             raise InventoryError(
                 f"{farm}: sought a [labs.…] of the name or node {name!r}, found {', '.join(whole.labs)}; "
-                f"add it, "
-                "or give --name"
+                "add it, or give --name"
             )
         here = labs[0] if labs else LOCAL_LAB
         ours = {each: entry for each, entry in whole.devices.items() if entry.lab == here}

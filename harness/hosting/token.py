@@ -59,8 +59,7 @@ def check(path: Path) -> None:
     except OSError as error:
         raise NotAuthenticated(
             f"sought the lab's token in {path}: {error.strerror}; copy that file from the lab's head, let "
-            f"{PATH} "
-            f"name another, or put the token into {TOKEN}. A cluster without a token: {MODE}=disabled"
+            f"{PATH} name another, or put the token into {TOKEN}. A cluster without a token: {MODE}=disabled"
         ) from error
     except UnicodeDecodeError:
         text = ""

@@ -2,13 +2,6 @@
 // Renews the page's sections every few seconds. What the server sends is HTML that it has escaped itself.
 (() => {
   const root = document.documentElement;
-  const keep = (what) => {
-    root.dataset.errors = [root.dataset.errors, what].filter(Boolean).join(" | ");
-  };
-  addEventListener("error", (event) => keep(event.message));
-  addEventListener("unhandledrejection", (event) => keep(String(event.reason)));
-  addEventListener("securitypolicyviolation", (event) => keep(`blocked: ${event.violatedDirective} ${event.blockedURI}`));
-
   const shown = new Map();
   let paused = false;
   let renewals = 0;
