@@ -160,10 +160,17 @@ def judge(
 
 
 def relative_spread(values: Sequence[float]) -> float:
-    """(largest - smallest) / median; 0 for fewer than two values."""
+    """(largest - smallest) / median; 0 for fewer than two values.
+
+    Of every five values the one farthest from the median is left out: what is reported of a leg is a median
+    too, which a single interrupted repeat does not move.
+    """
     if len(values) < 2:
         return 0.0
-    return float((max(values) - min(values)) / np.median(values))
+    middle = float(np.median(values))
+    nearest = sorted(values, key=lambda value: abs(value - middle))
+    kept = nearest[: len(values) - len(values) // 5]
+    return (max(kept) - min(kept)) / middle
 
 
 def step_reads(artifact: Artifact, workload: Workload) -> StepReads | None:

@@ -16,6 +16,7 @@ from harness.gate.settings import EntrySettings
 from harness.measuring import LOOK_S
 
 POLL_S = 2.0  # between looks at a device that is not fit
+REST_S = 10.0  # after a void block; after each further one in a row twice as long
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,24 @@ class Entry:
         self._pause = pause
         self._clock = clock
         self._was_hot = False
+        self._rested_s = 0.0  # since the last leg
         self.total_s = 0.0
+
+    def rest_s(self, void: int) -> float:
+        """s to rest after ``void`` void blocks in a row: what disturbed them may pass.
+
+        Never more than is left of the time for all legs.
+        """
+        if not void:
+            return 0.0
+        left = max(0.0, self._settings.wait_total_s - self.total_s)
+        return min(REST_S * 2.0 ** (void - 1), left)
+
+    def rest(self, seconds: float) -> None:
+        """The next leg tells that it came so much later."""
+        self._pause(seconds)
+        self._rested_s += seconds
+        self.total_s += seconds
 
     def wait(self, patient: bool = True) -> Waited:
         """Returns once the device is fit, or when the time for this leg or for all of them is over.
@@ -57,6 +75,7 @@ class Entry:
         Raises:
             InfrastructureError: the device does not tell how it is.
         """
+        rested, self._rested_s = self._rested_s, 0.0
         began = self._clock()
         allowed = min(self._settings.wait_s, self._settings.wait_total_s - self.total_s) if patient else 0.0
         while True:
@@ -65,8 +84,8 @@ class Entry:
             if not unfit or waited >= allowed:
                 if unfit or waited > 2 * LOOK_S:
                     self.total_s += waited
-                    return Waited(waited, unfit)
-                return Waited()
+                    return Waited(rested + waited, unfit)
+                return Waited(rested)
             self._pause(min(POLL_S, max(0.0, allowed - waited)))
 
     def unfit(self) -> str:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from itertools import takewhile
 
 from device_agents.api import DeviceIdentity
 from device_agents.errors import InfrastructureError
@@ -230,7 +231,12 @@ class GateSession:
         device, plan = identity.name, self._plan
         return _Bench(
             legs=Legs(self._farm, identity, self._provenance["commit"], plan.cache, self._watcher.on_step),
-            entry=Entry(lambda: self._farm.vitals(device), plan.settings.entry, busy=identity.kind == "host"),
+            entry=Entry(
+                lambda: self._farm.vitals(device),
+                plan.settings.entry,
+                busy=identity.kind == "host",
+                pause=self._pause,
+            ),
             canary=Canary(self._farm, device, canary),
         )
 
@@ -256,8 +262,9 @@ class GateSession:
             track = min(open_, key=self._tried)
             index = self._tried(track)
             new = len(self._block_legs(track, index)) < len(POSITIONS)
-            began = time.monotonic()
             try:
+                self._rest(track, bench)
+                began = time.monotonic()
                 self._block(track, index, bench)
             except _Stopped:
                 return
@@ -270,6 +277,17 @@ class GateSession:
                 self._break_off(track, index, str(error))
                 self._give_up([track], f"the engine refused: {error}")
             self._block_done(track, index, needed, time.monotonic() - began, new)
+
+    def _rest(self, track: Track, bench: _Bench) -> None:
+        """After void blocks, before the next: a machine that is disturbed now may not be in a minute."""
+        void = sum(1 for _ in takewhile(lambda block: block.reasons, reversed(self._blocks[track])))
+        if seconds := bench.entry.rest_s(void):
+            self._watcher.on_note(f"{track.device} is disturbed: the next block starts in {seconds:.0f} s")
+            bench.entry.rest(seconds)
+
+    def _pause(self, seconds: float) -> None:
+        if self._stopping.wait(seconds):
+            raise _Stopped
 
     def _block(self, track: Track, index: int, bench: _Bench) -> None:
         """The legs of one block that are not there yet, each stored before the next."""

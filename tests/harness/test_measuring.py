@@ -87,6 +87,13 @@ def test_spread_is_over_the_median() -> None:
     assert relative_spread([9.0]) == 0.0
 
 
+def test_one_interrupted_repeat_in_five_is_no_spread() -> None:
+    """Two are: then the leg was slow for a good part of its time."""
+    assert relative_spread([10.0, 10.0, 15.0, 10.2, 10.0]) == pytest.approx(0.02)
+    assert relative_spread([10.0, 15.0, 15.0, 10.2, 10.0]) == pytest.approx(5 / 10.2)
+    assert relative_spread([10.0, 10.0, 10.0, 15.0]) == pytest.approx(0.5)
+
+
 def test_a_workload_is_the_same_for_everybody_and_fits_the_model() -> None:
     workload = workload_for(SPEC, prompt=500, new_tokens=10, repeats=2, seed=3)
     assert workload == workload_for(SPEC, prompt=500, new_tokens=10, repeats=2, seed=3)

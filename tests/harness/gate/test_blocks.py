@@ -144,6 +144,20 @@ def test_all_waiting_of_a_device_is_bounded_too() -> None:
     assert [round(entrance.wait().seconds) for _ in range(4)] == [20, 20, 10, 0]
 
 
+def test_rests_after_void_blocks_double_and_count_as_waiting() -> None:
+    """10, 20 and what is left of 50 s; the next leg tells how much later it came."""
+    clock = Clock()
+    entrance, rested = waiting(Vitals(at=0), clock, wait_total_s=50.0), []
+    assert entrance.rest_s(0) == 0
+    for void in (1, 2, 3, 4):
+        rested.append(entrance.rest_s(void))
+        entrance.rest(rested[-1])
+    assert rested == [10, 20, 20, 0]
+    assert (clock.now, entrance.total_s) == (50, 50)
+    assert entrance.wait() == entry.Waited(50)
+    assert entrance.wait() == entry.Waited()
+
+
 def test_without_patience_it_is_only_told() -> None:
     clock = Clock()
     found = waiting(Vitals(at=0, thermal_status=1), clock).wait(patient=False)

@@ -184,6 +184,13 @@ def test_a_canary_that_drifts_voids_the_block(gate: Gate) -> None:
     assert "4 blocks in a row" in cell(results, "decode").reason
 
 
+def test_a_disturbed_device_gets_time_to_settle_before_the_next_block(gate: Gate) -> None:
+    rules = replace(SETTINGS, entry=EntrySettings(wait_s=0.0, wait_total_s=0.2))
+    results = gate.run(FakeDevice("phone", drift=0.05), settings=rules)
+    assert sum(block.waited_s for block in info(results).blocks) == pytest.approx(0.2)
+    assert gate.notes == ["phone is disturbed: the next block starts in 0 s"]
+
+
 def test_other_tokens_are_regressed_without_any_statistics(gate: Gate) -> None:
     gate.tokens = {gate.candidate.artifact.id: 5}
     results = gate.run(FakeDevice("phone"))
