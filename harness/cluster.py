@@ -109,6 +109,8 @@ def prepare() -> None:
     """What Ray reads when it starts processes; what the user has set stays."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a FutureWarning
+    # Ray's own choice is 15, which runners inherit: all else on the machine would come before what is timed.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # A worker that ends would kill the keepers of phones and adb servers, which end by themselves and tidy.
     os.environ.setdefault("RAY_kill_child_processes_on_worker_exit", "0")
 

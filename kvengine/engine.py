@@ -17,6 +17,7 @@ from kvengine.errors import InvalidRequest
 from kvengine.foreign import ForeignDecoder
 from kvengine.interpreter import Interpreter
 from kvengine.model import Model
+from kvengine.process import process_notes
 from kvengine.program import Measurement, Observation, Program, Sample, Workload
 from kvengine.recipe import SessionRecipe
 from kvengine.session import SessionInfo
@@ -58,7 +59,7 @@ class LocalEngine:
             numpy=np.__version__,
             python=platform.python_version(),
             nodes_by_provider=self._nodes,
-            notes=self.model.notes,
+            notes=(*self.model.notes, *process_notes()),
         )
 
     def run_program(self, program: Program) -> tuple[Observation, ...]:

@@ -1,4 +1,4 @@
-"""What a process that decodes is started with; by then it is too late to set it from inside."""
+"""The process that decodes: what it is started with, since later is too late, and what it got."""
 
 from __future__ import annotations
 
@@ -16,3 +16,11 @@ def process_environment(recipe: SessionRecipe) -> dict[str, str]:
     """Variables to start a runner with: huge pages unless the user chose tunables, then the recipe's own."""
     defaults = {name: value for name, value in HUGE_PAGES.items() if name not in os.environ}
     return {**defaults, **recipe.environment}
+
+
+def process_notes() -> tuple[str, ...]:
+    """What is wrong with how this process was started, for whoever reads its numbers."""
+    niceness = os.getpriority(os.PRIO_PROCESS, 0)
+    if niceness <= 0:
+        return ()
+    return (f"decodes at nice {niceness}: whatever else runs on this machine comes first",)

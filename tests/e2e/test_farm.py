@@ -108,6 +108,7 @@ def test_a_program_on_the_device_equals_the_engine_in_this_process(
 def test_a_session_says_what_it_opened(session: DeviceSession, artifact: Artifact) -> None:
     assert session.info.artifact_id == artifact.id
     assert session.info.session.threads == 1
+    assert session.info.notes == ()  # Ray would have it at nice 15
     assert not session.closed
 
 

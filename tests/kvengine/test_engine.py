@@ -213,6 +213,14 @@ def test_threads_are_the_fast_physical_cores(
     assert choose_threads(fake_cpus(tmp_path, clocks, siblings)) == threads
 
 
+def test_a_process_that_others_come_before_says_so() -> None:
+    asked = "from kvengine.process import process_notes; print(*process_notes())"
+    said = subprocess.run(
+        ["nice", "-n", "5", sys.executable, "-c", asked], capture_output=True, text=True, check=True
+    ).stdout
+    assert said.startswith(f"decodes at nice {os.getpriority(os.PRIO_PROCESS, 0) + 5}: ")
+
+
 def test_a_runner_is_started_with_huge_pages_unless_somebody_chose(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     assert process_environment(SessionRecipe()) == {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
