@@ -15,6 +15,7 @@ Rank = tuple[float, ...]
 class _Entry:
     rank: Rank
     job: Job = field(compare=False)
+    arrived: int = field(compare=False)
     tried: frozenset[str] = field(default=frozenset(), compare=False)  # devices that lost it
 
 
@@ -43,8 +44,7 @@ class Ranked(ABC):
         if job.id in self._ids:
             raise ValueError(f"sought jobs of different ids, found {job.id!r} twice")
         self._ids.add(job.id)
-        # The number makes ranks differ, so that no two runs of one plan do.
-        self._put(_Entry((*self._rank(job, self._arrived), float(self._arrived)), job))
+        self._put(_Entry(self._full_rank(job, self._arrived), job, self._arrived))
         self._arrived += 1
 
     def join(self, device: str) -> None:
@@ -82,7 +82,8 @@ class Ranked(ABC):
             self._ids.discard(job_id)
             del self._lost[job_id]
             return False
-        self._put(_Entry(entry.rank, entry.job, entry.tried | {device}))
+        rank = self._full_rank(entry.job, entry.arrived)
+        self._put(_Entry(rank, entry.job, entry.arrived, entry.tried | {device}))
         return True
 
     def stranded(self) -> tuple[Job, ...]:
@@ -93,6 +94,17 @@ class Ranked(ABC):
                 heap.clear()
         self._ids -= {job.id for job in found}
         return tuple(found)
+
+    def _full_rank(self, job: Job, arrived: int) -> Rank:
+        """The number makes ranks differ, so that no two runs of one plan do."""
+        return (*self._rank(job, arrived), float(arrived))
+
+    def _rank_again(self) -> None:
+        """For whoever has changed its mind: all that wait."""
+        for heap in self._waiting.values():
+            for entry in heap:
+                entry.rank = self._full_rank(entry.job, entry.arrived)
+            heapq.heapify(heap)
 
     def _put(self, entry: _Entry) -> None:
         devices = entry.job.devices

@@ -127,6 +127,19 @@ def test_each_job_ends_once_on_a_device_that_fits(make: Callable[[], Scheduler],
     assert scheduler.unfinished == 0
 
 
+def test_much_work_is_mixed_until_its_last_part() -> None:
+    """Else all devices would do long jobs first and a multitude of short ones at the end."""
+    lengths = [1.0, 2.0, 3.0, 4.0] * 25  # 250 s: on two devices 125 s each, of which 6 s are not mixed
+    scheduler = scheduler_of(LongestFirst, jobs_of(lengths), DEVICES[:2])
+    taken = [job.seconds for _ in lengths if (job := scheduler.take("a"))]
+    assert len(taken) == len(lengths)
+    first, last = taken[:40], taken[-4:]
+    assert sum(first) / len(first) == pytest.approx(2.5, abs=0.4)
+    assert last == sorted(last, reverse=True)
+    found = makespan(scheduler_of(LongestFirst, jobs_of(lengths), DEVICES[:2]), DEVICES[:2])
+    assert found <= perfect_s(lengths, 2) + 1.0
+
+
 def test_a_device_first_does_what_it_alone_can_do() -> None:
     everybody, alone = Job("everybody's", 9.0), Job("a's alone", 1.0, frozenset("a"))
     scheduler = scheduler_of(LongestFirst, (everybody, alone), "ab")
