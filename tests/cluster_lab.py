@@ -105,15 +105,13 @@ class Machine:
 class ClusterLab:
     """names: of the hosts. farm: text of a farm.toml for all of them; "": each offers itself.
 
-    bundles: a folder of bundles for virtual phones, for there is no network to fetch their parts from.
+    parts: a .kvfarm with bundles and file systems of virtual phones, for there is no network to fetch them.
     """
 
-    def __init__(
-        self, names: Sequence[str] = ("rack1", "rack2"), farm: str = "", bundles: Path | None = None
-    ):
+    def __init__(self, names: Sequence[str] = ("rack1", "rack2"), farm: str = "", parts: Path | None = None):
         self.names = tuple(names)
         self.address = f"{NETWORK}.1:{PORT}"
-        self._farm, self._bundles = farm, bundles
+        self._farm, self._parts = farm, parts
         self._machines: dict[str, Machine] = {}
         self._switch: Machine | None = None
         self._services: dict[str, subprocess.Popen[str]] = {}
@@ -159,9 +157,10 @@ class ClusterLab:
         shutil.copytree(self.folder / HEAD / "config", machine.folder / "config", dirs_exist_ok=True)
         if self._farm:
             (machine.folder / "farm.toml").write_text(self._farm)
-        if self._bundles is not None and not (machine.folder / "cache").exists():
-            (machine.folder / "cache" / "kvfarm").mkdir(parents=True)
-            (machine.folder / "cache" / "kvfarm" / "bundles").symlink_to(self._bundles)
+        if self._parts is not None and not (machine.folder / "cache").exists():
+            for kept, part in (("cache/kvfarm", "bundles"), (".kvfarm", "virtual")):
+                (machine.folder / kept).mkdir(parents=True)
+                (machine.folder / kept / part).symlink_to(self._parts / part)
         self._serve(name, "has joined", "join", self.address, "--name", name)
 
     def kill(self, name: str) -> None:

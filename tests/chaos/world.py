@@ -229,7 +229,7 @@ class World:
             found += _exactly_once(results, who.jobs)
             if report(results, strict) != report(expected, strict):
                 found.append(
-                    f"another report: {_difference(report(results, strict), report(expected, strict))}"
+                    f"another report: {difference(report(results, strict), report(expected, strict))}"
                 )
         found += violations(read(self.folder / "leases" / JOURNAL))
         found += self._devices(wasted)
@@ -354,13 +354,13 @@ def _exactly_once(results: RunResults, jobs: Jobs) -> list[str]:
     return found + ([] if results.finished_at else ["the run is not finished"])
 
 
-def _difference(found: Any, sought: Any, where: str = "") -> str:
+def difference(found: Any, sought: Any, where: str = "") -> str:
     """The first one."""
     if isinstance(found, dict) and isinstance(sought, dict) and found.keys() == sought.keys():
-        return next((t for k in found if (t := _difference(found[k], sought[k], f"{where}.{k}"))), "")
+        return next((t for k in found if (t := difference(found[k], sought[k], f"{where}.{k}"))), "")
     if isinstance(found, list) and isinstance(sought, list) and len(found) == len(sought):
         pairs = enumerate(zip(found, sought, strict=True))
-        return next((t for i, (a, b) in pairs if (t := _difference(a, b, f"{where}[{i}]"))), "")
+        return next((t for i, (a, b) in pairs if (t := difference(a, b, f"{where}[{i}]"))), "")
     return "" if found == sought else f"{where}: found {str(found)[:300]}, sought {str(sought)[:300]}"
 
 
