@@ -20,6 +20,7 @@ SETTINGS = """
 looks = [4]
 [entry]
 busy_cores = 1000.0
+wait_total_s = 0.0
 """
 COMMAND = [sys.executable, "-c", "from harness.cli import main; main()", "gate", "--json"]
 WORKLOAD = ["--model", "tiny", "--prompt", "8", "--new-tokens", "4", "--repeats", "2"]
