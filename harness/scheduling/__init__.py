@@ -1,4 +1,4 @@
-"""Which job a device does next. protocol: the seam; longest_first, mixed_first, in_order: it, one implementation a file.
+"""Which job a device does next. protocol: the seam; longest_first, mixed_first, in_order: one implementation each.
 
 dispatch: does the jobs. history: how long they took before. bounds: how good any schedule can be.
 """
