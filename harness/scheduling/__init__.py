@@ -1,4 +1,4 @@
-"""Which job a device does next. protocol: the seam; longest_first, mixed_first, in_order: one implementation each.
+"""Which job a device does next. protocol: the seam; longest_first, mixed_first, in_order: what does it.
 
 dispatch: does the jobs. history: how long they took before. bounds: how good any schedule can be.
 """
