@@ -20,6 +20,7 @@ from device_agents.adb.android import AndroidDevice
 from device_agents.adb.devices import AttachedPhone
 from device_agents.bundle import Bundle
 from device_agents.config import DeviceConfig, DeviceSettings
+from device_agents.deadline import Deadline
 from device_agents.lab_agent import LabAgent
 from device_agents.lab_types import AgentBudgets
 from device_agents.remote_session import Budgets
@@ -37,6 +38,7 @@ from tests.soak.table import table
 
 WITNESS = "witness"  # at work all the time, and never struck
 STORAGE = 1 << 30
+_ATTACH_S = 300.0
 # On while a cell has the phone, and so at every strike; at rest the phone has to have its own.
 SETTINGS = DeviceSettings(fixed_performance=True, stay_on=True, airplane=True, brightness=60)
 
@@ -189,13 +191,15 @@ class Soak:
 
     def _begin(self) -> None:
         for phone in self.phones:
+            # As the phone came, before any cell has changed them.
+            phone.attached.attach(Deadline(_ATTACH_S))
+            self._settings[phone.name] = leftovers.settings_of(phone)
             phone.start()
         for phone in self.phones:
             assert phone.wait_rows(lambda rows: len(rows) >= 3, 300), (
                 f"{phone.name} did no work: {phone.rows}"
             )
             assert [row.outcome for row in phone.rows[:3]] == ["passed"] * 3, phone.rows
-            self._settings[phone.name] = leftovers.settings_of(phone)
 
     def _strike_one_after_the_other(
         self, phone: PhoneAtWork, turns: list[Fault], draw: random.Random, end: float
