@@ -19,7 +19,7 @@ from device_agents.adb.shell_text import ask
 from device_agents.adb.transport import AdbTransport
 from device_agents.config import DeviceSettings
 from device_agents.deadline import Deadline
-from device_agents.errors import AdbFailure, SettingFailed
+from device_agents.errors import SettingFailed
 
 JOURNAL = "settings-before"
 _LINE = re.compile(r"([a-z_]+) ([\w.+-]{1,64})")
