@@ -15,9 +15,10 @@ from pathlib import Path
 from device_agents import messages
 from device_agents.adb import settings
 from device_agents.adb.android_vitals import read_android_vitals
-from device_agents.adb.diagnose import diagnose
+from device_agents.adb.diagnose import diagnose, noexec_mount
 from device_agents.adb.facts import Facts, read_facts
 from device_agents.adb.locks import holding
+from device_agents.adb.shell_text import ask
 from device_agents.adb.shell_v2 import ShellStream
 from device_agents.adb.store import LIMIT_BYTES, ROOT, PhoneFile, PhoneStore
 from device_agents.adb.transport import AdbTransport
@@ -285,13 +286,12 @@ class AndroidDevice:
                 f"{self._name}: the bundle's Python ends with exit code {result.returncode}\nit said: {words}"
             )
         facts = self.facts(deadline)
-        mount = transport.shell(
-            f"df {shlex.quote(folder)} | tail -n 1; grep ' /data ' /proc/mounts", deadline
-        )
-        where = mount.stdout.decode(errors="replace").strip()
+        questions = {"mounts": "cat /proc/mounts", "real": f"readlink -f {shlex.quote(folder)}"}
+        answers = ask(transport, questions, deadline)
+        noexec = noexec_mount(answers["mounts"], answers["real"] or folder)
         selinux = {True: "enforcing", False: "not enforcing", None: "unknown"}[facts.enforcing]
-        hint = "the folder is mounted noexec" if "noexec" in where else f"SELinux is {selinux}"
+        hint = f"it is mounted noexec ({noexec})" if noexec else f"SELinux is {selinux}"
         raise UnsupportedDevice(
-            f"{self._name} ({facts.model}, {facts.abi}) does not execute programs in {folder}: {hint}\n"
-            f"its shell said: {words}\nits mount: {where}"
+            f"{self._name} ({facts.model}, {facts.abi}) does not execute programs in {folder}: {hint}; name "
+            f"another folder: options.root in farm.toml\nits shell said: {words}"
         )

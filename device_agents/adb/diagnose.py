@@ -94,6 +94,7 @@ def _state(transport: AdbTransport, root: str, deadline: Deadline) -> list[Findi
             f"chmod 755 {probe} && {probe}; }} 2>&1; rm -f {probe}"
         ),
         "mounts": "cat /proc/mounts",
+        "real": f"readlink -f {folder}",
         "selinux": "getenforce",
         "suspended": "getprop power.battery_input.suspended",
         **{name: QUESTIONS[name] for name in ("battery", "thermal")},
@@ -118,21 +119,27 @@ def runs(answers: Mapping[str, str], root: str) -> Finding:
         return Finding("executes", "ok", f"programs in {root}")
     reason = said.splitlines()[-1][:200] if said else "nothing could be written there"
     do = "name another folder: options.root in farm.toml"
-    if _noexec(answers["mounts"], root):
-        return Finding("executes", "fix", f"no: {root} is mounted noexec ({reason})", do)
+    if noexec := noexec_mount(answers["mounts"], answers["real"] or root):
+        return Finding("executes", "fix", f"no: {root} is mounted noexec ({reason}; {noexec})", do)
     selinux = answers["selinux"].lower()
     if selinux == "enforcing":
         do += "; its vendor's SELinux may forbid it anywhere: see `adb logcat -b events | grep avc`"
     return Finding("executes", "fix", f"no: {reason}" + (f"; SELinux is {selinux}" if selinux else ""), do)
 
 
-def _noexec(mounts: str, root: str) -> bool:
-    """Whether the mount that ``root`` is on, the last and longest of /proc/mounts, says so."""
-    found = ("", "")
-    for words in map(str.split, mounts.splitlines()):
-        if len(words) >= 4 and f"{root}/".startswith(words[1].rstrip("/") + "/"):
-            found = max(found, (words[1], words[3]), key=lambda mount: len(mount[0]))
-    return "noexec" in found[1].split(",")
+def noexec_mount(mounts: str, folder: str) -> str:
+    """The line of the mount that ``folder`` is on, the last and longest of /proc/mounts, if it is noexec."""
+    found, at = "", ""
+    for line in mounts.splitlines():
+        words = line.split()
+        # <=: of those in one place the last is on top.
+        if (
+            len(words) >= 4
+            and len(at) <= len(words[1])
+            and f"{folder}/".startswith(words[1].rstrip("/") + "/")
+        ):
+            found, at = line, words[1]
+    return found if "noexec" in (found.split() or ["", "", "", ""])[3].split(",") else ""
 
 
 def battery(answers: Mapping[str, str]) -> Finding:

@@ -19,7 +19,7 @@ from device_agents.adb.shell_text import ask
 from device_agents.adb.transport import AdbTransport
 from device_agents.config import DeviceSettings
 from device_agents.deadline import Deadline
-from device_agents.errors import AdbFailure, SettingFailed
+from device_agents.errors import SettingFailed
 
 JOURNAL = "settings-before"
 _LINE = re.compile(r"([a-z_]+) ([\w.+-]{1,64})")
@@ -80,8 +80,7 @@ def apply(transport: AdbTransport, root: str, settings: DeviceSettings, deadline
     clocks = found.pop("clocks")
     _write_journal(transport, root, found, deadline)
     try:
-        for name, value in wanted.items():
-            _put(transport, name, value, deadline)
+        _put(transport, wanted, deadline)
         return _read_back(transport, wanted, clocks, deadline)
     except SettingFailed:
         restore(transport, root, deadline)
@@ -97,8 +96,7 @@ def restore(transport: AdbTransport, root: str, deadline: Deadline) -> None:
     lines = [_LINE.fullmatch(line.strip()) for line in text.splitlines()]
     before = {found[1]: found[2] for found in lines if found}
     changed = [name for name in reversed(_KNOBS) if name in before]
-    for name in changed:
-        _put(transport, name, before[name], deadline)
+    _put(transport, {name: before[name] for name in changed}, deadline)
     readable = [name for name in changed if name != "fixed_performance"]
     now = ask(transport, {name: _KNOBS[name].get for name in readable}, deadline)
     for name in readable:
@@ -144,24 +142,32 @@ def _write_journal(transport: AdbTransport, root: str, found: Mapping[str, str],
             f"{strange[0]!r}; without it nothing could be put back"
         )
     path = f"{root}/{JOURNAL}"
+    part = shlex.quote(path + ".part")
     script = (
-        f"mkdir -p {shlex.quote(root)} && cat > {shlex.quote(path + '.part')} && sync && "
-        f"mv {shlex.quote(path + '.part')} {shlex.quote(path)}"
+        f"mkdir -p {shlex.quote(root)} && cat > {part} && {{ fsync {part} 2>/dev/null || sync; }} && "
+        f"mv {part} {shlex.quote(path)}"
     )
     transport.checked(script, deadline, stdin=["\n".join([*lines, ""]).encode()])
 
 
-def _put(transport: AdbTransport, name: str, value: str, deadline: Deadline) -> None:
-    knob = _KNOBS[name]
-    script = knob.delete if value == _UNSET and knob.delete else knob.put.format(shlex.quote(value))
-    try:
-        transport.checked(script, deadline)
-    except AdbFailure as error:
-        if type(error) is not AdbFailure:  # the device has gone, which is another matter
-            raise
+def _put(transport: AdbTransport, values: Mapping[str, str], deadline: Deadline) -> None:
+    """In one command, in the order of ``values``, up to the first that is refused."""
+    script = "".join(
+        f"said=$({_command(name, values[name])} 2>&1) || {{ echo {name} $said; exit 1; }}\n"
+        for name in values
+    )
+    done = transport.shell(script, deadline)
+    if done.returncode:
+        name, _, said = (done.stdout + done.stderr).decode(errors="replace").strip().partition(" ")
         raise SettingFailed(
-            f"{name}: the device does not take {value}: {error}; take it out of farm.toml"
-        ) from error
+            f"{transport.serial}: the device does not take {name} {values.get(name, '')}: {said[:300]}; "
+            "take it out of its settings in farm.toml"
+        )
+
+
+def _command(name: str, value: str) -> str:
+    knob = _KNOBS[name]
+    return knob.delete if value == _UNSET and knob.delete else knob.put.format(shlex.quote(value))
 
 
 def _read_back(

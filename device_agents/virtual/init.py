@@ -52,7 +52,6 @@ _ENVIRONMENT = {
     "LOGNAME": "shell",
     "HOSTNAME": "localhost",
     "TMPDIR": "/data/local/tmp",
-    "ORT_DISABLE_TELEMETRY": "1",
 }
 
 
@@ -83,7 +82,11 @@ class Init:
         self._sys = self._folder / "sys"
         self._loop = Loop()
         self._physics = Physics(config.profile, time.monotonic())
-        self._services = AndroidServices(config.profile, config.abi, config.name, self._physics)
+        self._kept = self._folder / "settings.json"  # outside of the phone's root
+        self._services = AndroidServices(
+            config.profile, config.abi, config.name, self._physics, self._settings_before()
+        )
+        self._kept_text = ""
         self._written: dict[str, str] = {}
         self._adbd = 0
         self._told_listening = False
@@ -176,6 +179,21 @@ class Init:
         for name in (".", "local", "media", "misc"):
             (data / name).chmod(0o771)
         return data
+
+    def _settings_before(self) -> dict[str, dict[str, str]] | None:
+        """Android keeps them in /data, so they outlive a reboot where that does."""
+        if self._config.storage or not self._kept.exists():
+            return None
+        kept: dict[str, dict[str, str]] = json.loads(self._kept.read_text())
+        return kept
+
+    def _keep_settings(self) -> None:
+        text = json.dumps(self._services.settings)
+        if text != self._kept_text:
+            new = self._kept.with_suffix(".new")
+            new.write_text(text)
+            new.replace(self._kept)
+            self._kept_text = text
 
     def _mount_sys(self) -> None:
         """Written here, seen read-only in the phone."""
@@ -345,6 +363,7 @@ class Init:
         elif count and len(words) >= int(count):
             self._advance()
             answer = self._services.call([word.decode(errors="replace") for word in words[: int(count)]])
+            self._keep_settings()
             self._write_sys()
             self._reply(client, memoryview(_encoded(answer)))
 

@@ -8,7 +8,7 @@ and the dumps of real phones that the profiles name.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from device_agents.virtual.physics import Physics
@@ -55,11 +55,19 @@ class HealthInfo:
 class AndroidServices:
     """One phone's services. ``advance`` the physics before asking."""
 
-    def __init__(self, profile: Profile, abi: Abi, name: str, physics: Physics) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        abi: Abi,
+        name: str,
+        physics: Physics,
+        settings: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
+        """settings: by namespace, those it had before its reboot; None: a new phone's."""
         self._profile = profile
         self._physics = physics
         self._properties = properties(profile, abi, name)
-        self._settings = {space: dict(values) for space, values in _DEFAULT_SETTINGS.items()}
+        self.settings = {space: dict(values) for space, values in (settings or _DEFAULT_SETTINGS).items()}
         self._cached_c = dict(physics.celsius)
         self._thermal_override: int | None = None
         self._stopped: HealthInfo | None = None
@@ -101,10 +109,10 @@ class AndroidServices:
 
     def _settings_command(self, words: list[str]) -> Answer:
         usage = Answer("usage: settings get|put|delete|list NAMESPACE [KEY [VALUE]]\n", 255, error=True)
-        if len(words) < 2 or words[1] not in self._settings:
+        if len(words) < 2 or words[1] not in self.settings:
             return usage
         verb, space, *rest = words
-        values = self._settings[space]
+        values = self.settings[space]
         if verb == "list" and not rest:
             return Answer("".join(f"{k}={v}\n" for k, v in sorted(values.items())))
         if verb == "get" and len(rest) == 1:
@@ -118,7 +126,7 @@ class AndroidServices:
 
     def _svc(self, words: list[str]) -> Answer:
         if words[:2] == ["power", "stayon"] and len(words) == 3 and words[2] in _STAY_ON:
-            self._settings["global"]["stay_on_while_plugged_in"] = str(_STAY_ON[words[2]])
+            self.settings["global"]["stay_on_while_plugged_in"] = str(_STAY_ON[words[2]])
             return Answer()
         return Answer("Available commands:\n    help\n    power\n", 0, error=True)
 
@@ -130,7 +138,7 @@ class AndroidServices:
         if words[:1] == ["thermalservice"]:
             return Answer(self._as_told("thermalservice", self._dump_thermal()))
         if words[:1] == ["power"]:
-            stay_on = self._settings["global"]["stay_on_while_plugged_in"]
+            stay_on = self.settings["global"]["stay_on_while_plugged_in"]
             return Answer(
                 "POWER MANAGER (dumpsys power)\n\nPower Manager State:\n"
                 f"  mWakefulness=Awake\n  mIsPowered={_java(self._health().usb or self._health().ac)}\n"
@@ -157,10 +165,10 @@ class AndroidServices:
     def _connectivity_command(self, words: list[str]) -> Answer:
         if words[:1] == ["airplane-mode"]:
             if words[1:] in (["enable"], ["disable"]):
-                self._settings["global"]["airplane_mode_on"] = str(int(words[1] == "enable"))
+                self.settings["global"]["airplane_mode_on"] = str(int(words[1] == "enable"))
                 return Answer()
             if len(words) == 1:
-                on = self._settings["global"]["airplane_mode_on"] == "1"
+                on = self.settings["global"]["airplane_mode_on"] == "1"
                 return Answer("enabled\n" if on else "disabled\n")
         return Answer("Connectivity service commands:\n", 255, error=True)
 

@@ -152,7 +152,24 @@ def test_a_phone_that_executes_nothing_is_unsupported_and_the_reason_is_told(
     add_command(commands, "getenforce", "echo Enforcing")
     bundle = make_bundle(tmp_path / "broken", run_sh)
     device = AndroidDevice("pixel8", lambda deadline: phone, lambda abi: bundle, root=str(root))
-    with pytest.raises(UnsupportedDevice, match=rf"(?s)^[^\n]*: SELinux is enforcing\n.*{words}"):
+    with pytest.raises(UnsupportedDevice, match=rf"(?s)^[^\n]*: SELinux is enforcing; name .*root.*{words}"):
+        device.identity(Deadline(30))
+
+
+@pytest.mark.parametrize("above", ["phone", "."])
+def test_a_phone_whose_folder_is_mounted_noexec_is_unsupported_and_that_is_the_reason(
+    phone: AdbTransport, commands: Path, tmp_path: Path, above: str
+) -> None:
+    """Wherever it is mounted, and however the folder is called."""
+    add_command(commands, "getenforce", "echo Enforcing")
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "link").symlink_to("phone")
+    mounts = f"dm-5 / f2fs rw 0 0\nfuse {(tmp_path / above).resolve()} fuse rw,noexec 0 0\n"
+    add_command(commands, "cat", f'[ "$1" = /proc/mounts ] && printf "{mounts}" || exec /bin/cat "$@"')
+    bundle = make_bundle(tmp_path / "broken", "echo 'bin/python3: Permission denied' >&2; exit 126")
+    folder = str(tmp_path / "link" / "kvfarm")
+    device = AndroidDevice("pixel8", lambda deadline: phone, lambda abi: bundle, root=folder)
+    with pytest.raises(UnsupportedDevice, match=r"(?s)it is mounted noexec \(fuse .*Permission denied"):
         device.identity(Deadline(30))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -207,6 +208,59 @@ def test_a_second_deploy_moves_nothing_and_is_quick(
     assert again.bytes_moved == 0
 
 
+# As a user may write it: Python with its own libraries, and ours kept on PYTHONPATH.
+OWN_RUN_SH = """B=$(cd "${0%/*}" && pwd)
+export PYTHONHOME="$B" PYTHONPATH="$PYTHONPATH:$B/site" HOME="$B"
+exec "$B"/lib/ld-linux-* --library-path "$B/lib" "$B/bin/python3" -S "$@"
+"""
+
+
+OWN_ONNXRUNTIME = """import marshal, os
+exec(marshal.loads(open(os.path.join(os.path.dirname(__file__), "real.pyc"), "rb").read()[16:]))
+found = get_available_providers()
+get_available_providers = lambda: ["XnnpackExecutionProvider", *found]
+"""
+
+
+def test_a_users_own_runtime_runs_the_engine_and_what_it_offers_is_probed(
+    phone: VirtualPhone, server: PrivateAdbServer, bundle: Bundle, export_tiny: ExportTiny, tmp_path: Path
+) -> None:
+    runtime = tmp_path / "runtime"
+    shutil.copytree(bundle.folder, runtime, ignore=shutil.ignore_patterns("code", "bundle.json"))
+    (runtime / "run.sh").write_text(OWN_RUN_SH)
+    onnxruntime = runtime / "site" / "onnxruntime"
+    (onnxruntime / "__init__.pyc").rename(onnxruntime / "real.pyc")
+    (onnxruntime / "__init__.py").write_text(OWN_ONNXRUNTIME)
+    artifact = export_tiny(parse_recipe("hybrid").export)
+    options = {"serial": phone.address, "adb_port": str(server.port), "runtime": str(runtime)}
+    config = DeviceConfig("own", "android", options={**options, "root": "/data/local/tmp/own"})
+    with closing(make_android(config, tmp_path / "lab")) as device:
+        found = device.identity(Deadline(120)).providers
+        assert found[0] == "XnnpackExecutionProvider"
+        assert "CPUExecutionProvider" in found
+        with closing(
+            device.open_session(device.deploy(artifact.folder, Deadline(60)), RECIPE, Deadline(60))
+        ) as session:
+            told = session.run_program(PROGRAM)
+    with closing(LocalEngine.open(artifact.folder, RECIPE)) as engine:
+        assert told[2].tokens == engine.run_program(PROGRAM)[2].tokens
+
+
+def test_a_users_own_runtime_that_lacks_onnxruntime_says_so(
+    phone: VirtualPhone, server: PrivateAdbServer, bundle: Bundle, tmp_path: Path
+) -> None:
+    runtime = tmp_path / "runtime"
+    shutil.copytree(bundle.folder, runtime, ignore=shutil.ignore_patterns("code", "onnxruntime"))
+    (runtime / "run.sh").write_text(OWN_RUN_SH)
+    options = {"serial": phone.address, "adb_port": str(server.port), "runtime": str(runtime)}
+    config = DeviceConfig("own", "android", options={**options, "root": "/data/local/tmp/own"})
+    with (
+        closing(make_android(config, tmp_path / "lab")) as device,
+        pytest.raises(RunnerDied, match="No module named 'onnxruntime'"),
+    ):
+        device.identity(Deadline(120))
+
+
 def test_no_file_of_the_telemetry_appears(device: AndroidDevice, transport: AdbTransport) -> None:
     device.identity(Deadline(60))
     found = transport.checked(
@@ -402,6 +456,42 @@ def _left(folder: Path) -> list[list[str]]:
         if str(folder) in " ".join(line):
             found.append(line)
     return found
+
+
+# Claims a phone with settings, says so, and then waits to be killed.
+CLAIMS = """import sys, threading
+from pathlib import Path
+from device_agents.adb.devices import make_android
+from device_agents.config import DeviceConfig, DeviceSettings
+from device_agents.deadline import Deadline
+options = {"serial": sys.argv[1], "adb_port": sys.argv[2]}
+config = DeviceConfig("set", "android", options=options, settings=DeviceSettings(True, True, True, 60))
+make_android(config, Path(sys.argv[3])).claim(Deadline(60))
+print("claimed", flush=True)
+threading.Event().wait(60)
+"""
+
+
+def test_settings_of_a_user_who_got_sigkill_are_put_back_at_the_next_claim(
+    phone: VirtualPhone, server: PrivateAdbServer, transport: AdbTransport, tmp_path: Path
+) -> None:
+    state = "for space in global system secure; do settings list $space; done; "
+    state += "cat /sys/devices/system/cpu/cpufreq/policy*/scaling_max_freq; ls /data/local/tmp/kvfarm"
+    transport.checked("mkdir -p /data/local/tmp/kvfarm", Deadline(20))
+    before = transport.checked(state, Deadline(20))
+    arguments = [sys.executable, "-c", CLAIMS, phone.address, str(server.port), str(tmp_path)]
+    with subprocess.Popen(arguments, cwd=REPOSITORY, stdout=subprocess.PIPE) as user:
+        try:
+            assert user.stdout is not None
+            assert user.stdout.readline() == b"claimed\n"
+        finally:
+            user.kill()
+    changed = transport.checked(state, Deadline(20)).splitlines()
+    expected = {"screen_brightness=60", "airplane_mode_on=1", "stay_on_while_plugged_in=15", "1836000"}
+    assert expected <= set(changed)
+    config = DeviceConfig("next", "android", options={"serial": phone.address, "adb_port": str(server.port)})
+    assert make_android(config, tmp_path).claim(Deadline(60)) == {}
+    assert transport.checked(state, Deadline(20)) == before
 
 
 def test_settings_are_on_while_leased_and_put_back_by_whoever_claims_the_phone_next(tmp_path: Path) -> None:

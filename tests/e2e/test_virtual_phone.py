@@ -418,7 +418,8 @@ def test_a_killed_adbd_is_started_again(phone: MakePhone, server: PrivateAdbServ
 def test_a_reboot_keeps_the_address_and_the_data(phone: MakePhone, server: PrivateAdbServer) -> None:
     made = phone()
     adb = connect(server, made)
-    adb("echo kept > /data/local/tmp/x; settings put global gone 1")
+    adb("echo kept > /data/local/tmp/x; settings put global kept 1; setprop debug.gone 1")
+    adb("cmd power set-fixed-performance-mode-enabled true")
     address = made.address
     made.reboot(0.5)
     assert made.relay.state()["up"] == 0
@@ -426,7 +427,8 @@ def test_a_reboot_keeps_the_address_and_the_data(phone: MakePhone, server: Priva
         made.truth()
     wait_for(adb.answers, 30, "adb after the reboot")
     assert made.address == address
-    assert adb("cat /data/local/tmp/x; settings get global gone") == "kept\nnull\n"
+    assert adb("cat /data/local/tmp/x; settings get global kept; getprop debug.gone") == "kept\n1\n\n"
+    assert adb("cat /sys/devices/system/cpu/cpu8/cpufreq/scaling_max_freq") == "2914000\n"
 
 
 def test_adbd_can_be_killed_at_a_byte(phone: MakePhone, server: PrivateAdbServer, tmp_path: Path) -> None:

@@ -193,6 +193,7 @@ class PhoneAtWork:
         agent = self._lab.agent
         lease = agent.acquire(self.name, "soak", LEASE_S)
         try:
+            agent.claim(self.name, lease.token)
             yield lease.token
         finally:
             with contextlib.suppress(LeaseError):

@@ -19,7 +19,8 @@ from pathlib import Path
 from device_agents.adb.android import AndroidDevice
 from device_agents.adb.devices import AttachedPhone
 from device_agents.bundle import Bundle
-from device_agents.config import DeviceConfig
+from device_agents.config import DeviceConfig, DeviceSettings
+from device_agents.deadline import Deadline
 from device_agents.lab_agent import LabAgent
 from device_agents.lab_types import AgentBudgets
 from device_agents.remote_session import Budgets
@@ -37,6 +38,9 @@ from tests.soak.table import table
 
 WITNESS = "witness"  # at work all the time, and never struck
 STORAGE = 1 << 30
+_ATTACH_S = 300.0
+# On while a cell has the phone, and so at every strike; at rest the phone has to have its own.
+SETTINGS = DeviceSettings(fixed_performance=True, stay_on=True, airplane=True, brightness=60)
 
 
 @dataclass(frozen=True)
@@ -128,12 +132,15 @@ class Soak:
                 phone.attach,
                 lambda abi: self._bundle,
                 limit_bytes=300 << 20,
+                wanted=config.settings,
                 budgets=budgets,
                 detach=phone.detach,
             )
 
         names = [*(f"phone-{number}" for number in range(1, struck + 1)), WITNESS]
-        configs = [DeviceConfig(name, "android", options={"virtual": "true"}) for name in names]
+        configs = [
+            DeviceConfig(name, "android", options={"virtual": "true"}, settings=SETTINGS) for name in names
+        ]
         budgets = AgentBudgets(identity_s=120, deploy_s=30, open_s=30, vitals_s=scale.vitals_s)
         with ExitStack() as stack:
             store = stack.enter_context(open_store(self._work / "results.db"))
@@ -184,13 +191,15 @@ class Soak:
 
     def _begin(self) -> None:
         for phone in self.phones:
+            # As the phone came, before any cell has changed them.
+            phone.attached.attach(Deadline(_ATTACH_S))
+            self._settings[phone.name] = leftovers.settings_of(phone)
             phone.start()
         for phone in self.phones:
             assert phone.wait_rows(lambda rows: len(rows) >= 3, 300), (
                 f"{phone.name} did no work: {phone.rows}"
             )
             assert [row.outcome for row in phone.rows[:3]] == ["passed"] * 3, phone.rows
-            self._settings[phone.name] = leftovers.settings_of(phone)
 
     def _strike_one_after_the_other(
         self, phone: PhoneAtWork, turns: list[Fault], draw: random.Random, end: float
