@@ -38,7 +38,7 @@ from harness.legs import tokens_digest
 from harness.measuring import Shape, sample_info, workload_for
 from harness.provenance import now, provenance
 from harness.recipes import parse_recipe
-from harness.scheduling import InOrder, Job, LongestFirst, Scheduler
+from harness.scheduling import InOrder, Job, LongestFirst, MixedFirst, Scheduler
 from harness.scheduling.bounds import perfect_s
 from harness.scheduling.dispatch import Dispatcher, Done
 from harness.store import open_store
@@ -53,7 +53,11 @@ RECIPE = "hybrid,threads=1"
 SHAPES = tuple(Shape(p, n) for p, n in itertools.product((16, 64, 128), (16, 64)))
 REPEATS = (1, 2, 3, 5)
 Kind = tuple[Shape, int]  # and repeats
-SCHEDULERS: dict[str, type[LongestFirst | InOrder]] = {"longest-first": LongestFirst, "in-order": InOrder}
+SCHEDULERS: dict[str, type[LongestFirst | InOrder]] = {
+    "mixed-first": MixedFirst,
+    "longest-first": LongestFirst,
+    "in-order": InOrder,
+}
 LIMIT_S = 1800.0
 EVERY_S = 2.0  # progress, and memory is looked at
 
@@ -134,7 +138,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=20, help="jobs for each device")
     parser.add_argument("--mean", type=float, default=8.0, help="seconds that a job takes, on average")
     parser.add_argument("--failure-rate", type=float, default=0.001, help="of calls; recorded: none failed")
-    parser.add_argument("--scheduler", choices=SCHEDULERS, default="longest-first")
+    parser.add_argument("--scheduler", choices=SCHEDULERS, default="mixed-first")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--json", type=Path, default=Path("out") / "scale.json")
     parser.add_argument("--plot", type=Path, help="SVG to draw from all that is in the JSON file")

@@ -13,7 +13,7 @@ from harness.store.protocol import HistoryMetric, HistoryRow, Store
 from reports.results import RunResults
 from reports.trend import Night, Series
 
-NIGHTS = 90  # the newest of each cell
+NIGHTS = 90  # the newest that measured the cell
 TITLES: dict[HistoryMetric, str] = {
     "ttft": "TTFT",
     "decode": "ITL",
@@ -31,13 +31,13 @@ def series_of_run(store: Store, run: RunResults) -> tuple[Series, ...]:
     cells = {(leg.device, leg.recipe, leg.model, leg.workload) for leg in of}
     rows: list[HistoryRow] = []
     for device in dict.fromkeys(leg.device for leg in of):
-        rows += [row for row in store.history(device=device) if row.at <= run.started_at]
+        rows += store.history(device=device, until=run.started_at, newest=NIGHTS)
     return _series(store, [row for row in rows if _key(row)[:4] in cells])
 
 
 def series_of_store(store: Store, device: str | None = None, model: str | None = None) -> tuple[Series, ...]:
     """Every cell, or those of a device or model; ``*`` in their names stands for anything."""
-    return _series(store, store.history(device=device, model=model))
+    return _series(store, store.history(device=device, model=model, newest=NIGHTS))
 
 
 def _series(store: Store, rows: Iterable[HistoryRow]) -> tuple[Series, ...]:

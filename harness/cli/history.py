@@ -68,7 +68,7 @@ def history(
             return
         rows = results.history(**chosen)
         told = with_trend(rows, _before(results, rows, metric))
-    data = [dataclasses.asdict(row) | {"change": trend.change} for row, trend in told]
+    data = [row._asdict() | {"change": trend.change} for row, trend in told]
     show(as_json, {"rows": data}, _values(told))
 
 

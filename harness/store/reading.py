@@ -7,9 +7,10 @@ import statistics
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import groupby, islice
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, case, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, case, func, or_, select
 from sqlalchemy.orm import InstrumentedAttribute
 
 from harness.errors import StoreError
@@ -24,6 +25,7 @@ from harness.store.protocol import (
     Part,
     RunSummary,
     Span,
+    Validity,
 )
 from harness.store.rows import CANARY, load
 from harness.store.tables import Check, Device, Gate, GateCell, Leg, Measured, Run, SpanRow, Tag
@@ -31,8 +33,16 @@ from reports.results import CheckResult, DeviceInfo, LegResult, VitalsInfo
 
 Chosen = dict[Any, str | None]  # by column: what it must be
 NEWEST = (Run.started_at.desc(), Run.seq.desc())
-_VALIDITIES = ("VALID", "NOISY", "INVALID")
+_VALIDITIES: tuple[Validity, ...] = ("VALID", "NOISY", "INVALID")  # the best first
 _STREAM = {"yield_per": 1000}  # rows are taken from the server as they are needed
+
+
+class When(NamedTuple):
+    """Which runs: see harness.store.protocol.Store.history."""
+
+    since: str | None
+    until: str | None
+    newest: int | None
 
 
 def tags(connection: Connection) -> dict[str, tuple[str, ...]]:
@@ -80,7 +90,7 @@ def history(
     connection: Connection,
     chosen: Chosen,
     metric: str | None,
-    since: str | None,
+    when: When,
     limit: int | None,
 ) -> tuple[HistoryRow, ...]:
     """chosen: columns of Measured."""
@@ -91,14 +101,28 @@ def history(
     statement = (
         select(Run.started_at, Run.run_id, *(getattr(Measured, name) for name in names))
         .join(Measured, Measured.run_id == Run.run_id)
-        .where(Run.drill == "", Measured.arm != CANARY, *_matching(chosen), *_since(since))
+        .where(Run.drill == "", Measured.arm != CANARY, *_matching(chosen), *_since(when.since))
         .order_by(*NEWEST, Measured.seq)
     )
+    if when.until is not None:
+        statement = statement.where(Run.started_at <= when.until)
+    if when.newest is not None:
+        statement = _newest(statement, when.newest)
     if len(metrics) == 1:
         statement = statement.where(getattr(Measured, metrics[0]).is_not(None))
     tagged = tags(connection)
-    with connection.execution_options(**_STREAM).execute(statement) as rows:
+    # PostgreSQL plans a stream for its first tenth (cursor_tuple_fraction): right only where we stop early.
+    options = _STREAM if limit is not None else {}
+    with connection.execution_options(**options).execute(statement) as rows:
         return tuple(islice(_points(rows, metrics, tagged), limit))
+
+
+def _newest(statement: Select[Any], count: int) -> Select[Any]:
+    """Of ``statement``, over Run and Measured, what the newest ``count`` runs say of each cell."""
+    cell = (Measured.device, Measured.recipe, Measured.model, Measured.workload, Measured.arm)
+    place = func.dense_rank().over(partition_by=cell, order_by=NEWEST)
+    ranked = statement.with_only_columns(Measured.seq, place.label("place")).order_by(None).subquery()
+    return statement.join(ranked, ranked.c.seq == Measured.seq).where(ranked.c.place <= count)
 
 
 def checks(connection: Connection, device: str, recipe: str, model: str) -> Checked | None:
@@ -157,35 +181,34 @@ def _points(
     rows: Iterable[Any], metrics: list[Any], tagged: dict[str, tuple[str, ...]]
 ) -> Iterator[HistoryRow]:
     """rows: one a leg, those of a run together."""
-    for (at, run_id), legs in groupby(rows, key=lambda row: (row[0], row[1])):
+    for (at, run_id), legs in groupby(rows, key=itemgetter(0, 1)):
         cells: dict[tuple[str, ...], list[Any]] = {}
         for leg in legs:
-            cells.setdefault(tuple(leg[2:9]), []).append(leg)
+            cells.setdefault(leg[2:9], []).append(leg)
+        run_tags = tagged.get(run_id, ())
         for (device, recipe, model, workload, arm, artifact, code), found in cells.items():
+            best_first = [(each, [leg for leg in found if leg[9] == each]) for each in _VALIDITIES]
             for index, metric in enumerate(metrics, 10):
-                values: dict[str, list[float]] = {}
-                for leg in found:
-                    if leg[index] is not None:
-                        values.setdefault(leg[9], []).append(leg[index])
-                if values:
-                    best = min(values, key=_VALIDITIES.index)
-                    yield HistoryRow(
-                        at=at,
-                        run_id=run_id,
-                        device=device,
-                        recipe=recipe,
-                        model=model,
-                        workload=workload,
-                        metric=metric,
-                        value=statistics.median(values[best]),
-                        unit=UNITS[metric],
-                        validity=best,  # type: ignore[arg-type]
-                        legs=len(values[best]),
-                        arm=arm,
-                        artifact=artifact,
-                        commit=code,
-                        tags=tagged.get(run_id, ()),
-                    )
+                for validity, of in best_first:
+                    if values := [leg[index] for leg in of if leg[index] is not None]:
+                        yield HistoryRow(
+                            at,
+                            run_id,
+                            device,
+                            recipe,
+                            model,
+                            workload,
+                            metric,
+                            statistics.median(values),
+                            UNITS[metric],
+                            validity,
+                            len(values),
+                            arm,
+                            artifact,
+                            code,
+                            run_tags,
+                        )
+                        break
 
 
 def gates(

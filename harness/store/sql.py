@@ -212,6 +212,8 @@ class SqlStore:
         workload: str | None = None,
         metric: HistoryMetric | None = None,
         since: str | None = None,
+        until: str | None = None,
+        newest: int | None = None,
         limit: int | None = None,
     ) -> tuple[HistoryRow, ...]:
         chosen: dict[Any, str | None] = {
@@ -220,8 +222,9 @@ class SqlStore:
             Measured.model: model,
             Measured.workload: workload,
         }
+        when = reading.When(since, until, newest)
         return self._do(
-            "read the history", lambda c: reading.history(c, chosen, metric, since, limit), reads=True
+            "read the history", lambda c: reading.history(c, chosen, metric, when, limit), reads=True
         )
 
     def checks(self, *, device: str, recipe: str, model: str) -> Checked | None:

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from device_agents.deadline import Deadline
 from device_agents.errors import RunnerDied
 from harness.handover import Planned
-from harness.scheduling import InOrder, Job, LongestFirst, Scheduler
+from harness.scheduling import InOrder, Job, LongestFirst, MixedFirst, Scheduler
 from harness.scheduling.bounds import perfect_s
 from harness.scheduling.dispatch import Dispatcher, Done
 from harness.scheduling.history import History
 from harness.store.protocol import Durations
 
-EVERY: list[Callable[[], Scheduler]] = [LongestFirst, InOrder]
+EVERY: list[Callable[[], Scheduler]] = [LongestFirst, MixedFirst, InOrder]
 DEVICES = ("a", "b", "c")
 
 
@@ -55,15 +55,18 @@ def jobs_of(seconds: Sequence[float]) -> list[Job]:
 LENGTHS = st.lists(st.integers(1, 9).map(float), min_size=1, max_size=6)
 
 
-@given(LENGTHS, st.integers(1, 3))
+@pytest.mark.parametrize("make", [LongestFirst, MixedFirst])
+@given(lengths=LENGTHS, count=st.integers(1, 3))
 @settings(max_examples=60, deadline=None)
-def test_longest_first_keeps_grahams_bound(lengths: list[float], count: int) -> None:
+def test_longest_first_keeps_grahams_bound(
+    make: Callable[[], Scheduler], lengths: list[float], count: int
+) -> None:
     best = min(
         max(sum(s for s, on in zip(lengths, placed, strict=True) if on == d) for d in range(count))
         for placed in itertools.product(range(count), repeat=len(lengths))
     )
     devices = DEVICES[:count]
-    found = makespan(scheduler_of(LongestFirst, jobs_of(lengths), devices), devices)
+    found = makespan(scheduler_of(make, jobs_of(lengths), devices), devices)
     assert perfect_s(lengths, count) <= best <= found <= (4 / 3 - 1 / (3 * count)) * best + 1e-9
 
 
@@ -130,13 +133,13 @@ def test_each_job_ends_once_on_a_device_that_fits(make: Callable[[], Scheduler],
 def test_much_work_is_mixed_until_its_last_part() -> None:
     """Else all devices would do long jobs first and a multitude of short ones at the end."""
     lengths = [1.0, 2.0, 3.0, 4.0] * 25  # 250 s: on two devices 125 s each, of which 6 s are not mixed
-    scheduler = scheduler_of(LongestFirst, jobs_of(lengths), DEVICES[:2])
+    scheduler = scheduler_of(MixedFirst, jobs_of(lengths), DEVICES[:2])
     taken = [job.seconds for _ in lengths if (job := scheduler.take("a"))]
     assert len(taken) == len(lengths)
     first, last = taken[:40], taken[-4:]
     assert sum(first) / len(first) == pytest.approx(2.5, abs=0.4)
     assert last == sorted(last, reverse=True)
-    found = makespan(scheduler_of(LongestFirst, jobs_of(lengths), DEVICES[:2]), DEVICES[:2])
+    found = makespan(scheduler_of(MixedFirst, jobs_of(lengths), DEVICES[:2]), DEVICES[:2])
     assert found <= perfect_s(lengths, 2) + 1.0
 
 

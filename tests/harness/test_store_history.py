@@ -112,6 +112,23 @@ def test_history_is_newest_first_and_can_be_cut(store: SqlStore) -> None:
     assert [row.run_id for row in store.history(metric="ttft", limit=2)] == ["n2", "n1"]
     assert [row.run_id for row in store.history(metric="ttft", since="2026-01-02")] == ["n2", "n1"]
     assert [row.run_id for row in store.history(metric="ttft", since="2026-01-03T23:00+01:00")] == ["n2"]
+    assert [row.run_id for row in store.history(metric="ttft", until=NIGHTS[1])] == ["n1", "n0"]
+
+
+def test_of_each_cell_the_newest_runs_that_measured_it(store: SqlStore) -> None:
+    """What was not measured lately has its newest ones all the same; all legs of a run count as one."""
+    nights(store)
+    store.add_leg("n2", leg(2.0, ttft=13.0))
+    for number in (0, 1):
+        store.add_leg(f"n{number}", replace(leg(ttft=20.0 + number), recipe="rare"))
+    newest = store.history(metric="ttft", newest=1)
+    assert [(row.run_id, row.recipe, row.value, row.legs) for row in newest] == [
+        ("n2", "hybrid", 12.5, 2),
+        ("n1", "rare", 21.0, 1),
+    ]
+    until = store.history(metric="ttft", newest=1, until=NIGHTS[0])
+    assert [(row.run_id, row.recipe) for row in until] == [("n0", "hybrid"), ("n0", "rare")]
+    assert len(store.history(metric="ttft", newest=2)) == 4
 
 
 @pytest.mark.parametrize(
