@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from device_agents.deadline import Deadline
+from device_agents.locking import locked
 from harness.artifacts import artifact_for
 from harness.errors import GoldenJobFailed
-from harness.quiet import WAIT_S, locked
+from harness.quiet import WAIT_S
 from harness.synth import synth
 from kvengine.artifact import Artifact
 from kvengine.plan import CachePlan

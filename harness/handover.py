@@ -20,9 +20,9 @@ from typing import Literal
 
 from device_agents import scratch
 from device_agents.deadline import Deadline
+from device_agents.locking import locked
 from harness.discovery import PassedOver
 from harness.inventory import Inventory
-from harness.quiet import locked
 from kvengine.codec import decode, encode
 from reports.results import NotRun
 

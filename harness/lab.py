@@ -40,6 +40,32 @@ class Answer:
     error: KvEngineError | InfrastructureError | None = None
 
 
+class AgentGone(InfrastructureError):
+    """A lab agent has died or was stopped: it answers no further call."""
+
+
+def answer_of(promise: Any, what: str, seconds: float) -> Any:
+    """What a call of a lab agent came to. what: for messages, the call and whose agent it is.
+
+    Raises:
+        KvEngineError, InfrastructureError: as the agent raised them.
+        DeadlineExceeded: no answer in ``seconds``. AgentGone. InfrastructureError: the agent failed.
+    """
+    try:
+        answer: Answer = ray.get(promise, timeout=seconds)
+    except GetTimeoutError:
+        raise DeadlineExceeded(f"{what} gave no answer within {seconds:g} s") from None
+    except RayActorError as error:
+        raise AgentGone(f"{what} died: {error}") from error
+    except RayError as error:  # also RayTaskError: a bug in the agent, with its traceback
+        raise InfrastructureError(f"{what}: {error}") from error
+    if answer.ended:
+        raise AgentGone(f"{what} has ended")
+    if answer.error is not None:
+        raise answer.error
+    return answer.value
+
+
 class LabActor:
     """Lives in the actor's process on the lab host and holds the LabAgent there."""
 
@@ -258,27 +284,17 @@ class Lab:
 
     def _answer(self, actor: Any, promise: Any, what: str, seconds: float) -> Any:
         try:
-            answer: Answer = ray.get(promise, timeout=seconds)
-        except GetTimeoutError:
-            raise DeadlineExceeded(
-                f"{what}: the agent of lab host {self.name} ({self._node.address}) gave no answer "
-                f"within {seconds:g} s"
-            ) from None
-        except RayActorError as error:
+            who = f"the agent of lab host {self.name} ({self._node.address})"
+            return answer_of(promise, f"{what}: {who}", seconds)
+        except AgentGone as error:
             self._forget(actor)
-            if not isinstance(error, ActorUnavailableError):
+            if isinstance(error.__cause__, RayActorError) and not isinstance(
+                error.__cause__, ActorUnavailableError
+            ):
                 # Else this process finds the dead one by its name again, for as long as it lives.
                 with contextlib.suppress(RayError, ValueError):
                     ray.kill(actor)
-            raise InfrastructureError(f"{what}: the agent of lab host {self.name} died: {error}") from error
-        except RayError as error:  # also RayTaskError: a bug in the agent, with its traceback
-            raise InfrastructureError(f"{what}: lab host {self.name}: {error}") from error
-        if answer.ended:
-            self._forget(actor)
-            raise InfrastructureError(f"{what}: the agent of lab host {self.name} has ended")
-        if answer.error is not None:
-            raise answer.error
-        return answer.value
+            raise
 
 
 def _agent_in(root: Path, configs: Sequence[DeviceConfig]) -> LabAgent:

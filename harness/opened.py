@@ -8,13 +8,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from device_agents.deadline import Deadline
+from device_agents.locking import locked
 from harness.artifacts import artifact_of
 from harness.device_session import DeviceSession
 from harness.farm import LOCAL_ROOT, Farm
 from harness.handover import Handover
 from harness.inventory import Inventory
 from harness.lab import leases_folder
-from harness.quiet import WAIT_S, Quiet, locked
+from harness.quiet import WAIT_S, Quiet
 from harness.recipes import ForeignModel, Recipe, with_plan
 from harness.reference import Reference, begin_reference, offer_reference, share_reference
 from harness.reference.rounded import is_exact, rounded_checkpoint

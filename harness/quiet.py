@@ -5,37 +5,18 @@ Between processes, by flock: the kernel takes a lock back when its holder dies.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from device_agents.deadline import Deadline
-from device_agents.errors import DeadlineExceeded
+from device_agents.locking import lock_file
 
 WAIT_S = (
     3600.0  # a check on an emulated phone or a leg with energy takes minutes, and several may be before us
 )
-_POLL_S = 0.05
-
-
-@contextmanager
-def locked(
-    path: Path, deadline: Deadline, *, shared: bool = False, on_wait: Callable[[], None] = lambda: None
-) -> Iterator[None]:
-    """Holds an flock on ``path``. on_wait: called once if somebody else has it.
-
-    Raises:
-        DeadlineExceeded: it was not free in time.
-    """
-    file = _locked_file(path, deadline, shared, on_wait)
-    try:
-        yield
-    finally:
-        os.close(file)
 
 
 class Quiet:
@@ -84,8 +65,11 @@ class Quiet:
     def _take(self, *, shared: bool) -> None:
         began, deadline = time.monotonic(), Deadline(WAIT_S)
         try:
-            with locked(self._turn, deadline, on_wait=self._on_wait):
-                self._file = _locked_file(self._machine, deadline, shared, self._on_wait)
+            turn = lock_file(self._turn, deadline, on_wait=self._on_wait)
+            try:
+                self._file = lock_file(self._machine, deadline, shared=shared, on_wait=self._on_wait)
+            finally:
+                os.close(turn)
         finally:
             self.waited_s += time.monotonic() - began
 
@@ -93,26 +77,3 @@ class Quiet:
         file, self._file = self._file, None
         if file is not None:
             os.close(file)
-
-
-def _locked_file(path: Path, deadline: Deadline, shared: bool, on_wait: Callable[[], None]) -> int:
-    """The open file that holds the lock."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    how, pause, told = fcntl.LOCK_SH if shared else fcntl.LOCK_EX, threading.Event(), False
-    try:
-        while True:
-            try:
-                fcntl.flock(file, how | fcntl.LOCK_NB)
-                return file
-            except BlockingIOError:
-                if deadline.expired:
-                    raise DeadlineExceeded(
-                        f"{path.name}: others were at work for {deadline.seconds:g} s; `lsof {path}` says who"
-                    ) from None
-            if not told:
-                told = True
-                on_wait()
-            pause.wait(_POLL_S)
-    except BaseException:
-        os.close(file)
-        raise

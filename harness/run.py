@@ -9,7 +9,7 @@ import os
 import secrets
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -31,13 +31,13 @@ from harness.inventory import SIMULATED, effort_of, share
 from harness.lab import leases_folder
 from harness.legs import LegPlan, Subject, measure_leg
 from harness.measuring import Shape
-from harness.mutants import score
 from harness.opened import Opened
-from harness.provenance import command_line, now, provenance
+from harness.provenance import now, provenance
 from harness.quiet import WAIT_S
-from harness.recipes import Recipe, parse_recipes, settings
+from harness.recipes import Recipe, parse_recipes
 from harness.recovery import Recovery
 from harness.resuming import Done, RunLock
+from harness.run_header import header_of
 from harness.run_options import RunOptions
 from harness.spans import Recorder
 from harness.store.protocol import Span
@@ -48,10 +48,7 @@ from reports.results import (
     CheckResult,
     DeviceInfo,
     LegResult,
-    NotPlanned,
     NotRun,
-    RecipeInfo,
-    RunRequest,
     RunResults,
 )
 
@@ -85,7 +82,7 @@ class DeviceRun(Opened):
         self._on_program = on_program
         self.begun = False
         self.recipes = {r.name: resolved(r, options.model) for r in parse_recipes(options.recipes)}
-        self._further = [
+        self.further = [
             (model, resolved(recipe, model), names)
             for model, text, names in options.measure
             for recipe in parse_recipes(text)
@@ -109,10 +106,10 @@ class DeviceRun(Opened):
             on_sick=self._health.sick,
             restart=self._health.reboot,
         )
-        self._provenance = provenance()
+        self.provenance = provenance()
         self.recorder = Recorder(lambda span: self.store.add_span(self.run_id, span) if self.begun else None)
         self.done: frozenset[Done] = frozenset()  # of an earlier process of this run
-        self._before: RunResults | None = None  # the run as that left it
+        self.before: RunResults | None = None  # the run as an earlier process left it
         self._test, self._legs_of_test = "", 0
         self._to_acknowledge: list[tuple[str, str]] = []  # (device, key) of stored legs
         if handover is not None:
@@ -166,12 +163,12 @@ class DeviceRun(Opened):
         assert before.request is not None
         for device in before.request.devices:
             self.inventory.device(device)
-        self._before, self.devices, self.passed_over = before, before.request.devices, ()
+        self.before, self.devices, self.passed_over = before, before.request.devices, ()
         self.seed, self.started_at = before.seed, before.started_at
         self.done = resuming.done(before.checks)
 
     def _check_recipes(self) -> None:
-        for _, recipe, names in self._further:
+        for _, recipe, names in self.further:
             if missing := set(names) - {*self.devices, *(each.name for each in self.impossible)}:
                 raise InventoryError(
                     f"--measure {recipe.name}@{min(missing)}: sought one of this run's devices, which are "
@@ -192,7 +189,7 @@ class DeviceRun(Opened):
     def measured_on(self, device: str) -> list[tuple[Path, Recipe]]:
         """Each checkpoint and recipe that is to be measured on ``device``."""
         return [(self.options.model, recipe) for recipe in self.recipes_of(device)] + [
-            (model, recipe) for model, recipe, names in self._further if not names or device in names
+            (model, recipe) for model, recipe, names in self.further if not names or device in names
         ]
 
     def hand_over(self, folder: RunFolder) -> Handover:
@@ -226,7 +223,7 @@ class DeviceRun(Opened):
         """
         self.planned_checks, self.planned_legs, self.not_run = planned_checks, planned_legs, not_run
         self.store.begin_run(self.header())
-        for device in resuming.second_chance(self._before):
+        for device in resuming.second_chance(self.before):
             self.store.add_device(self.run_id, device)
         self.begun = True
         for name in self._identities:
@@ -336,7 +333,7 @@ class DeviceRun(Opened):
             subject = Subject(model.name, recipe, self.artifact(model, recipe))
         with self._alone(device):
             identity = self.identity(device)
-            return measure_leg(self.farm, identity, subject, plan, self._provenance["commit"], self._on_step)
+            return measure_leg(self.farm, identity, subject, plan, self.provenance["commit"], self._on_step)
 
     def keep(self, check: CheckResult, began: float | None = None, ended: float | None = None) -> None:
         """Store a check's result; durable when this returns. began, ended: Unix times, s; None: now."""
@@ -450,64 +447,7 @@ class DeviceRun(Opened):
 
     def header(self) -> RunResults:
         """The run without its results."""
-        if self._before is not None:
-            return dataclasses.replace(
-                self._before,
-                planned_checks=self.planned_checks,
-                planned_legs=self.planned_legs,
-                not_run=self.not_run,
-            )
-        named = self.recipes | {recipe.name: recipe for _, recipe, _ in self._further}
-        return RunResults(
-            run_id=self.run_id,
-            started_at=self.started_at,
-            finished_at=None,
-            command=command_line(self.options.command),
-            seed=self.seed,
-            model=self.options.model.name,
-            reference=f"transformers {self._provenance['transformers']}, float32, no cache",
-            provenance=self._provenance | self._selected(),
-            devices=(),
-            recipes=tuple(RecipeInfo(name, settings(recipe)) for name, recipe in named.items()),
-            checks=(),
-            legs=(),
-            planned_checks=self.planned_checks,
-            planned_legs=self.planned_legs,
-            not_run=self.not_run,
-            not_planned=tuple(self._not_planned()),
-            ablation=self.ablation,
-            mutation=score.load(self.options.cache),
-            tags=self.options.tags,
-            request=self._request(),
-        )
-
-    def _request(self) -> RunRequest | None:
-        """None: nobody but who started the run can go on with it."""
-        arguments = self.options.arguments
-        if not arguments:
-            return None
-        models = [self.options.model, *(model for model, _, _ in self._further)]
-        recipes = [*self.recipes.values(), *(recipe for _, recipe, _ in self._further)]
-        return resuming.request(arguments, Path.cwd(), self.devices, resuming.subjects(models, recipes))
-
-    def _not_planned(self) -> Iterator[NotPlanned]:
-        """Devices and recipes of this run that do not belong together, and why."""
-        measured = [recipe.name for _, recipe, _ in self._further if recipe.name not in self.recipes]
-        for device in self.devices:
-            wanted = self.inventory.device(device).recipes
-            planned = {recipe.name for recipe in self.recipes_of(device)}
-            for name in self.recipes:
-                if name not in planned:
-                    yield NotPlanned(device, name, f"farm.toml: {device} is for recipes {', '.join(wanted)}")
-            for name in dict.fromkeys(measured):
-                here = {recipe.name for _, recipe in self.measured_on(device)}
-                why = "measured, not checked (--measure)" if name in here else "not measured here (--measure)"
-                yield NotPlanned(device, name, why)
-
-    def _selected(self) -> dict[str, str]:
-        """Who was passed over is said where the run is signed."""
-        passed = "; ".join(f"{each.name}: {each.reason}" for each in self.passed_over)
-        return {"devices": self.options.devices} | ({"devices not chosen": passed} if passed else {})
+        return header_of(self)
 
     def _count_flakes(self) -> None:
         """Devices as they are known now: with how often infrastructure stopped them lately."""

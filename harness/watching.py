@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import RayError
 
 from device_agents.api import Vitals
 from device_agents.errors import InfrastructureError
 from device_agents.leases.ledger import Entry
 from device_agents.observing import Observed
 from harness.cluster import NAMESPACE
-from harness.lab import AGENT_NAME, Answer
+from harness.lab import AGENT_NAME, answer_of
 
 _SECONDS = 10.0
 
@@ -39,17 +39,10 @@ class Agent:
 
     def _call(self, method: str, *arguments: Any) -> Any:
         try:
-            actor = ray.get_actor(self.name, NAMESPACE)
-            answer: Answer = ray.get(actor.call.remote(method, arguments), timeout=_SECONDS)
-        except GetTimeoutError:
-            raise InfrastructureError(f"{self.name} gave no answer within {_SECONDS:g} s") from None
+            promise = ray.get_actor(self.name, NAMESPACE).call.remote(method, arguments)
         except (ValueError, RayError) as error:
             raise InfrastructureError(f"{self.name}: {error}") from error
-        if answer.ended:
-            raise InfrastructureError(f"{self.name} has ended")
-        if answer.error is not None:
-            raise answer.error
-        return answer.value
+        return answer_of(promise, f"{method}: {self.name}", _SECONDS)
 
 
 def agents() -> tuple[Agent, ...]:

@@ -7,7 +7,6 @@ journal. An append that was cut short is cut off; what is whole counts.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import threading
@@ -19,11 +18,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from device_agents.deadline import Deadline
-from device_agents.errors import DeadlineExceeded, InfrastructureError, LeaseError
+from device_agents.errors import InfrastructureError, LeaseError
 from device_agents.leases import protocol
 from device_agents.leases.model import Beat, Booted, Fact, Facts, Rules, Snapshot, State
 from device_agents.leases.process import boot_id, is_dead
 from device_agents.leases.protocol import Command
+from device_agents.locking import locked
 from kvengine.codec import DecodeError, decode, encode
 
 JOURNAL = "leases.jsonl"
@@ -133,7 +133,7 @@ class Ledger(Journal):
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """Nobody else writes, and the state is that of the whole journal."""
-        with self._lock, _locked(self._lock_path):
+        with self._lock, locked(self._lock_path, Deadline(_LOCK_S), poll_s=_POLL_S):
             self._read()
             size = self.path.stat().st_size if self.path.exists() else 0
             if size > self._offset:
@@ -212,24 +212,3 @@ def read(path: Path) -> list[Entry]:
     text = path.read_bytes()
     whole = text[: text.rfind(b"\n") + 1].splitlines()
     return [parse(line, f"{path}, line {number}") for number, line in enumerate(whole, 1)]
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """An flock, which the kernel takes back when its holder dies."""
-    deadline, pause = Deadline(_LOCK_S), threading.Event()
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if deadline.expired:
-                    raise DeadlineExceeded(
-                        f"{path}: another process kept it for {_LOCK_S:g} s; `lsof {path}` says who"
-                    ) from None
-            pause.wait(_POLL_S)
-        yield
-    finally:
-        os.close(file)

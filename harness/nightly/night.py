@@ -14,6 +14,7 @@ from pathlib import Path
 
 from device_agents.deadline import Deadline
 from device_agents.errors import DeadlineExceeded, InfrastructureError
+from device_agents.locking import locked
 from harness import choosing, inventory
 from harness.gate import settings as gate_settings
 from harness.gate import waivers
@@ -31,7 +32,6 @@ from harness.nightly.measure import Measure
 from harness.nightly.parts import Found, Night, Part
 from harness.nightly.settings import NightSettings
 from harness.provenance import now, provenance
-from harness.quiet import locked
 from harness.recipes import parse_recipes
 from harness.store.protocol import Store
 from harness.tags import tags_of

@@ -50,6 +50,17 @@ class Checked:
     checks: tuple[CheckResult, ...]
 
 
+@dataclass(frozen=True)
+class Durations:
+    """How long what some runs did took, s. Of a leg that is what was timed: loading, and each repeat.
+
+    checks: (device, recipe, check, seconds) of those that passed or failed. legs: (device, seconds).
+    """
+
+    checks: tuple[tuple[str, str, str, float], ...] = ()
+    legs: tuple[tuple[str, float], ...] = ()
+
+
 class HistoryRow(NamedTuple):  # made five times as fast as a frozen dataclass, and there are many
     """What one run measured of one device, recipe, model, workload and metric: one point of a trend.
 
@@ -278,6 +289,10 @@ class Store(Protocol):
 
     def checks(self, *, device: str, recipe: str, model: str) -> Checked | None:
         """Those of the newest run that checked the recipe there; a drill is no such run. None: never."""
+        ...
+
+    def durations(self, model: str, runs: int) -> Durations:
+        """Of the newest ``runs`` finished runs of a model."""
         ...
 
     def canaries(self, device: str | None = None) -> dict[tuple[str, str], float]:

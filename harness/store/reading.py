@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from harness.errors import StoreError
 from harness.store.protocol import (
     UNITS,
     Checked,
+    Durations,
     Flakes,
     GateCellRow,
     GateSummary,
@@ -138,6 +140,30 @@ def checks(connection: Connection, device: str, recipe: str, model: str) -> Chec
     payloads = select(Check.payload).where(Check.run_id == run.run_id, *of_cell).order_by(Check.seq)
     found = tuple(load(CheckResult, payload) for payload in connection.scalars(payloads))
     return Checked(run.run_id, run.started_at, run.code, found)
+
+
+def durations(connection: Connection, model: str, runs: int) -> Durations:
+    newest = (
+        select(Run.run_id)
+        .where(Run.model == model, Run.finished_at.is_not(None))
+        .order_by(*NEWEST)
+        .limit(runs)
+    )
+    checks = select(Check.device, Check.recipe, Check.name, Check.payload).where(
+        Check.run_id.in_(newest), Check.outcome.in_(("passed", "failed"))
+    )
+    legs = select(Leg.payload).where(Leg.run_id.in_(newest))
+    # To make results of these payloads would take eight times as long.
+    return Durations(
+        tuple((*names, json.loads(payload)["seconds"]) for *names, payload in connection.execute(checks)),
+        tuple(_timed(json.loads(payload)) for payload in connection.scalars(legs)),
+    )
+
+
+def _timed(leg: dict[str, Any]) -> tuple[str, float]:
+    """A leg's device, and the seconds of it that were timed."""
+    repeats = sum(sample["ttft_ms"] + sum(sample["itl_ms"]) for sample in leg["samples"])
+    return leg["device"], (leg["load_ms"] + repeats) / 1e3
 
 
 def canaries(connection: Connection, device: str | None) -> dict[tuple[str, str], float]:

@@ -18,6 +18,7 @@ from harness.store.engine import attempts, open_engine, plainly, transaction
 from harness.store.grouping import GroupCommit, Write
 from harness.store.protocol import (
     Checked,
+    Durations,
     Flakes,
     GateCellRow,
     GateKind,
@@ -229,6 +230,10 @@ class SqlStore:
     def checks(self, *, device: str, recipe: str, model: str) -> Checked | None:
         what = f"read the checks of {recipe} on {device}"
         return self._do(what, lambda c: reading.checks(c, device, recipe, model), reads=True)
+
+    def durations(self, model: str, runs: int) -> Durations:
+        what = f"read how long {model} took"
+        return self._do(what, lambda c: reading.durations(c, model, runs), reads=True)
 
     def canaries(self, device: str | None = None) -> dict[tuple[str, str], float]:
         return self._do("read the canaries", lambda c: reading.canaries(c, device), reads=True)

@@ -20,7 +20,7 @@ from device_agents.recording.answers import parse_gauge, parse_rails
 from device_agents.recording.logger import script
 from device_agents.recording.record import MARK
 from tests.device_agents.conftest import wait_for
-from tests.device_agents.test_lab_agent import CONTENTS, make_fake, open_session, upload
+from tests.device_agents.lab_agents import CONTENTS, make_fake, open_session, upload
 
 __all__ = ["CONTENTS"]
 QUICK = Plan(max_s=30, period_s=0.1, slow_every=3)

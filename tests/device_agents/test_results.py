@@ -16,7 +16,7 @@ from device_agents.lab_agent import LabAgent
 from device_agents.recording.record import Plan, Record
 from device_agents.results import Kept, Key, ResultJournal
 from kvengine.program import Measurement, Sample, Workload
-from tests.device_agents.test_lab_agent import TWO, make_fake, open_session
+from tests.device_agents.lab_agents import TWO, make_fake, open_session
 
 KEY = Key("run/left/test#0", "artifact workload")
 

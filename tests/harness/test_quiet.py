@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from device_agents.deadline import Deadline
 from device_agents.errors import DeadlineExceeded
 from harness import quiet
 from harness.quiet import Quiet
@@ -121,12 +120,3 @@ def test_a_check_that_measures_gives_its_share_up_for_as_long(tmp_path: Path) ->
             leg = begin(pool, Quiet(tmp_path).alone)
             assert waits(leg)
         leg.result(10)
-
-
-def test_locked_takes_turns(tmp_path: Path) -> None:
-    with (
-        quiet.locked(tmp_path / "x", Deadline(1)),
-        pytest.raises(DeadlineExceeded),
-        quiet.locked(tmp_path / "x", Deadline(0)),
-    ):
-        pass

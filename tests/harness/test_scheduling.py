@@ -19,7 +19,7 @@ from harness.scheduling import InOrder, Job, LongestFirst, MixedFirst, Scheduler
 from harness.scheduling.bounds import perfect_s
 from harness.scheduling.dispatch import Dispatcher, Done
 from harness.scheduling.history import History
-from tests.reports.sample import sample_run
+from harness.store.protocol import Durations
 
 EVERY: list[Callable[[], Scheduler]] = [LongestFirst, MixedFirst, InOrder]
 DEVICES = ("a", "b", "c")
@@ -255,19 +255,20 @@ def test_what_cannot_be_kept_ends_the_run() -> None:
 
 
 def test_history_knows_the_device_then_the_test_then_the_usual() -> None:
-    run = sample_run()
-    history = History([run])
-    check = next(check for check in run.checks if check.outcome == "passed")
+    history = History(
+        Durations(
+            checks=(("a", "r", "test_one", 2.0), ("a", "r", "test_one", 4.0), ("b", "r", "test_one", 9.0)),
+            legs=(("a", 5.0),),
+        )
+    )
 
     def planned(device: str, recipe: str, name: str) -> Planned:
         return Planned("id", name, "title", "label", "check", device, recipe)
 
-    same = [
-        each.seconds
-        for each in run.checks
-        if (each.device, each.recipe, each.check) == (check.device, check.recipe, check.check)
-    ]
-    assert history.seconds(planned(check.device, check.recipe, check.check)) == pytest.approx(same[0])
-    assert history.seconds(planned("new phone", check.recipe, check.check)) > 0
-    assert history.seconds(planned("new phone", "new recipe", "test_new")) > 0
-    assert History([]).seconds(planned("a", "b", "c")) == 1.0
+    assert history.seconds(planned("a", "r", "test_one")) == 3.0
+    assert history.seconds(planned("new phone", "r", "test_one")) == 4.0
+    assert history.seconds(planned("new phone", "new recipe", "test_one")) == 4.0
+    assert history.seconds(planned("a", "r", "test_new")) == 4.0, "the median of what is known"
+    both = Planned("id", "test_one", "title", "label", "both", "a", "r")
+    assert history.seconds(both) == 3.0 + 5.0
+    assert History(Durations()).seconds(planned("a", "b", "c")) == 1.0

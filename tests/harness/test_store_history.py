@@ -378,6 +378,27 @@ def test_a_run_s_devices_can_be_asked_for_alone(store: SqlStore) -> None:
     assert store.devices("r2") == ()
 
 
+def test_durations_are_of_the_newest_finished_runs_of_the_model(store: SqlStore) -> None:
+    runs = (("old", NIGHTS[0]), ("new", NIGHTS[1]), ("newest", NIGHTS[2]))
+    for number, (run_id, started) in enumerate(runs, 1):
+        store.begin_run(replace(a_run(run_id, started), finished_at=None))
+        store.add_check(run_id, replace(a_check(), seconds=float(number)))
+        store.add_check(run_id, replace(a_check(), check="test_gone", outcome="infrastructure"))
+        store.add_leg(run_id, replace(leg(), load_ms=1000.0 * number))
+        store.finish_run(run_id, started)
+    store.begin_run(replace(a_run("interrupted", NIGHTS[2]), finished_at=None))
+    store.add_check("interrupted", replace(a_check(), seconds=9.0))
+    store.begin_run(replace(a_run("other", NIGHTS[2]), model="other"))
+    store.add_check("other", replace(a_check(), seconds=9.0))
+
+    found = store.durations("tiny-gemma3", 2)
+    name = (a_check().device, a_check().recipe, a_check().check)
+    assert sorted(found.checks) == [(*name, 2.0), (*name, 3.0)]
+    repeats = 3 * (3.0 + 1.0 + 1.5) + 6.0  # ms; the repeats' first tokens are off by -1, 0 and 7
+    assert {device for device, _ in found.legs} == {"host"}
+    assert sorted(s for _, s in found.legs) == pytest.approx([each + repeats / 1e3 for each in (2.0, 3.0)])
+
+
 # -- how it is asked -------------------------------------------------------------------------------
 
 
@@ -387,6 +408,7 @@ def test_every_question_is_answered_by_an_index(store: SqlStore) -> None:
     store.add_device("r1", a_device())
     store.add_check("r1", a_check())
     store.add_leg("r1", leg())
+    store.finish_run("r1", STARTED)
     asked: list[tuple[str, object]] = []
     with listening(store, asked):
         store.results("r1")
@@ -401,6 +423,7 @@ def test_every_question_is_answered_by_an_index(store: SqlStore) -> None:
         store.runs()
         store.canaries("host")
         store.devices("r1")
+        assert store.durations("tiny-gemma3", 5).legs
         assert store.checks(device="host", recipe=a_check().recipe, model=a_run().model) is not None
     results = ("devices", "checks", "legs", "measured", "infrastructure", "gate_cells")
     scans = [scan for question in asked for scan in whole_tables(store, *question) if scan in results]
