@@ -46,8 +46,10 @@ node = "rack2"
 """
 CHECKS, PLANNED = "p01 or p08 or p09 or latency", 8  # on two phones
 LEASE_S = 8
-OPTIONS = ("--recipes=static", "--examples=80", "--kvfarm-seed=7", "-k", CHECKS, "-n2", "-v")
-OPTIONS += ("--prompt=8", "--new-tokens=4", "--repeats=2", f"--lease-timeout={LEASE_S}s")
+OPTIONS = (
+    *("--recipes=static", "--examples=80", "--kvfarm-seed=7", "-k", CHECKS, "-n2", "-v"),
+    *("--prompt=8", "--new-tokens=4", "--repeats=2", f"--lease-timeout={LEASE_S}s"),
+)
 FETCH = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=60).read().decode())"
 
 
