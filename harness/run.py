@@ -304,8 +304,8 @@ class DeviceRun(Opened):
             raise
         provenance = leg.provenance | {"effort": f"{self.effort(device):g}"}
         leg = dataclasses.replace(leg, retries=tuple(retries), provenance=provenance, key=key)
-        self.store.add_leg(self.run_id, leg)
-        self.recorder.span(Span(device, "leg", what, began, time.time(), leg.validity, len(retries)))
+        span = Span(device, "leg", what, began, time.time(), leg.validity, len(retries))
+        self.store.add_leg(self.run_id, leg, self.recorder.whole(span))
         if leg.bandwidth is not None:
             self._bandwidth_of.add(device)
         self._to_acknowledge.append((device, plan.key))
@@ -337,13 +337,13 @@ class DeviceRun(Opened):
 
     def keep(self, check: CheckResult, began: float | None = None, ended: float | None = None) -> None:
         """Store a check's result; durable when this returns. began, ended: Unix times, s; None: now."""
-        self.store.add_check(self.run_id, check)
-        with logs.about(device=check.device):
-            _log.info("%s with %s: %s", check.check, check.recipe, check.outcome)
         what, tries = f"{check.recipe} · {check.check}", len(check.retries)
         began = time.time() if began is None else began
         ended = began if ended is None else ended
-        self.recorder.span(Span(check.device, "check", what, began, ended, check.outcome, tries))
+        span = Span(check.device, "check", what, began, ended, check.outcome, tries)
+        self.store.add_check(self.run_id, check, self.recorder.whole(span))
+        with logs.about(device=check.device):
+            _log.info("%s with %s: %s", check.check, check.recipe, check.outcome)
 
     def keep_lost_leg(self, device: str, what: str, error: InfrastructureError) -> None:
         """Store why a measurement gave no result."""

@@ -48,11 +48,15 @@ class Recorder:
         now = time.time()
         self.part(device, kind, name, now, now)
 
-    def span(self, span: Span) -> None:
-        """It is over, and kept with the parts that were told since the last one. Raises StoreError."""
+    def whole(self, span: Span) -> Span:
+        """With the parts that were told since the last one; for who keeps it."""
         with self._lock:
             parts = tuple(self._parts.pop(span.device, ()))
-        self._keep(replace(span, parts=parts))
+        return replace(span, parts=parts)
+
+    def span(self, span: Span) -> None:
+        """It is over, and kept ``whole``. Raises StoreError."""
+        self._keep(self.whole(span))
 
     def lease(self, device: str, token: int, began: float, ended: float | None) -> None:
         """It began, or has ended. Never raises: no device may hang on it."""

@@ -211,12 +211,18 @@ class Store(Protocol):
         """One row a device name; the newest wins."""
         ...
 
-    def add_check(self, run_id: str, check: CheckResult) -> None:
-        """One row for (device, recipe, check); the newest wins, so a retry replaces what it repeats."""
+    def add_check(self, run_id: str, check: CheckResult, span: Span | None = None) -> None:
+        """One row for (device, recipe, check); the newest wins, so a retry replaces what it repeats.
+
+        span: when it was done, kept with it or not at all; see ``add_span``.
+        """
         ...
 
-    def add_leg(self, run_id: str, leg: LegResult) -> None:
-        """One row for each ``key``, the first to come; legs without one are told apart by their content."""
+    def add_leg(self, run_id: str, leg: LegResult, span: Span | None = None) -> None:
+        """One row for each ``key``, the first to come; legs without one are told apart by their content.
+
+        span: as in ``add_check``.
+        """
         ...
 
     def add_infrastructure(self, run_id: str, message: str) -> None:

@@ -46,11 +46,12 @@ _KINDS: dict[What, type] = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One write. value: what is to be kept, as itself or as JSON."""
+    """One write. value: what is to be kept, as itself or as JSON. span: of a check or leg."""
 
     what: What
     run_id: str
     value: Any
+    span: Span | None = None
 
 
 class SpoolingStore(SqlStore):
@@ -108,11 +109,11 @@ class SpoolingStore(SqlStore):
     def add_device(self, run_id: str, device: DeviceInfo) -> None:
         self._write(Entry("device", run_id, device))
 
-    def add_check(self, run_id: str, check: CheckResult) -> None:
-        self._write(Entry("check", run_id, check))
+    def add_check(self, run_id: str, check: CheckResult, span: Span | None = None) -> None:
+        self._write(Entry("check", run_id, check, span))
 
-    def add_leg(self, run_id: str, leg: LegResult) -> None:
-        self._write(Entry("leg", run_id, leg))
+    def add_leg(self, run_id: str, leg: LegResult, span: Span | None = None) -> None:
+        self._write(Entry("leg", run_id, leg, span))
 
     def add_infrastructure(self, run_id: str, message: str) -> None:
         self._write(Entry("infrastructure", run_id, message))
@@ -269,9 +270,9 @@ class SpoolingStore(SqlStore):
             case "device":
                 SqlStore.add_device(self, entry.run_id, value)
             case "check":
-                SqlStore.add_check(self, entry.run_id, value)
+                SqlStore.add_check(self, entry.run_id, value, entry.span)
             case "leg":
-                SqlStore.add_leg(self, entry.run_id, value)
+                SqlStore.add_leg(self, entry.run_id, value, entry.span)
             case "infrastructure":
                 SqlStore.add_infrastructure(self, entry.run_id, value)
             case "span":

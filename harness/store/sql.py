@@ -102,12 +102,17 @@ class SqlStore:
         key = {"run_id": run_id, "name": device.name}
         self._keep(f"device {device.name} of run {run_id}", Device, key, {"payload": dump(device)})
 
-    def add_check(self, run_id: str, check: CheckResult) -> None:
+    def add_check(self, run_id: str, check: CheckResult, span: Span | None = None) -> None:
         key = {"run_id": run_id, "device": check.device, "recipe": check.recipe, "name": check.check}
         row = {"outcome": check.outcome, "payload": dump(check)}
-        self._keep(f"check {check.check} of run {run_id}", Check, key, row)
 
-    def add_leg(self, run_id: str, leg: LegResult) -> None:
+        def keep(connection: Connection) -> None:
+            self._upsert(connection, Check, key, row)
+            self._keep_span(connection, run_id, span)
+
+        self._do(f"keep check {check.check} of run {run_id}", keep)
+
+    def add_leg(self, run_id: str, leg: LegResult, span: Span | None = None) -> None:
         payload = dump_leg(leg)
 
         def keep(connection: Connection) -> None:
@@ -116,6 +121,7 @@ class SqlStore:
             seq = connection.scalar(fresh)  # None: it is there already, and so is what it measured
             if seq is not None and (columns := measured(leg)) is not None:
                 connection.execute(insert(Measured).values(seq=seq, run_id=run_id, **columns))
+            self._keep_span(connection, run_id, span)
 
         self._do(f"keep a leg of {leg.recipe} on {leg.device} of run {run_id}", keep)
 
@@ -126,10 +132,8 @@ class SqlStore:
         )
 
     def add_span(self, run_id: str, span: Span) -> None:
-        key = {"run_id": run_id, "device": span.device, "kind": span.kind, "name": span.name}
-        row = {"ended": span.ended, "outcome": span.outcome, "retries": span.retries}
-        what = f"when {span.device} did {span.name}"
-        self._keep(what, SpanRow, key | {"began": span.began}, row | {"payload": dump(span.parts)})
+        what = f"keep when {span.device} did {span.name}"
+        self._do(what, lambda connection: self._keep_span(connection, run_id, span))
 
     def finish_run(self, run_id: str, finished_at: str) -> None:
         def keep(connection: Connection) -> None:
@@ -331,6 +335,14 @@ class SqlStore:
                         write.error = error
 
         attempts(self._engine)(once)
+
+    def _keep_span(self, connection: Connection, run_id: str, span: Span | None) -> None:
+        if span is None:
+            return
+        key = {"run_id": run_id, "device": span.device, "kind": span.kind, "name": span.name}
+        row = {"ended": span.ended, "outcome": span.outcome, "retries": span.retries}
+        row |= {"payload": dump(span.parts)}
+        self._upsert(connection, SpanRow, key | {"began": span.began}, row)
 
     def _keep(self, what: str, table: type[Base], key: dict[str, Any], row: dict[str, Any]) -> None:
         self._do(f"keep {what}", lambda connection: self._upsert(connection, table, key, row))

@@ -16,11 +16,13 @@ from sqlalchemy import make_url
 
 from harness.errors import StoreAway, StoreError
 from harness.store import engine, open_store, spool
+from harness.store.protocol import Part, Span
 from harness.store.spool import SpoolingStore
 from tests.harness.test_store import a_check, a_leg, a_run
 from tests.harness.test_store_servers import command, end_connections
 
 ROOT = Path(__file__).parents[2]
+SPAN = Span("host", "check", "decode", 1.0, 2.0, "passed", parts=(Part("program", "one", 1.0, 2.0),))
 
 
 @pytest.fixture(autouse=True)
@@ -133,12 +135,12 @@ from pathlib import Path
 from harness.store import engine
 engine.BUSY_TIMEOUT_S = 0.05
 from harness.store.spool import SpoolingStore
-from tests.harness.test_spool import locked
+from tests.harness.test_spool import SPAN, locked
 from tests.harness.test_store import a_check, a_run
 store = SpoolingStore(sys.argv[1], Path(sys.argv[2]), "r1")
 with locked(Path(sys.argv[1])):
     store.begin_run(a_run())
-    store.add_check("r1", a_check())
+    store.add_check("r1", a_check(), SPAN)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -155,6 +157,7 @@ def test_what_a_killed_process_left_is_delivered_by_who_goes_on(made_file: Path,
     living = spooling(path, folder)
     assert living.adopt() == 2
     assert [check.check for check in living.results("r1").checks] == ["decode"]
+    assert living.spans("r1") == (SPAN,)
     assert living.adopt() == 0
     living.close()
 

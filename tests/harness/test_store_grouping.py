@@ -12,7 +12,8 @@ from sqlalchemy import event
 
 from harness.errors import StoreError
 from harness.store import SqlStore, open_store
-from tests.reports.sample import leg, sample_run
+from harness.store.protocol import Span
+from tests.reports.sample import check, leg, sample_run
 
 THREADS = 16
 
@@ -71,6 +72,34 @@ def test_what_fails_in_a_group_fails_alone(store: SqlStore) -> None:
     _, errors = together(store, works)
     assert [type(error) for error in errors] == [type(None), type(None), StoreError, type(None)]
     assert {each.load_ms for each in store.results("run").legs} == {1.0, 2.0, 3.0}
+
+
+def test_a_result_and_when_it_was_done_are_kept_together_or_not_at_all(store: SqlStore) -> None:
+    """Else one that was killed between them would have done a check that is missing in its device's count."""
+    checks = [check(name=f"p0{number}") for number in range(2)]
+    spans = [
+        Span("pixel", "check", "static", 1.0, 2.0, "passed"),
+        Span("pixel", "leg", "static", 1.0, 2.0, "VALID"),
+    ]
+    _, errors = together(
+        store,
+        [
+            lambda: store.add_check("run", checks[0], spans[0]),
+            lambda: store.add_leg("run", leg(), spans[1]),
+            lambda: store.add_check("run", checks[1]),
+        ],
+    )
+    assert errors == [None] * 3
+    assert sorted(store.spans("run"), key=lambda span: span.kind) == spans
+    with store._engine.connect() as connection:
+        connection.exec_driver_sql("DROP TABLE spans")
+        connection.commit()
+    with pytest.raises(StoreError):
+        store.add_check("run", check(name="p09"), spans[0])
+    with pytest.raises(StoreError):
+        store.add_leg("run", leg(load_ms=9.0), spans[1])
+    found = store.results("run")
+    assert (len(found.checks), len(found.legs)) == (2, 1)
 
 
 def test_a_commit_that_fails_is_nobodys_success(store: SqlStore, tmp_path: Path) -> None:
