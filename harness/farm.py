@@ -67,7 +67,7 @@ class Farm:
     join, HOST:PORT; None uses this process's Ray or starts one on this machine for as long as
     the farm is open. root: folder of the agent on this machine. guest: another process opened the same
     farm and called ``invite``; it ends the lab agents. terms: of leases. on_wait: told why we wait for one.
-    recorder: told when what begins and ends.
+    recorder: told when what begins and ends; whoever opens a run later may set their own.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Farm:
         on_wait: Callable[[str], None] = lambda reason: None,
         recorder: Recorder | None = None,
     ) -> None:
-        self._recorder = recorder or recording_nothing()
+        self.recorder = recorder or recording_nothing()
         self._guest = guest
         self._terms = terms or Terms()
         self._on_wait = on_wait
@@ -210,19 +210,19 @@ class Farm:
         seconds = AgentBudgets().deploy_s + AgentBudgets().open_s + GRACE_S
         asked = (name, token, artifact.manifest.to_json(), recipe)
         try:
-            with self._recorder.doing(name, "open", artifact.id[:12]):
+            with self.recorder.doing(name, "open", artifact.id[:12]):
                 try:
                     opened = lab.call("open_artifact", seconds, *asked)
                 except BlobsMissing:  # as the first time, or since it was evicted there
                     # What all its devices want travels once.
-                    with self._recorder.doing(name, "deploy", artifact.id[:12]), lab.shipping:
+                    with self.recorder.doing(name, "deploy", artifact.id[:12]), lab.shipping:
                         self._ship(lab, artifact, progress)
                     opened = lab.call("open_artifact", seconds, *asked)
         except LeaseError:
             self._forget(device, token)
             raise
         session_id, info = opened
-        return DeviceSession(lab, name, token, session_id, info, self._recorder)
+        return DeviceSession(lab, name, token, session_id, info, self.recorder)
 
     def kept(self, name: str, key: Key) -> Kept | None:
         """What the device's lab host has measured under ``key`` and nobody has acknowledged."""
@@ -450,8 +450,8 @@ class Farm:
                 device.leased_at = time.time()
         for lease in leases:
             if time.time() - began_at > SHORT_S:
-                self._recorder.part(lease.device, "wait", "in line for a lease", began_at, time.time())
-            self._recorder.lease(lease.device, lease.token, self._devices[lease.device].leased_at, None)
+                self.recorder.part(lease.device, "wait", "in line for a lease", began_at, time.time())
+            self.recorder.lease(lease.device, lease.token, self._devices[lease.device].leased_at, None)
             with about(device=lease.device, lease=lease.token):
                 _log.info("leased")
         return leases
@@ -473,7 +473,7 @@ class Farm:
             if lease is None or lease.token != token:
                 return
             device.lease, device.claimed = None, False
-        self._recorder.lease(lease.device, token, device.leased_at, time.time())
+        self.recorder.lease(lease.device, token, device.leased_at, time.time())
 
     def _release(self, device: _Device) -> None:
         with self._lock:
@@ -483,7 +483,7 @@ class Farm:
         if device.lab.running:
             with contextlib.suppress(InfrastructureError):
                 device.lab.call("release", GRACE_S, lease.device, lease.token)
-        self._recorder.lease(lease.device, lease.token, device.leased_at, time.time())
+        self.recorder.lease(lease.device, lease.token, device.leased_at, time.time())
 
     def _renew(self) -> None:
         """Heartbeats, whatever the test does meanwhile."""
