@@ -52,6 +52,7 @@ class _Device:
     patience: Deadline | None = None  # for the lease that is wanted now
     identity: DeviceIdentity | None = None
     settings: dict[str, str] = field(default_factory=dict)
+    unheard: list[str] = field(default_factory=list)  # stored legs that its lab host still keeps
 
 
 class Farm:
@@ -125,6 +126,8 @@ class Farm:
             self._heartbeat.join(2 * GRACE_S)
         if self._warming is not None:
             self._warming.join(2 * GRACE_S)  # an agent that it starts is closed below
+        for device in self._devices.values():
+            self._acknowledge_again(device)
         connection, self._ray = self._ray, None
         if connection is None:
             return
@@ -230,9 +233,13 @@ class Farm:
         return found
 
     def acknowledge(self, name: str, leg: str) -> None:
-        """The leg is stored: its lab host may forget it. Never raises; what is not forgotten is evicted."""
-        with contextlib.suppress(InfrastructureError):
-            self._ready(self._device(name).lab).call("acknowledge", CALL_S, leg)
+        """The leg is stored: its lab host may forget it. Never raises; a host that does not hear it is told
+        once more when the farm is closed, and evicts what it was never told."""
+        device = self._device(name)
+        try:
+            self._ready(device.lab).call("acknowledge", CALL_S, leg)
+        except InfrastructureError:
+            device.unheard.append(leg)
 
     def holding(self, names: Sequence[str]) -> tuple[str, ...]:
         """Those of the devices that we have on lease."""
@@ -484,6 +491,12 @@ class Farm:
             with contextlib.suppress(InfrastructureError):
                 device.lab.call("release", GRACE_S, lease.device, lease.token)
         self.recorder.lease(lease.device, lease.token, device.leased_at, time.time())
+
+    def _acknowledge_again(self, device: _Device) -> None:
+        with contextlib.suppress(InfrastructureError):
+            while device.unheard:
+                self._ready(device.lab).call("acknowledge", GRACE_S, device.unheard[-1])
+                device.unheard.pop()
 
     def _renew(self) -> None:
         """Heartbeats, whatever the test does meanwhile."""
