@@ -51,5 +51,9 @@ class Quarantined(InfrastructureError):
     """The device was set aside for the rest of the run; the message holds the evidence."""
 
 
+class NotFit(InfrastructureError):
+    """The device was too hot or its battery too low to start, for as long as we may wait."""
+
+
 class GoldenJobFailed(InfrastructureError):
     """The device gave a wrong answer to a program whose answer is known: the device is at fault."""

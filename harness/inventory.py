@@ -31,6 +31,15 @@
     power_cycles_per_day = 3  # of each device
     longest_lease_s = 14400   # whoever has a device for longer loses it; default: a day
 
+    [entry]                   # before a phone's first check and each measurement: harness.fitness
+    battery_c = 40.0          # start at or below it ...
+    resume_c = 37.0           # ... and, once it was above, only at or below this
+    charge_low = 15           # start at or above it ...
+    charge_resume = 20        # ... and, once it was below, only at or above this
+    charge_high = 100
+    wait_s = 900              # for one start; then the phone is set aside
+    wait_total_s = 3600       # for one phone
+
 Without a farm.toml, ``farm`` is this host and the phones that a running adb server knows; ``adb`` is
 those phones alone (harness.discovery). Devices are also chosen by what they are: harness.selection.
 Without being listed, ``virtual:N`` is N virtual phones named virtual-1, virtual-2, ...;
@@ -53,7 +62,9 @@ from device_agents.config import DeviceConfig, DeviceSettings
 from device_agents.virtual.errors import VirtualPhoneUnavailable
 from device_agents.virtual.profile import profile_names
 from device_agents.virtual.rootfs import native_abi
+from harness import fitness
 from harness.errors import InventoryError
+from harness.fitness import WorkThresholds
 from harness.selection import RESERVED
 from kvengine.codec import DecodeError, decode
 
@@ -140,6 +151,7 @@ class Inventory:
     labs: dict[str, LabEntry] = field(default_factory=dict)
     pools: dict[str, tuple[str, ...]] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
+    entry: WorkThresholds = field(default_factory=WorkThresholds)
 
     def device(self, name: str) -> DeviceEntry:
         """One that is listed, or the virtual phone of that name. Raises InventoryError."""
@@ -326,6 +338,8 @@ def _check(path: Path, inventory: Inventory) -> None:
                 f"{path}: device {name!r}: sought a brightness from 0 to 255, found {brightness}"
             )
     _check_limits(path, inventory)
+    for found in fitness.wrong(inventory.entry):
+        raise InventoryError(f"{path}: {found}")
     for name, members in inventory.pools.items():
         for member in members:
             try:

@@ -95,7 +95,8 @@ class Progress:
         self._retried.append(reason)
 
     def waits(self, reason: str) -> None:
-        """Called again and again while others have the device; a log is told once of each reason."""
+        """Called again and again while others have the device, or it is hot; a log is told once of each
+        reason."""
         self._draw(f"{self._current}: {reason}")
         shape = re.sub(r"\d+", "", reason)  # the seconds in it change all the time
         capture = self._config.pluginmanager.get_plugin("capturemanager")
@@ -125,7 +126,7 @@ class Progress:
         if result is not None and result.programs:
             details.append(f"{result.programs} programs, worst {result.worst_error:.1e}")
         if waited_s >= _SHORT_WAIT_S:
-            details.append(f"waited {waited_s:.0f} s for others")
+            details.append(f"waited {waited_s:.0f} s")
         retried, self._retried = self._retried, []
         line = Line(label(item), ", ".join(details), retried)
         if result is not None and result.outcome == "not_supported":

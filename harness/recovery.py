@@ -24,7 +24,7 @@ from device_agents.errors import (
     UnsupportedDevice,
 )
 from device_agents.virtual.errors import VirtualPhoneUnavailable
-from harness.errors import ClusterLost, Quarantined, ReferenceFailed
+from harness.errors import ClusterLost, NotFit, Quarantined, ReferenceFailed
 
 T = TypeVar("T")
 
@@ -39,6 +39,7 @@ _LASTING = (
     VirtualPhoneUnavailable,
     LeaseNotGranted,  # we have waited for as long as we may
     ClusterLost,
+    NotFit,  # as before
 )
 _LINE = 300  # characters of an error that a row keeps of each retry
 

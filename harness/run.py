@@ -25,7 +25,7 @@ from harness.checking import Cell, Tally
 from harness.discovery import PassedOver
 from harness.errors import InventoryError
 from harness.handover import Handover, RunFolder
-from harness.health import Health
+from harness.health import Health, waits_until_fit
 from harness.impossible import impossible
 from harness.inventory import SIMULATED, effort_of, share
 from harness.lab import leases_folder
@@ -322,6 +322,7 @@ class DeviceRun(Opened):
         self._test, self._legs_of_test = nodeid, 0
 
     def _measure(self, device: str, model: Path, recipe: Recipe, plan: LegPlan) -> LegResult:
+        self.until_fit(device, again=True)
         with self.working(device):
             self._health.before_work(device)
             subject = Subject(model.name, recipe, self.artifact(model, recipe))
@@ -365,6 +366,19 @@ class DeviceRun(Opened):
         worker = self._handover is not None
         spool = self.options.cache / "spool"
         return SpoolingStore(self.options.store, spool, self.run_id, self._on_wait, opened_before=worker)
+
+    def until_fit(self, device: str, again: bool = False) -> None:
+        """Lease the device; see Health.until_fit. Not while it keeps others from measuring."""
+        self.farm.lease(device)
+        self._health.until_fit(device, again)
+
+    def tell_wait(self, reason: str) -> None:
+        self._on_wait(reason)
+
+    def take_waited(self) -> float:
+        """As the base; and until devices were fit."""
+        waited, self._health.waited_s = self._health.waited_s, 0.0
+        return super().take_waited() + waited
 
     def ready(self, device: str) -> DeviceIdentity:
         """Who the device is, whose health is known. Raises InfrastructureError: see Health.before_work."""
@@ -443,12 +457,16 @@ class DeviceRun(Opened):
         """The run without its results."""
         return header_of(self)
 
-    def _count_flakes(self) -> None:
-        """Devices as they are known now: with how often infrastructure stopped them lately."""
-        flakes = self.store.flakes()
+    def _tell_of_devices(self) -> None:
+        """As they are known now: how often infrastructure stopped them lately, what this run waited for."""
+        flakes, waits = self.store.flakes(), waits_until_fit(self.store.spans(self.run_id))
         for device in self.store.devices(self.run_id):
+            told = device
             if (found := flakes.get(device.name)) is not None:
-                told = dataclasses.replace(device, results=found.results, stopped=found.stopped)
+                told = dataclasses.replace(told, results=found.results, stopped=found.stopped)
+            if (waited := waits.get(device.name)) is not None:
+                told = dataclasses.replace(told, unfit_s=waited[0], unfit=waited[1])
+            if told != device:
                 self.store.add_device(self.run_id, told)
 
     def finish(self, complete: bool) -> RunResults:
@@ -467,7 +485,7 @@ class DeviceRun(Opened):
         self.recorder.flush()
         self.store.drain()
         self.store.adopt()  # what workers could not deliver
-        self._count_flakes()
+        self._tell_of_devices()
         if complete:
             self.store.finish_run(self.run_id, now())
         results = self.store.results(self.run_id)

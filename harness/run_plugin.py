@@ -143,6 +143,7 @@ class DeviceTests:
         def work(device: str) -> None:
             cell = cast("Cell", pyfuncitem.funcargs["cell"])
             cell.take_tally()
+            self.run.until_fit(device)
             with self.run.working(device):
                 self.run.ready(device)
                 pyfuncitem.obj(

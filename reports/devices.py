@@ -48,6 +48,7 @@ def device_view(info: DeviceInfo) -> DeviceView:
         ("Simulated", info.simulated or "no, real hardware"),
         ("Effort", _effort(info)),
         ("Stopped by infrastructure", _flaky(info)),
+        ("Waited until fit", f"{text.seconds(info.unfit_s)}: {info.unfit}" if info.unfit_s else ""),
         ("Quarantined", info.quarantined),
     )
     return DeviceView(info.name, info.simulated, info.model, tuple((k, v) for k, v in facts if v))

@@ -49,6 +49,8 @@ class DeviceInfo:
     effort: float = 1.0  # share of the programs and repeats asked for that it got
     results: int = 0  # its newest over all runs, when this one ended, 100 at most
     stopped: int = 0  # how many of them infrastructure stopped, for good or until a retry
+    unfit_s: float = 0.0  # waited in this run until it was cool and charged
+    unfit: str = ""  # what was wrong with it at first
 
 
 @dataclass(frozen=True)

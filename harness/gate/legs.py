@@ -9,9 +9,9 @@ import numpy as np
 
 from device_agents.api import DeviceIdentity
 from harness import measuring
+from harness.entry import Waited
 from harness.farm import Farm
 from harness.gate.canary import Canary
-from harness.gate.entry import Waited
 from harness.gate.references import Resolved
 from harness.legs import LegPlan, Step, Subject, measure_leg, weigh_leg
 from reports.gate_results import Place

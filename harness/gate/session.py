@@ -18,14 +18,15 @@ from itertools import takewhile
 
 from device_agents.api import DeviceIdentity
 from device_agents.errors import InfrastructureError
+from harness.entry import Entry
 from harness.errors import Quarantined
 from harness.farm import Farm
+from harness.fitness import UNTIL_FIT
 from harness.gate import blocks, weighing
 from harness.gate.blocks import CANARY_AFTER, CANARY_BEFORE, POSITIONS, Track
 from harness.gate.calibration import known_calibration
 from harness.gate.canary import Canary, canary_artifact
 from harness.gate.correctness import known_checks
-from harness.gate.entry import Entry
 from harness.gate.legs import Legs
 from harness.gate.outcome import Measured, gate_info
 from harness.gate.plan import Plan
@@ -237,7 +238,7 @@ class GateSession:
             entry=Entry(
                 lambda: self._farm.vitals(device),
                 plan.settings.entry,
-                busy=identity.kind == "host",
+                busy_cores=plan.settings.entry.busy_cores if identity.kind == "host" else None,
                 pause=self._pause,
             ),
             canary=Canary(self._farm, device, canary),
@@ -319,7 +320,7 @@ class GateSession:
         if place.position in (CANARY_BEFORE, CANARY_AFTER):
             return bench.legs.take_canary(bench.canary, place)
         side, how = self._how(Track(bench.legs.device, place.comparison, place.workload), place)
-        with self._farm.recorder.doing(bench.legs.device, "wait", "until it is fit", SHORT_S):
+        with self._farm.recorder.doing(bench.legs.device, "wait", UNTIL_FIT, SHORT_S):
             waited = bench.entry.wait(patient)
         return bench.legs.take(side, how, place, waited)
 

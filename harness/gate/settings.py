@@ -24,6 +24,7 @@
     battery_c = 35.0            # start at or below it ...
     resume_c = 33.0             # ... and, once it was above, only at or below this
     charge_low = 30
+    charge_resume = 32          # once it was below charge_low, only at or above this
     charge_high = 80
     busy_cores = 0.25           # a host: cores that other processes use
     wait_s = 60                 # for one leg; then it goes on, flagged
@@ -37,6 +38,8 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from harness import fitness
+from harness.fitness import Thresholds
 from harness.gate.errors import GateSettingsError
 from harness.gate.metrics import METRICS, Metric
 from harness.gate.statistics import ALPHA, LOOKS
@@ -79,16 +82,10 @@ class WorkloadSettings:
 
 
 @dataclass(frozen=True)
-class EntrySettings:
-    """When a leg may start. Temperatures in °C, charge in %, times in s."""
+class EntrySettings(Thresholds):
+    """When a leg may start. busy_cores: of a host, that other processes use."""
 
-    battery_c: float = 35.0
-    resume_c: float = 33.0
-    charge_low: float = 30.0
-    charge_high: float = 80.0
     busy_cores: float = BUSY_CORES
-    wait_s: float = 60.0
-    wait_total_s: float = 600.0
 
 
 @dataclass(frozen=True)
@@ -177,9 +174,7 @@ def _wrong(settings: GateSettings) -> list[str]:
     names = [workload.name for workload in settings.workloads]
     if not names or len(set(names)) != len(names):
         found.append(f"workloads: sought at least one, each once, found {names}")
-    entry = settings.entry
-    if not entry.resume_c <= entry.battery_c or not entry.charge_low < entry.charge_high:
-        found.append("entry: sought resume_c <= battery_c and charge_low < charge_high")
-    if min(entry.wait_s, entry.wait_total_s, entry.busy_cores) < 0:
-        found.append("entry: sought wait_s, wait_total_s and busy_cores of at least 0")
+    found += fitness.wrong(settings.entry)
+    if settings.entry.busy_cores < 0:
+        found.append("entry: sought busy_cores of at least 0")
     return found

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from device_agents.api import Vitals
 from device_agents.blobs import BlobStore
 from device_agents.config import DeviceConfig
 from device_agents.deadline import Deadline
@@ -19,8 +20,9 @@ from device_agents.host import HostDevice
 from device_agents.lab_agent import LabAgent
 from device_agents.leases.model import Request
 from harness import golden
-from harness.errors import GoldenJobFailed
-from harness.health import QUARANTINE_S, Health
+from harness.errors import GoldenJobFailed, NotFit, Quarantined
+from harness.fitness import WorkThresholds
+from harness.health import QUARANTINE_S, Health, waits_until_fit
 from harness.inventory import DeviceEntry, Inventory
 from harness.recovery import Recovery, RecoveryPolicy
 from harness.reference import TransformersReference
@@ -143,6 +145,8 @@ class Run:
         self.said: list[tuple[Any, ...]] = []
         self.farm: Any = self
         self.refuses: InfrastructureError | None = None
+        self.now = 0.0  # s
+        self.is_at = lambda now: Vitals(at=now)
 
     @contextmanager
     def working(self, device: str) -> Iterator[None]:
@@ -152,8 +156,15 @@ class Run:
     def open(self, device: str, *_: object) -> Session:
         return Session(self.answer)
 
-    def vitals(self, device: str) -> None:
+    def vitals(self, device: str) -> Vitals:
         self.said.append(("vitals", device))
+        return self.is_at(self.now)
+
+    def pause(self, seconds: float) -> None:
+        self.now += seconds
+
+    def tell_wait(self, reason: str) -> None:
+        self.said.append(("waits", reason))
 
     def quarantine(self, *said: Any) -> None:
         self.said.append(("quarantine", *said))
@@ -165,7 +176,7 @@ class Run:
 
 
 def health(run: Run) -> Health:
-    return Health(run)  # type: ignore[arg-type]
+    return Health(run, run.pause, lambda: run.now)  # type: ignore[arg-type]
 
 
 def test_it_is_done_once_before_work_and_again_after_a_failure(
@@ -201,6 +212,87 @@ def test_whose_health_is_asked(
     for device in ENTRIES:
         health(run).before_work(device)
     assert {span.device for span in run.kept} == who
+
+
+# -- cool and charged before work ---------------------------------------------------------------------
+
+
+def cooling(now: float) -> Vitals:
+    """42 °C, then a degree less every 10 s: fit at 37 °C, though 40 °C would do to start with."""
+    return Vitals(at=now, thermal_status=0, temperatures_c={"battery": 42 - now / 10}, battery_percent=100)
+
+
+def charging(now: float) -> Vitals:
+    """12 %, then one more every 10 s: fit at 20 %, though 15 % would do to start with."""
+    return Vitals(at=now, battery_percent=12 + now / 10)
+
+
+@pytest.mark.parametrize(
+    ("is_at", "seconds", "why"),
+    [
+        (cooling, 50.0, "the battery has 42.0 °C, over 40.0 °C"),
+        (charging, 80.0, "the battery is at 12 %, outside 15 to 100 %"),
+        (lambda now: Vitals(at=now, thermal_status=int(now < 20)), 20.0, "thermal status is 1, not 0"),
+    ],
+)
+def test_a_phone_that_is_not_fit_waits_and_everybody_sees_it(
+    tmp_path: Path, is_at: Any, seconds: float, why: str
+) -> None:
+    run = Run((), tmp_path)
+    run.is_at, ours = is_at, health(run)
+    ours.until_fit(PHONE)
+    assert (run.now, ours.waited_s) == (seconds, seconds)
+    assert ("waits", f"pixel waits until it is fit: {why}") in run.said
+    run.recorder.flush()
+    ((waited_s, first),) = waits_until_fit(run.kept).values()
+    assert (round(waited_s, 3), first) == (seconds, why)
+    assert [(part.kind, part.name) for span in run.kept for part in span.parts] == [
+        ("wait", f"until it is fit: {why}")
+    ]
+
+
+def test_it_is_looked_at_before_its_first_work_before_each_leg_and_after_a_failure(tmp_path: Path) -> None:
+    run = Run((), tmp_path, golden="none")
+    ours = health(run)
+    looks = []
+    for look in (
+        lambda: ours.until_fit(PHONE),
+        lambda: ours.until_fit(PHONE),
+        lambda: ours.until_fit(PHONE, again=True),
+        lambda: ours.answers(PHONE),
+        lambda: ours.until_fit(PHONE),
+    ):
+        look()
+        looks.append(len(run.said))
+    assert looks == [1, 1, 2, 3, 4]
+
+
+def test_what_has_no_battery_does_not_wait_and_the_host_is_not_asked(tmp_path: Path) -> None:
+    run = Run((), tmp_path)
+    for device in ENTRIES:
+        health(run).until_fit(device)
+    assert run.now == 0
+    assert run.said == [("vitals", PHONE), ("vitals", VIRTUAL)]
+
+
+def test_a_phone_that_stays_hot_is_set_aside_with_the_reason_and_is_not_sick(tmp_path: Path) -> None:
+    run = Run((), tmp_path)
+    run.inventory = Inventory(ENTRIES, entry=WorkThresholds(wait_s=30.0))
+    run.is_at = lambda now: Vitals(at=now, thermal_status=3)
+    aside, sick, retries = list[str](), list[str](), list[str]()
+    recovery = Recovery(
+        lambda device: None,
+        on_quarantine=lambda device, evidence: aside.append(evidence),
+        on_sick=lambda device, evidence: sick.append(evidence),
+    )
+    ours = health(run)
+    with pytest.raises(
+        NotFit, match=r"not fit to start within 30 s: thermal status is 3, not 0; let it cool"
+    ):
+        recovery.attempt(PHONE, lambda: ours.until_fit(PHONE), retries)
+    assert (len(aside), sick, retries, run.now) == (1, [], [], 30.0)
+    with pytest.raises(Quarantined, match="thermal status is 3"):
+        recovery.attempt(PHONE, lambda: None, [])
 
 
 # -- who is kept from a sick device -------------------------------------------------------------------
