@@ -12,9 +12,11 @@ from device_agents.errors import DeviceUnreachable, Unauthorized
 from harness.gate.settings import EntrySettings
 from harness.store import open_store
 from harness.store.protocol import Flakes, Part, Span
+from harness.timeline import trace
 from reports.results import RunResults
 from tests.harness.gate.fake_farm import FakeDevice
 from tests.harness.gate.gates import FIRST_LOOK, SETTINGS, WEIGHED, Gate
+from tests.harness.test_timeline import check_trace_events
 
 _ARMS = ("baseline", "candidate", "canary")
 
@@ -69,3 +71,11 @@ def test_a_leg_that_was_lost_and_its_devices_quarantine_are_seen(gate: Gate) -> 
     assert [span.outcome for span in found if span.kind == "leg"][-1] == "infrastructure"
     (quarantine,) = [span for span in found if span.kind == "quarantine"]
     assert "the cable fell out" in quarantine.name
+
+
+def test_perfetto_takes_it(gate: Gate) -> None:
+    results = gate.run(FakeDevice("phone"))
+    made = trace(results, spans(gate, results))
+    check_trace_events(made)
+    legs = [event for event in made["traceEvents"] if event.get("cat") == "leg"]
+    assert len(legs) == FIRST_LOOK
