@@ -10,6 +10,7 @@ import secrets
 import shlex
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from harness import choosing, resuming
 from harness.artifacts import resolved
 from harness.checking import Cell, Tally
 from harness.discovery import PassedOver
-from harness.errors import InventoryError
+from harness.errors import InventoryError, NotFit
 from harness.handover import Handover, RunFolder
 from harness.health import Health, waits_until_fit
 from harness.impossible import impossible
@@ -370,7 +371,12 @@ class DeviceRun(Opened):
     def until_fit(self, device: str, again: bool = False) -> None:
         """Lease the device; see Health.until_fit. Not while it keeps others from measuring."""
         self.farm.lease(device)
-        self._health.until_fit(device, again)
+        try:
+            self._health.until_fit(device, again)
+        except NotFit:
+            with suppress(InfrastructureError):
+                self.identity(device)  # the report names who was set aside
+            raise
 
     def tell_wait(self, reason: str) -> None:
         self._on_wait(reason)

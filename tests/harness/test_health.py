@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -146,7 +146,7 @@ class Run:
         self.farm: Any = self
         self.refuses: InfrastructureError | None = None
         self.now = 0.0  # s
-        self.is_at = lambda now: Vitals(at=now)
+        self.is_at: Callable[[float], Vitals] = lambda now: Vitals(at=now)
 
     @contextmanager
     def working(self, device: str) -> Iterator[None]:
@@ -254,17 +254,15 @@ def test_a_phone_that_is_not_fit_waits_and_everybody_sees_it(
 def test_it_is_looked_at_before_its_first_work_before_each_leg_and_after_a_failure(tmp_path: Path) -> None:
     run = Run((), tmp_path, golden="none")
     ours = health(run)
-    looks = []
-    for look in (
-        lambda: ours.until_fit(PHONE),
-        lambda: ours.until_fit(PHONE),
-        lambda: ours.until_fit(PHONE, again=True),
-        lambda: ours.answers(PHONE),
-        lambda: ours.until_fit(PHONE),
-    ):
-        look()
-        looks.append(len(run.said))
-    assert looks == [1, 1, 2, 3, 4]
+    ours.until_fit(PHONE)
+    ours.until_fit(PHONE)
+    assert run.said == [("vitals", PHONE)]
+    ours.until_fit(PHONE, again=True)
+    assert len(run.said) == 2
+    ours.answers(PHONE)
+    assert len(run.said) == 3
+    ours.until_fit(PHONE)
+    assert len(run.said) == 4
 
 
 def test_what_has_no_battery_does_not_wait_and_the_host_is_not_asked(tmp_path: Path) -> None:

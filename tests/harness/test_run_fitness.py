@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from device_agents.api import Vitals
+from device_agents.api import DeviceIdentity, Vitals
 from harness.errors import NotFit, Quarantined
 from harness.run import DeviceRun
 from harness.run_options import RunOptions
@@ -15,7 +15,7 @@ from harness.store import open_store
 
 
 class HotFarm:
-    """Gives leases and vitals, and nothing else."""
+    """Gives leases and vitals, and says who the device is."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -27,6 +27,11 @@ class HotFarm:
     def vitals(self, name: str) -> Vitals:
         self.asked.append("vitals")
         return Vitals(at=0.0, temperatures_c={"battery": 45.0})
+
+    def identity(self, name: str) -> DeviceIdentity:
+        return DeviceIdentity(
+            name, "android", "Pixel 8", "", "arm64-v8a", "Android 16", "b", 8, 1 << 33, (), {}
+        )
 
     def __exit__(self, *_: object) -> None:
         pass
@@ -60,4 +65,6 @@ def test_a_leg_is_not_taken_on_a_hot_phone_and_the_report_has_the_reason(run: De
     with open_store(run.options.store) as store:
         results = store.results(run.run_id)
     assert results.legs == ()
+    (device,) = results.devices
+    assert "the battery has 45.0 °C" in device.quarantined
     assert any("pixel was quarantined: pixel was not fit to start" in e for e in results.infrastructure)
