@@ -13,11 +13,12 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 import ray
-from ray._private import ray_constants
+from ray._private import parameter, ray_constants
 from ray._private.services import find_node_ids
 
 from device_agents import scratch
@@ -137,7 +138,7 @@ def _start() -> RayConnection:
     folder = new_folder()
     connection = RayConnection(joined=False, ours=True, folder=folder)
     try:
-        with quietly(), _sigterm_kept(), loopback_only():
+        with quietly(), _sigterm_kept(), loopback_only(), _few_processes():
             ray.init(
                 address="local",  # never one that happens to run here
                 include_dashboard=False,
@@ -189,6 +190,21 @@ def loopback_only() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _few_processes() -> Iterator[None]:
+    """Start no processes that only a cluster or a reader of Ray's logs needs, for each costs half a second of CPU.
+
+    The autoscaler's monitor has no other node to ask for, and what the log monitor reads goes to nobody where
+    ``log_to_driver`` is off. ``ray.init`` hands neither choice on, hence the class.
+    """
+    before = parameter.RayParams
+    parameter.RayParams = partial(before, include_log_monitor=False, no_monitor=True)
+    try:
+        yield
+    finally:
+        parameter.RayParams = before
 
 
 @contextmanager
