@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 import ray
-from ray._private import parameter, ray_constants
+from ray._private import node, parameter, ray_constants
 from ray._private.services import find_node_ids
 
 from device_agents import scratch
@@ -194,17 +194,23 @@ def loopback_only() -> Iterator[None]:
 
 @contextmanager
 def _few_processes() -> Iterator[None]:
-    """Start no processes that only a cluster or a reader of Ray's logs needs, for each costs half a second of CPU.
+    """Start nothing that only a cluster, a web page or a reader of Ray's logs needs: each costs half a second of CPU.
 
-    The autoscaler's monitor has no other node to ask for, and what the log monitor reads goes to nobody where
-    ``log_to_driver`` is off. ``ray.init`` hands neither choice on, hence the class.
+    The autoscaler's monitor has no other node to ask for, what the log monitor reads goes to nobody where
+    ``log_to_driver`` is off, and ``include_dashboard=False`` starts the dashboard's server all the same.
+    ``ray.init`` has no option for any of them, hence its classes.
     """
-    before = parameter.RayParams
-    parameter.RayParams = partial(before, include_log_monitor=False, no_monitor=True)
+    parameters, server = parameter.RayParams, node.Node.start_api_server
+
+    def none(self: node.Node, **_: object) -> None:
+        self._webui_url = ""  # None would be looked for in the cluster
+
+    parameter.RayParams = partial(parameters, include_log_monitor=False, no_monitor=True)
+    node.Node.start_api_server = none
     try:
         yield
     finally:
-        parameter.RayParams = before
+        parameter.RayParams, node.Node.start_api_server = parameters, server
 
 
 @contextmanager

@@ -274,6 +274,14 @@ def test_a_lease_lives_as_long_as_its_heartbeat(artifact: Artifact, farm: Farm) 
         assert patient.has(lease)
 
 
+def test_a_ray_of_our_own_starts_nothing_that_one_machine_needs_not(farm: Farm) -> None:
+    # Each takes half a second of CPU to start.
+    needless = {"dashboard.py", "log_monitor.py", "monitor.py"}
+    started = [psutil.Process(pid).cmdline() for pid in descendants(os.getpid())]
+    assert any(Path(word).name == "raylet" for words in started for word in words), started
+    assert not [words for words in started if needless & {Path(word).name for word in words}]
+
+
 def test_ray_listens_on_the_loopback_interface_only(farm: Farm) -> None:
     mine = descendants(os.getpid()) | {os.getpid()}
     inodes = {inode for pid in mine for inode in socket_inodes(pid)}
