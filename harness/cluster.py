@@ -112,6 +112,8 @@ def prepare() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a FutureWarning
     # Ray's own choice is 15, which runners inherit: all else on the machine would come before what is timed.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # Ray's own choice is one for each core, of 0.7 s of CPU each, when the first driver comes; we have two actors.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     # A worker that ends would kill the keepers of phones and adb servers, which end by themselves and tidy.
     os.environ.setdefault("RAY_kill_child_processes_on_worker_exit", "0")
 
