@@ -112,7 +112,7 @@ def prepare() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a FutureWarning
     # Ray's own choice is 15, which runners inherit: all else on the machine would come before what is timed.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    # Ray's own choice is one for each core, of 0.7 s of CPU each, when the first driver comes; we have two actors.
+    # Ray's own choice is a worker for each core, 0.7 s of CPU each, before anybody wants one; we have two actors.
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     # A worker that ends would kill the keepers of phones and adb servers, which end by themselves and tidy.
     os.environ.setdefault("RAY_kill_child_processes_on_worker_exit", "0")
@@ -196,7 +196,7 @@ def loopback_only() -> Iterator[None]:
 
 @contextmanager
 def _few_processes() -> Iterator[None]:
-    """Start nothing that only a cluster, a web page or a reader of Ray's logs needs: each costs half a second of CPU.
+    """Start nothing that only a cluster, a web page or a reader of Ray's logs needs: 0.5 s of CPU each.
 
     The autoscaler's monitor has no other node to ask for, what the log monitor reads goes to nobody where
     ``log_to_driver`` is off, and ``include_dashboard=False`` starts the dashboard's server all the same.

@@ -90,9 +90,7 @@ class SimulatedPhone:
     def _sample(self, burning: bool) -> None:
         self._number += 1
         number = self._number
-        files = {
-            name: text for name, text, mode in meters(self._profile, self.physics) if mode == READABLE
-        }
+        files = {name: text for name, text, mode in meters(self._profile, self.physics) if mode == READABLE}
         sections = {
             "supply": _supply(files),
             "current": self._ask("cmd battery get -f current_now"),
