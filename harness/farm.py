@@ -27,7 +27,7 @@ from harness import leasing
 from harness.cluster import RayConnection, ensure_ray
 from harness.device_session import GRACE_S, DeviceSession
 from harness.inventory import LOCAL_LAB, Inventory
-from harness.lab import Lab, find_node, here
+from harness.lab import Lab, Node, find_node, here
 from harness.leasing import CALL_S, Terms, holder
 from harness.spans import SHORT_S, Recorder, recording_nothing
 from kvengine.artifact import Artifact
@@ -52,6 +52,7 @@ class _Device:
     patience: Deadline | None = None  # for the lease that is wanted now
     identity: DeviceIdentity | None = None
     settings: dict[str, str] = field(default_factory=dict)
+    unheard: list[str] = field(default_factory=list)  # stored legs that its lab host still keeps
 
 
 class Farm:
@@ -67,7 +68,7 @@ class Farm:
     join, HOST:PORT; None uses this process's Ray or starts one on this machine for as long as
     the farm is open. root: folder of the agent on this machine. guest: another process opened the same
     farm and called ``invite``; it ends the lab agents. terms: of leases. on_wait: told why we wait for one.
-    recorder: told when what begins and ends.
+    recorder: told when what begins and ends; whoever opens a run later may set their own.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Farm:
         on_wait: Callable[[str], None] = lambda reason: None,
         recorder: Recorder | None = None,
     ) -> None:
-        self._recorder = recorder or recording_nothing()
+        self.recorder = recorder or recording_nothing()
         self._guest = guest
         self._terms = terms or Terms()
         self._on_wait = on_wait
@@ -125,6 +126,8 @@ class Farm:
             self._heartbeat.join(2 * GRACE_S)
         if self._warming is not None:
             self._warming.join(2 * GRACE_S)  # an agent that it starts is closed below
+        for device in self._devices.values():
+            self._acknowledge_again(device)
         connection, self._ray = self._ray, None
         if connection is None:
             return
@@ -210,19 +213,19 @@ class Farm:
         seconds = AgentBudgets().deploy_s + AgentBudgets().open_s + GRACE_S
         asked = (name, token, artifact.manifest.to_json(), recipe)
         try:
-            with self._recorder.doing(name, "open", artifact.id[:12]):
+            with self.recorder.doing(name, "open", artifact.id[:12]):
                 try:
                     opened = lab.call("open_artifact", seconds, *asked)
                 except BlobsMissing:  # as the first time, or since it was evicted there
                     # What all its devices want travels once.
-                    with self._recorder.doing(name, "deploy", artifact.id[:12]), lab.shipping:
+                    with self.recorder.doing(name, "deploy", artifact.id[:12]), lab.shipping:
                         self._ship(lab, artifact, progress)
                     opened = lab.call("open_artifact", seconds, *asked)
         except LeaseError:
             self._forget(device, token)
             raise
         session_id, info = opened
-        return DeviceSession(lab, name, token, session_id, info, self._recorder)
+        return DeviceSession(lab, name, token, session_id, info, self.recorder)
 
     def kept(self, name: str, key: Key) -> Kept | None:
         """What the device's lab host has measured under ``key`` and nobody has acknowledged."""
@@ -230,9 +233,13 @@ class Farm:
         return found
 
     def acknowledge(self, name: str, leg: str) -> None:
-        """The leg is stored: its lab host may forget it. Never raises; what is not forgotten is evicted."""
-        with contextlib.suppress(InfrastructureError):
-            self._ready(self._device(name).lab).call("acknowledge", CALL_S, leg)
+        """The leg is stored: its lab host may forget it. Never raises; a host that does not hear it is told
+        once more when the farm is closed, and evicts what it was never told."""
+        device = self._device(name)
+        try:
+            self._ready(device.lab).call("acknowledge", CALL_S, leg)
+        except InfrastructureError:
+            device.unheard.append(leg)
 
     def holding(self, names: Sequence[str]) -> tuple[str, ...]:
         """Those of the devices that we have on lease."""
@@ -370,22 +377,30 @@ class Farm:
         """The lab host ``name``, not yet started."""
         if name not in self._labs:
             assert self._ray is not None
-            entry = self._inventory.labs.get(name)
-            node = here() if name == LOCAL_LAB or entry is None else find_node(name, entry.node)
             root = self._root
             if root is None and name == LOCAL_LAB and not self._ray.joined:
                 root = LOCAL_ROOT
             joined, shared = self._ray.joined, self._ray.shared
             self._labs[name] = Lab(
-                name, node, root and root.absolute(), detached=joined, shared=shared, guest=self._guest
+                name,
+                self._node_of(name),
+                root and root.absolute(),
+                detached=joined,
+                shared=shared,
+                guest=self._guest,
             )
         return self._labs[name]
+
+    def _node_of(self, lab: str) -> Node:
+        entry = self._inventory.labs.get(lab)
+        return here() if lab == LOCAL_LAB or entry is None else find_node(lab, entry.node)
 
     def _ready(self, lab: Lab) -> Lab:
         """``lab`` with its agent running; one that died is started again, and knows our leases."""
         with self._starting:
             if not lab.running:
                 self.connection.check_alive()
+                lab.node = self._node_of(lab.name)  # a host that was cut off has joined anew, as another one
                 mine = [d for d in self._devices.values() if d.lab is lab]
                 for device in mine:
                     device.claimed = False
@@ -450,8 +465,8 @@ class Farm:
                 device.leased_at = time.time()
         for lease in leases:
             if time.time() - began_at > SHORT_S:
-                self._recorder.part(lease.device, "wait", "in line for a lease", began_at, time.time())
-            self._recorder.lease(lease.device, lease.token, self._devices[lease.device].leased_at, None)
+                self.recorder.part(lease.device, "wait", "in line for a lease", began_at, time.time())
+            self.recorder.lease(lease.device, lease.token, self._devices[lease.device].leased_at, None)
             with about(device=lease.device, lease=lease.token):
                 _log.info("leased")
         return leases
@@ -473,7 +488,7 @@ class Farm:
             if lease is None or lease.token != token:
                 return
             device.lease, device.claimed = None, False
-        self._recorder.lease(lease.device, token, device.leased_at, time.time())
+        self.recorder.lease(lease.device, token, device.leased_at, time.time())
 
     def _release(self, device: _Device) -> None:
         with self._lock:
@@ -483,7 +498,13 @@ class Farm:
         if device.lab.running:
             with contextlib.suppress(InfrastructureError):
                 device.lab.call("release", GRACE_S, lease.device, lease.token)
-        self._recorder.lease(lease.device, lease.token, device.leased_at, time.time())
+        self.recorder.lease(lease.device, lease.token, device.leased_at, time.time())
+
+    def _acknowledge_again(self, device: _Device) -> None:
+        with contextlib.suppress(InfrastructureError):
+            while device.unheard:
+                self._ready(device.lab).call("acknowledge", GRACE_S, device.unheard[-1])
+                device.unheard.pop()
 
     def _renew(self) -> None:
         """Heartbeats, whatever the test does meanwhile."""

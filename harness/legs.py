@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,9 @@ from harness.farm import Farm
 from harness.inventory import SIMULATED
 from harness.measuring import Shape
 from harness.recipes import Recipe
+from harness.recovery import Recovery
+from harness.spans import Recorder
+from harness.store.protocol import Span
 from harness.sustained import sustain
 from kvengine.artifact import Artifact
 from kvengine.codec import decode, encode
@@ -91,6 +95,25 @@ class _Ran:
     busy: float | None = None
     energy: EnergyInfo = field(default_factory=EnergyInfo)
     sustained: SustainedInfo | None = None
+
+
+def attempt_leg(
+    recovery: Recovery, recorder: Recorder, device: str, what: str, take: Callable[[], LegResult]
+) -> tuple[LegResult, Span]:
+    """The leg, which says what it took to get it, and when that was; both are to be kept together.
+
+    what: its name in the timeline, which also tells a leg that infrastructure stopped. Raises as
+    Recovery.attempt.
+    """
+    retries: list[str] = []
+    began = time.time()
+    try:
+        leg = recovery.attempt(device, take, retries)
+    except InfrastructureError:
+        recorder.span(Span(device, "leg", what, began, time.time(), "infrastructure", len(retries)))
+        raise
+    leg = dataclasses.replace(leg, retries=tuple(retries))
+    return leg, recorder.whole(Span(device, "leg", what, began, time.time(), leg.validity, len(retries)))
 
 
 def measure_leg(

@@ -11,7 +11,7 @@ import shlex
 import time
 from collections.abc import Callable
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -29,7 +29,7 @@ from harness.health import Health
 from harness.impossible import impossible
 from harness.inventory import SIMULATED, effort_of, share
 from harness.lab import leases_folder
-from harness.legs import LegPlan, Subject, measure_leg
+from harness.legs import LegPlan, Subject, attempt_leg, measure_leg
 from harness.measuring import Shape
 from harness.opened import Opened
 from harness.provenance import now, provenance
@@ -294,18 +294,12 @@ class DeviceRun(Opened):
             bandwidth=device not in self._bandwidth_of,
             key=f"{self.run_id}/{device}/{key}",
         )
-        retries: list[str] = []
-        what, began = f"{recipe.name} · {model.name} · {plan.shape.label}", time.time()
-        try:
-            leg = self.recovery.attempt(device, lambda: self._measure(device, model, recipe, plan), retries)
-        except InfrastructureError:
-            lost = Span(device, "leg", what, began, time.time(), "infrastructure", len(retries))
-            self.recorder.span(lost)
-            raise
+        what = f"{recipe.name} · {model.name} · {plan.shape.label}"
+        take = partial(self._measure, device, model, recipe, plan)
+        leg, span = attempt_leg(self.recovery, self.recorder, device, what, take)
         provenance = leg.provenance | {"effort": f"{self.effort(device):g}"}
-        leg = dataclasses.replace(leg, retries=tuple(retries), provenance=provenance, key=key)
-        span = Span(device, "leg", what, began, time.time(), leg.validity, len(retries))
-        self.store.add_leg(self.run_id, leg, self.recorder.whole(span))
+        leg = dataclasses.replace(leg, provenance=provenance, key=key)
+        self.store.add_leg(self.run_id, leg, span)
         if leg.bandwidth is not None:
             self._bandwidth_of.add(device)
         self._to_acknowledge.append((device, plan.key))

@@ -41,8 +41,7 @@ def timeline(
         spans = results.spans(run_id)
         if not spans:
             raise StoreError(
-                f"sought when run {run_id} did what, found nothing: it is a gate's, did nothing, or an older "
-                "kvfarm stored it"
+                f"sought when run {run_id} did what, found nothing: it did nothing, or is of an older kvfarm"
             )
     made = trace(found, spans)
     output.parent.mkdir(parents=True, exist_ok=True)

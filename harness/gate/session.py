@@ -30,12 +30,13 @@ from harness.gate.legs import Legs
 from harness.gate.outcome import Measured, gate_info
 from harness.gate.plan import Plan
 from harness.gate.references import Resolved
-from harness.legs import LegPlan
+from harness.legs import LegPlan, attempt_leg
 from harness.measuring import Shape
 from harness.mutants import score
 from harness.provenance import now, provenance
 from harness.recovery import Recovery, RecoveryPolicy
-from harness.store.protocol import Store
+from harness.spans import SHORT_S, Recorder
+from harness.store.protocol import Span, Store
 from harness.store.rows import DRILL, same
 from kvengine.artifact import Artifact
 from kvengine.codec import decode, encode
@@ -97,6 +98,7 @@ class GateSession:
         self._recovery = Recovery(farm.vitals, RecoveryPolicy(retries=1), self._set_aside, self._retried)
         self._plan, self._run_id, self._started_at = self._begin(plan)
         self._calibration = known_calibration(store) if plan.kind == "gate" else None
+        farm.recorder = Recorder(partial(store.add_span, self._run_id))
 
     def run(self) -> RunResults:
         """Look after look until all that gates is decided or the last look is over."""
@@ -115,6 +117,7 @@ class GateSession:
             self._watcher.on_look(info, number)
         if plan.kind == "gate":
             info = replace(info, checked=known_checks(self._store, plan))
+        self._farm.recorder.flush()
         finished = now()
         self._store.begin_run(replace(self._header(), gate=info, finished_at=finished))
         if same(info):  # A/A, or a loss found or missed: the calibration has this run from now on
@@ -283,7 +286,8 @@ class GateSession:
         void = sum(1 for _ in takewhile(lambda block: block.reasons, reversed(self._blocks[track])))
         if seconds := bench.entry.rest_s(void):
             self._watcher.on_note(f"{track.device} is disturbed: the next block starts in {seconds:.0f} s")
-            bench.entry.rest(seconds)
+            with self._farm.recorder.doing(track.device, "wait", "after a void block"):
+                bench.entry.rest(seconds)
 
     def _pause(self, seconds: float) -> None:
         if self._stopping.wait(seconds):
@@ -302,20 +306,22 @@ class GateSession:
             # What cannot save the block any more is not waited for.
             spoiled = any(leg.place and leg.place.given_up for leg in there.values())
             take = partial(self._take, bench, place, not spoiled)
-            there[position] = self._attempt(track.device, take)
-            self._keep(there[position])
+            what = f"block {index + 1} · {place.arm} · {track.workload}"
+            there[position] = self._attempt(track.device, what, take)
 
-    def _attempt(self, device: str, take: Callable[[], LegResult]) -> LegResult:
-        """The leg, which says what it took to get it."""
-        retries: list[str] = []
-        leg = self._recovery.attempt(device, take, retries)
-        return replace(leg, retries=tuple(retries))
+    def _attempt(self, device: str, what: str, take: Callable[[], LegResult]) -> LegResult:
+        """A leg, kept."""
+        leg, span = attempt_leg(self._recovery, self._farm.recorder, device, what, take)
+        self._keep(leg, span)
+        return leg
 
     def _take(self, bench: _Bench, place: Place, patient: bool) -> LegResult:
         if place.position in (CANARY_BEFORE, CANARY_AFTER):
             return bench.legs.take_canary(bench.canary, place)
         side, how = self._how(Track(bench.legs.device, place.comparison, place.workload), place)
-        return bench.legs.take(side, how, place, bench.entry.wait(patient))
+        with self._farm.recorder.doing(bench.legs.device, "wait", "until it is fit", SHORT_S):
+            waited = bench.entry.wait(patient)
+        return bench.legs.take(side, how, place, waited)
 
     def _how(self, track: Track, place: Place) -> tuple[Resolved, LegPlan]:
         """Which side the leg at ``place`` is of, and how it is taken."""
@@ -377,7 +383,8 @@ class GateSession:
             raise _Stopped
         side, how = self._how(track, place)
         self._watcher.on_step(f"weighing {track.device}", place.block, pairs)
-        self._keep(self._attempt(track.device, partial(bench.legs.weigh, side, how, place)))
+        what = f"weighing {place.block + 1} · {place.arm} · {track.workload}"
+        self._attempt(track.device, what, partial(bench.legs.weigh, side, how, place))
 
     def _baseline_rss(self, track: Track) -> int:
         """What the baseline weighs on this device, by its first weighing; 0 where there is none."""
@@ -389,8 +396,8 @@ class GateSession:
         where = place.comparison, place.workload, str(place.block), str(place.position)
         return "/".join((self._run_id, device, *where))
 
-    def _keep(self, leg: LegResult) -> None:
-        self._store.add_leg(self._run_id, leg)
+    def _keep(self, leg: LegResult, span: Span) -> None:
+        self._store.add_leg(self._run_id, leg, span)
         if leg.place is not None:
             self._farm.acknowledge(leg.device, self._leg_key(leg.device, leg.place))
         with self._lock:
@@ -416,6 +423,7 @@ class GateSession:
 
     def _set_aside(self, device: str, evidence: str) -> None:
         self._store.add_infrastructure(self._run_id, f"{device} was quarantined: {evidence}")
+        self._farm.recorder.quarantine(device, evidence)
         sentence = evidence.partition("\n")[0]
         if device in self._devices:
             self._devices[device] = replace(self._devices[device], quarantined=sentence)
@@ -423,6 +431,7 @@ class GateSession:
         self._give_up([t for t in self._plan.tracks if t.device == device], f"quarantined: {sentence}")
 
     def _retried(self, device: str, reason: str) -> None:
+        self._farm.recorder.instant(device, "retry", reason)
         self._watcher.on_note(f"{device}: again, after {reason}")
 
     # -- bookkeeping ---------------------------------------------------------------------------

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from device_agents.config import DeviceConfig
 from device_agents.deadline import Deadline
 from device_agents.errors import InfrastructureError, LeaseError, LeaseNotGranted
 from device_agents.lab_agent import LabAgent
@@ -16,7 +18,7 @@ from harness.cluster import RayConnection
 from harness.errors import HarnessError
 from harness.farm import Farm, _Device
 from harness.inventory import LOCAL_LAB, DeviceEntry, Inventory, LabEntry
-from harness.lab import Lab
+from harness.lab import Lab, Node
 from harness.leasing import Terms, duration, lease
 
 HELD = Standing((), ("bob@lab",), ("a is leased to 'ann@lab'",))
@@ -145,7 +147,9 @@ def test_of_several_hosts_what_is_free_is_taken_first(
 class AgentLab:
     """A lab host without Ray."""
 
-    name, running = LOCAL_LAB, True
+    node: Node | None = None
+    name = LOCAL_LAB
+    running = True
 
     def __init__(self, agent: LabAgent) -> None:
         self._agent = agent
@@ -171,4 +175,71 @@ def test_who_holds_one_of_its_devices_asks_for_the_others_alone(tmp_path: Path) 
         with pytest.raises(LeaseNotGranted):
             farm.hold(1, ["a"], wait_s=0.0)
     finally:
+        agent.shutdown()
+
+
+class DeafLab(AgentLab):
+    """Its agent dies instead of hearing of the first acknowledgements. heard: those that it did hear of."""
+
+    def __init__(self, agent: LabAgent, deaf: int) -> None:
+        super().__init__(agent)
+        self._deaf, self.heard = deaf, list[str]()
+
+    def call(self, method: str, seconds: float, *arguments: Any) -> Any:
+        if method != "acknowledge":
+            return super().call(method, seconds, *arguments)
+        self._deaf -= 1
+        if self._deaf >= 0:
+            self.running = False
+            raise InfrastructureError("it was killed")
+        self.heard += arguments
+        return None
+
+    def start(self, configs: list[DeviceConfig]) -> None:
+        self.running = True
+
+    def close(self) -> None:
+        self.running = False
+
+
+@pytest.mark.parametrize(("deaf", "heard"), [(0, ["x", "y"]), (2, ["y", "x"]), (1, ["y", "x"]), (9, [])])
+def test_a_host_that_did_not_hear_that_a_leg_is_stored_is_told_again_when_the_farm_closes(
+    tmp_path: Path, deaf: int, heard: list[str]
+) -> None:
+    entry = DeviceEntry("simulated")
+    agent = LabAgent(tmp_path, [entry.config("a")], reap_every_s=None)
+    farm = Farm(Inventory({"a": entry}), ("a",), terms=Terms(wait_s=0))
+    lab = DeafLab(agent, deaf)
+    farm._ray = cast("RayConnection", SimpleNamespace(close=lambda: None, check_alive=lambda: None))
+    farm._devices, farm._labs = (
+        {"a": _Device(entry.config("a"), cast("Lab", lab))},
+        {LOCAL_LAB: cast("Lab", lab)},
+    )
+    try:
+        farm.acknowledge("a", "x")
+        farm.acknowledge("a", "y")
+        farm.close()
+        assert lab.heard == heard
+    finally:
+        agent.shutdown()
+
+
+def test_a_host_that_joined_anew_after_its_network_was_cut_is_found_where_it_is_now(tmp_path: Path) -> None:
+    class Moved(Farm):
+        def _node_of(self, lab: str) -> Node:
+            return Node("new", "10.0.0.2")
+
+    entry = DeviceEntry("simulated")
+    agent = LabAgent(tmp_path, [entry.config("a")], reap_every_s=None)
+    farm, lab = Moved(Inventory({"a": entry}), ("a",), terms=Terms(wait_s=0)), DeafLab(agent, 0)
+    farm._ray = cast("RayConnection", SimpleNamespace(close=lambda: None, check_alive=lambda: None))
+    farm._devices = {"a": _Device(entry.config("a"), cast("Lab", lab))}
+    try:
+        farm.lease("a")
+        assert lab.node is None, "as long as its agent answers it is where it was"
+        lab.running = False
+        farm.vitals("a")
+        assert lab.node == Node("new", "10.0.0.2")
+    finally:
+        farm.close()
         agent.shutdown()

@@ -14,6 +14,7 @@ from device_agents.errors import InfrastructureError
 from device_agents.recording.record import Record
 from device_agents.results import Kept, Key
 from harness.gate.canary import PRESET
+from harness.spans import Recorder, recording_nothing
 from kvengine.artifact import Artifact
 from kvengine.bandwidth import Bandwidth
 from kvengine.program import Measurement, Sample, Workload
@@ -55,6 +56,7 @@ class FakeFarm:
     tokens: dict[str, int] = field(default_factory=dict)  # by artifact; equal unless said
     seed: int = 7
     results: dict[Key, Kept] = field(default_factory=dict)
+    recorder: Recorder = field(default_factory=recording_nothing)
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(self.seed)
