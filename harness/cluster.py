@@ -112,7 +112,7 @@ def prepare() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a FutureWarning
     # Ray's own choice is 15, which runners inherit: all else on the machine would come before what is timed.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    # Ray's own choice is a worker for each core, 0.7 s of CPU each, before anybody wants one; we have two actors.
+    # Ray's own choice is a worker for each core before anybody wants one, 0.7 s of CPU each; we have two.
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     # A worker that ends would kill the keepers of phones and adb servers, which end by themselves and tidy.
     os.environ.setdefault("RAY_kill_child_processes_on_worker_exit", "0")
@@ -204,11 +204,8 @@ def _few_processes() -> Iterator[None]:
     """
     parameters, server = parameter.RayParams, node.Node.start_api_server
 
-    def none(self: node.Node, **_: object) -> None:
-        self._webui_url = ""  # None would be looked for in the cluster
-
     parameter.RayParams = partial(parameters, include_log_monitor=False, no_monitor=True)
-    node.Node.start_api_server = none
+    node.Node.start_api_server = lambda self, **_: None
     try:
         yield
     finally:
