@@ -80,6 +80,12 @@ def test_what_arrives_is_acknowledged_at_once() -> None:
             assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK) == 1, f"after {answers} answers"
 
 
+def test_what_is_sent_goes_at_once(adb: FakeAdb) -> None:
+    """Else our own small packets wait for the peer's acknowledgement."""
+    with AdbServer(adb.port, start=False).open("a look", Deadline(10)) as connection:
+        assert connection.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+
+
 def test_much_goes_in_and_out(phone: AdbTransport) -> None:
     pieces = [bytes([i]) * 60_000 for i in range(100)]
     assert phone.shell("cat", Deadline(20), pieces).stdout == b"".join(pieces)
