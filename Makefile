@@ -15,7 +15,7 @@ help:
 	@echo "make test   the project's own tests"
 	@echo "make lint   ruff and strict mypy"
 	@echo "make soak   every fault 20 times (15 minutes), then the same properties with many more programs"
-	@echo "make chaos  kills and full disks at random, 300 rounds (15 minutes): every result once, no device stuck"
+	@echo "make chaos  kills, full disks and cut networks at random, 300 rounds (15 minutes): every result once, no device stuck"
 	@echo "make mutants  the correctness suite against every known cache bug, and 10,000 programs without"
 	@echo "make bench  speed against onnxruntime-genai"
 	@echo "make scale  what 1,000 simulated devices cost, and how much sooner four phones are done than one"

@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -41,7 +42,9 @@ from harness.recipes import parse_recipe
 from harness.scheduling import InOrder, Job, LongestFirst, MixedFirst, Scheduler
 from harness.scheduling.bounds import perfect_s
 from harness.scheduling.dispatch import Dispatcher, Done
+from harness.spans import Recorder, recording_nothing
 from harness.store import open_store
+from harness.store.protocol import Span
 from harness.synth import synth
 from kvengine.artifact import Artifact
 from kvengine.program import Measurement, Workload
@@ -257,23 +260,25 @@ def _run(
     beyond: list[float] = []
     retried = 0
 
-    def work(device: str, job: Job) -> LegResult:
-        began = time.monotonic()
+    def work(device: str, job: Job) -> tuple[LegResult, Span]:
+        at, began = time.time(), time.monotonic()
         with farm.open(device, plan.artifact, recipe.session) as session:
             measured = session.run_workload(plan.workload(job))
             notes = session.info.notes
         device_s = measured.ended_s * plan.time_scale
         busy.append(device_s)
         beyond.append(1e3 * (time.monotonic() - began - device_s))
-        return _row(plan, device, job, measured, notes)
+        span = Span(device, "leg", job.id, at, time.time(), "INVALID")
+        return _row(plan, device, job, measured, notes), farm.recorder.whole(span)
 
     with open_store(folder / "results.db") as store:
         store.begin_run(_header(run_id, settings))
+        farm.recorder = Recorder(partial(store.add_span, run_id))
 
-        def keep(done: Done[LegResult]) -> None:
+        def keep(done: Done[tuple[LegResult, Span]]) -> None:
             nonlocal retried
             retried += bool(done.retries)
-            store.add_leg(run_id, done.result)
+            store.add_leg(run_id, *done.result)
 
         watch = _Watch(len(plan.jobs))
         scheduler = plan.scheduler()
@@ -285,6 +290,7 @@ def _run(
         cpu, machine = time.process_time() - cpu, busy_seconds() - machine
         agents = _agents_cpu() - agents
         store.finish_run(run_id, now())
+        farm.recorder = recording_nothing()  # the store goes before the farm
         stored = len(store.results(run_id).legs)
     cuts = statistics.quantiles(beyond, n=100)
     return Point(

@@ -13,7 +13,7 @@ from pathlib import Path
 from device_agents.config import DeviceConfig
 from harness.farm import Farm
 from harness.inventory import SIMULATED, DeviceEntry, Inventory, LabEntry
-from harness.lab import Lab, LabActor, here
+from harness.lab import Lab, LabActor, Node, here
 
 MOST_OF_A_HOST = 40  # devices; STF's users give up at some 20 phones a PC (openstf #299), hubs allow more
 
@@ -46,8 +46,13 @@ class SimulatedFarm(Farm):
 
     def _lab_of(self, name: str) -> Lab:
         if name not in self._labs:
-            self._labs[name] = HostLab(name, here(), self._folder / name, detached=False, shared=False)
+            self._labs[name] = HostLab(
+                name, self._node_of(name), self._folder / name, detached=False, shared=False
+            )
         return self._labs[name]
+
+    def _node_of(self, lab: str) -> Node:
+        return here()
 
     def __enter__(self) -> SimulatedFarm:
         super().__enter__()

@@ -13,11 +13,12 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 import ray
-from ray._private import ray_constants
+from ray._private import node, parameter, ray_constants
 from ray._private.services import find_node_ids
 
 from device_agents import scratch
@@ -111,6 +112,8 @@ def prepare() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a FutureWarning
     # Ray's own choice is 15, which runners inherit: all else on the machine would come before what is timed.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # Ray's own choice is a worker for each core before anybody wants one, 0.7 s of CPU each; we have two.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     # A worker that ends would kill the keepers of phones and adb servers, which end by themselves and tidy.
     os.environ.setdefault("RAY_kill_child_processes_on_worker_exit", "0")
 
@@ -137,7 +140,7 @@ def _start() -> RayConnection:
     folder = new_folder()
     connection = RayConnection(joined=False, ours=True, folder=folder)
     try:
-        with quietly(), _sigterm_kept(), loopback_only():
+        with quietly(), _sigterm_kept(), loopback_only(), _few_processes():
             ray.init(
                 address="local",  # never one that happens to run here
                 include_dashboard=False,
@@ -189,6 +192,24 @@ def loopback_only() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _few_processes() -> Iterator[None]:
+    """Start nothing that only a cluster, a web page or a reader of Ray's logs needs: 0.5 s of CPU each.
+
+    The autoscaler's monitor has no other node to ask for, what the log monitor reads goes to nobody where
+    ``log_to_driver`` is off, and ``include_dashboard=False`` starts the dashboard's server all the same.
+    ``ray.init`` has no option for any of them, hence its classes.
+    """
+    parameters, server = parameter.RayParams, node.Node.start_api_server
+
+    parameter.RayParams = partial(parameters, include_log_monitor=False, no_monitor=True)
+    node.Node.start_api_server = lambda self, **_: None
+    try:
+        yield
+    finally:
+        parameter.RayParams, node.Node.start_api_server = parameters, server
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from harness import leasing
 from harness.cluster import RayConnection, ensure_ray
 from harness.device_session import GRACE_S, DeviceSession
 from harness.inventory import LOCAL_LAB, Inventory
-from harness.lab import Lab, find_node, here
+from harness.lab import Lab, Node, find_node, here
 from harness.leasing import CALL_S, Terms, holder
 from harness.spans import SHORT_S, Recorder, recording_nothing
 from kvengine.artifact import Artifact
@@ -377,22 +377,30 @@ class Farm:
         """The lab host ``name``, not yet started."""
         if name not in self._labs:
             assert self._ray is not None
-            entry = self._inventory.labs.get(name)
-            node = here() if name == LOCAL_LAB or entry is None else find_node(name, entry.node)
             root = self._root
             if root is None and name == LOCAL_LAB and not self._ray.joined:
                 root = LOCAL_ROOT
             joined, shared = self._ray.joined, self._ray.shared
             self._labs[name] = Lab(
-                name, node, root and root.absolute(), detached=joined, shared=shared, guest=self._guest
+                name,
+                self._node_of(name),
+                root and root.absolute(),
+                detached=joined,
+                shared=shared,
+                guest=self._guest,
             )
         return self._labs[name]
+
+    def _node_of(self, lab: str) -> Node:
+        entry = self._inventory.labs.get(lab)
+        return here() if lab == LOCAL_LAB or entry is None else find_node(lab, entry.node)
 
     def _ready(self, lab: Lab) -> Lab:
         """``lab`` with its agent running; one that died is started again, and knows our leases."""
         with self._starting:
             if not lab.running:
                 self.connection.check_alive()
+                lab.node = self._node_of(lab.name)  # a host that was cut off has joined anew, as another one
                 mine = [d for d in self._devices.values() if d.lab is lab]
                 for device in mine:
                     device.claimed = False

@@ -163,6 +163,7 @@ def find_node(lab: str, wanted: str) -> Node:
 class Lab:
     """The lab agent of one lab host.
 
+    node: where it is started; another one once the host has joined anew.
     root: the agent's folder there; None is its own choice. detached: in a joined cluster the agent
     must outlive who asked for it first. shared: it may have other users, so it ends with the last one.
     guest: for a worker of a run, whose controller, the host, ends it, whoever started it.
@@ -181,7 +182,7 @@ class Lab:
         guest: bool = False,
     ) -> None:
         self.name = name
-        self._node = node
+        self.node = node
         self._root = root
         self._detached = detached
         self._shared = shared
@@ -212,7 +213,7 @@ class Lab:
                 num_cpus=0,  # it waits for devices; Ray's CPUs mean nothing here
                 max_concurrency=max(_OWNED_CALLS if own else 0, 4 + 4 * len(configs)),
                 max_restarts=0,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(self._node.id, soft=False),
+                scheduling_strategy=NodeAffinitySchedulingStrategy(self.node.id, soft=False),
             )
             .remote()
         )
@@ -222,7 +223,7 @@ class Lab:
             version = self._answer(actor, promise, "start", START_S)
             if version != kvengine.__version__:
                 raise InfrastructureError(
-                    f"lab host {self.name} ({self._node.address}) has kvfarm {version}, here is "
+                    f"lab host {self.name} ({self.node.address}) has kvfarm {version}, here is "
                     f"{kvengine.__version__}; install the same on both"
                 )
         except BaseException:
@@ -269,7 +270,7 @@ class Lab:
 
     @property
     def _actor_name(self) -> str:
-        return f"{AGENT_NAME}{self._node.id}"
+        return f"{AGENT_NAME}{self.node.id}"
 
     def _found(self) -> Any:
         try:
@@ -284,7 +285,7 @@ class Lab:
 
     def _answer(self, actor: Any, promise: Any, what: str, seconds: float) -> Any:
         try:
-            who = f"the agent of lab host {self.name} ({self._node.address})"
+            who = f"the agent of lab host {self.name} ({self.node.address})"
             return answer_of(promise, f"{what}: {who}", seconds)
         except AgentGone as error:
             self._forget(actor)

@@ -61,6 +61,10 @@ class User:
         with open_store(path) as store:
             return store.results(store.latest()) if store.runs() else None
 
+    def finished(self) -> bool:
+        found = self.results()
+        return found is not None and found.finished_at is not None
+
     def rows(self) -> int:
         found = self.results()
         return len(found.checks) + len(found.legs) if found else 0

@@ -58,6 +58,11 @@ def properties(profile: Profile, abi: Abi, name: str) -> dict[str, str]:
 def sysfs(profile: Profile, physics: Physics, fixed_performance: bool) -> Iterator[tuple[str, str, int]]:
     """Path below /sys, content and mode of every file there."""
     yield from _cpus(profile, fixed_performance, physics.clock_share)
+    yield from meters(profile, physics)
+
+
+def meters(profile: Profile, physics: Physics) -> Iterator[tuple[str, str, int]]:
+    """The part of ``sysfs`` that tells of battery, temperatures and power rails."""
     battery = profile.battery
     mode = READABLE if battery.sysfs == "readable" else DENIED
     supply = "class/power_supply/battery"

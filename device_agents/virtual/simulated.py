@@ -16,7 +16,7 @@ from device_agents.energy.series import Unsupported
 from device_agents.recording.record import MARK, Record, parse_log
 from device_agents.virtual.physics import Physics
 from device_agents.virtual.profile import Profile
-from device_agents.virtual.properties import READABLE, sysfs
+from device_agents.virtual.properties import READABLE, meters
 from device_agents.virtual.services import AndroidServices
 
 _STEP_S = 0.1
@@ -90,11 +90,12 @@ class SimulatedPhone:
     def _sample(self, burning: bool) -> None:
         self._number += 1
         number = self._number
+        files = {name: text for name, text, mode in meters(self._profile, self.physics) if mode == READABLE}
         sections = {
-            "supply": self._supply(),
+            "supply": _supply(files),
             "current": self._ask("cmd battery get -f current_now"),
             "battery": self._ask("dumpsys battery"),
-            "rails": self._files.get("bus/iio/devices/iio:device0/energy_value", ""),
+            "rails": files.get("bus/iio/devices/iio:device0/energy_value", ""),
         }
         if number % 5 == 1:
             sections["thermal"] = self._ask("dumpsys thermalservice")
@@ -104,21 +105,15 @@ class SimulatedPhone:
         body = "".join(f"{MARK} {name}\n{text}\n" for name, text in sections.items())
         self._log.append(f"{head}{body}{MARK} end {number}\n")
 
-    @property
-    def _files(self) -> dict[str, str]:
-        fixed = self._services.fixed_performance
-        return {
-            name: text for name, text, mode in sysfs(self._profile, self.physics, fixed) if mode == READABLE
-        }
-
-    def _supply(self) -> str:
-        files, folder = self._files, "class/power_supply/battery"
-        names = ("current_now", "voltage_now", "charge_counter")
-        return "".join(f"{n} {files[f'{folder}/{n}']}" for n in names if f"{folder}/{n}" in files)
-
     def _ask(self, command: str) -> str:
         answer = self._services.call(command.split())
         return "" if answer.error else answer.text
+
+
+def _supply(files: dict[str, str]) -> str:
+    folder = "class/power_supply/battery"
+    names = ("current_now", "voltage_now", "charge_counter")
+    return "".join(f"{n} {files[f'{folder}/{n}']}" for n in names if f"{folder}/{n}" in files)
 
 
 def run_trial(profile: Profile, seed: int) -> Trial:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,6 +50,7 @@ from reports.results import CheckResult, DeviceInfo, LegResult, RunResults, Vita
 DEFAULT_STORE = Path(".kvfarm") / "results.db"
 T = TypeVar("T")
 _INSERTS: dict[str, Callable[..., Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+_MEASURED = insert(Measured.__table__)  # type: ignore[arg-type]
 
 
 def open_store(where: str | Path | None = None) -> SqlStore:
@@ -117,10 +119,10 @@ class SqlStore:
 
         def keep(connection: Connection) -> None:
             row = {"run_id": run_id, "digest": digest(leg.key or payload), "payload": payload}
-            fresh = self._insert(Leg).values(row).on_conflict_do_nothing().returning(Leg.seq)
-            seq = connection.scalar(fresh)  # None: it is there already, and so is what it measured
+            # None: it is there already, and so is what it measured.
+            seq = connection.scalar(_new_leg(self._engine.dialect.name), row)
             if seq is not None and (columns := measured(leg)) is not None:
-                connection.execute(insert(Measured).values(seq=seq, run_id=run_id, **columns))
+                connection.execute(_MEASURED, {"seq": seq, "run_id": run_id, **columns})
             self._keep_span(connection, run_id, span)
 
         self._do(f"keep a leg of {leg.recipe} on {leg.device} of run {run_id}", keep)
@@ -351,15 +353,24 @@ class SqlStore:
         self, connection: Connection, table: type[Base], key: dict[str, Any], row: dict[str, Any]
     ) -> None:
         """One row for ``key``, whoever delivers it how often; its place in the order is the first one's."""
-        statement = self._insert(table).values(**key, **row)
-        if row:
-            connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=row))
-        else:
-            connection.execute(statement.on_conflict_do_nothing())
+        statement = _upserting(self._engine.dialect.name, table, tuple(key), tuple(row))
+        connection.execute(statement, key | row)
 
-    def _insert(self, table: type[Base]) -> Any:
-        """An INSERT that knows ON CONFLICT, which each dialect has to itself."""
-        return _INSERTS[self._engine.dialect.name](table)
+
+@cache
+def _upserting(dialect: str, table: type[Base], key: tuple[str, ...], row: tuple[str, ...]) -> Any:
+    """Made once: SQLAlchemy takes longer over a statement than a database over its row."""
+    statement = _INSERTS[dialect](table.__table__)
+    if not row:
+        return statement.on_conflict_do_nothing()
+    return statement.on_conflict_do_update(
+        index_elements=list(key), set_={name: statement.excluded[name] for name in row}
+    )
+
+
+@cache
+def _new_leg(dialect: str) -> Any:
+    return _INSERTS[dialect](Leg.__table__).on_conflict_do_nothing().returning(Leg.__table__.c.seq)
 
 
 def _keep_gate(connection: Connection, run_id: str, gate: GateInfo | None) -> None:

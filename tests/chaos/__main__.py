@@ -9,15 +9,15 @@ from pathlib import Path
 
 import kvengine
 from device_agents.deadline import Deadline
-from tests.chaos.chaos import add_phones, add_real, run_cheap
+from tests.chaos.chaos import add_cuts, add_phones, add_real, run_cheap
 
 
 def main() -> int:
     assert kvengine.__version__  # sets up onnxruntime before anything imports it
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=270, help="of cheap devices (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=285, help="of cheap devices (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=None, help="of all random choices (default: a new one)")
-    parser.add_argument("--within", type=float, default=840.0, help="seconds (default: %(default)s)")
+    parser.add_argument("--within", type=float, default=870.0, help="seconds (default: %(default)s)")
     parser.add_argument("--cheap", action="store_true", help="no Ray and no virtual phones")
     parser.add_argument("--only", default="", help="faults with one of these in their name: PART,PART")
     parser.add_argument("--json", type=Path, default=Path("out") / "chaos.json", help="default: %(default)s")
@@ -30,8 +30,8 @@ def main() -> int:
 
     deadline = Deadline(options.within)
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    # Those with Ray and phones take some five minutes.
-    cheap_s = options.within * (1.0 if options.cheap else 0.6)
+    # Those with Ray, phones and cut networks take some six minutes.
+    cheap_s = options.within * (1.0 if options.cheap else 0.55)
     report = run_cheap(options.rounds, seed, say, options.only, cheap_s)
     if not options.cheap:
         options.json.write_text(report.to_json())
@@ -39,6 +39,7 @@ def main() -> int:
         add_real(report, say, deadline, options.only)
         if not options.only:
             add_phones(report, say, deadline)
+        add_cuts(report, say, deadline, options.only)
     options.json.write_text(report.to_json())
     say(f"{report.table()}\nalso in {options.json}")
     for line in report.wrong:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -11,10 +12,13 @@ import statistics
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -29,10 +33,11 @@ from harness.recipes import parse_recipe
 from harness.synth import synth
 from kvengine.export import export
 from reports.results import RunResults
-from tests import postgres
+from tests import cluster_lab, postgres
 from tests.chaos import client, lab
+from tests.chaos.cuts import CUTS, Cut, CutLab, cut_lab
 from tests.chaos.faults import Fault, Round, faults
-from tests.chaos.real import REAL_FAULTS, RealRun, strike_for_real
+from tests.chaos.real import REAL_FAULTS, CameReal, RealRun, strike_for_real
 from tests.chaos.world import Jobs, World
 from tests.soak.phones import mark_processes
 from tests.soak.soak import run_soak
@@ -40,6 +45,8 @@ from tests.soak.table import table
 
 Say = Callable[[str], None]
 PHONES_S = 90.0
+CUTS_S = 240.0  # a lab of namespaces alone takes most of a minute
+LANES = 2
 
 
 @dataclass(frozen=True)
@@ -159,21 +166,24 @@ class Chaos:
         which: tuple[Fault, ...],
         server: Postgres | None,
         say: Say,
-        within_s: float = float("inf"),
+        within_s: float,
+        lane: int,
     ) -> None:
-        """Rounds on cheap devices. within_s: none is begun later; the report then says how many were not."""
+        """This lane's share of the rounds on cheap devices. within_s: none is begun later; the report then
+        says how many were not."""
         began = time.monotonic()
         draw = random.Random(self._seed)
         turns = _spread(rounds, which)
         draw.shuffle(turns)
-        for number, fault in enumerate(turns, 1):
+        mine = list(enumerate(turns, 1))[lane::LANES]
+        for done, (number, fault) in enumerate(mine, 1):
             if time.monotonic() - began > within_s:
-                late = len(turns) - number + 1
+                late = len(mine) - done + 1
                 self.report.left_out.append(f"{late} rounds were not begun in {within_s:.0f} s")
                 break
             came = self._round(number, fault, random.Random(f"{self._seed} {number}"), server)
             self.report.rounds.append(came)
-            left = (time.monotonic() - began) / number * (len(turns) - number)
+            left = (time.monotonic() - began) / done * (len(mine) - done)
             say(
                 f"[{number:>3}/{len(turns)}] {came.outcome:<9}{came.took_s:5.1f} s  {fault.name:<40} "
                 f"about {int(left // 60)}:{int(left % 60):02d} left"
@@ -252,16 +262,41 @@ def chosen(name: str, only: str) -> bool:
 
 
 def run_cheap(rounds: int, seed: int, say: Say, only: str = "", within_s: float = float("inf")) -> Report:
-    """Rounds on devices that follow a script; from a process that has no threads yet."""
+    """Rounds on devices that follow a script; from a process that has no threads yet.
+
+    Some processes do them side by side, for most of a round is waiting.
+    """
+    fork, began, report = multiprocessing.get_context("fork"), time.monotonic(), Report(seed)
     which = tuple(fault for fault in faults() if chosen(fault.name, only))
+    lanes = list[tuple[Any, Any]]()
+    for lane in range(LANES if which else 0):
+        answer, tell = fork.Pipe(duplex=False)
+        work = partial(_cheap_lane, tell, rounds, seed, say, which, within_s, lane)
+        lanes.append((fork.Process(target=work), answer))
+        lanes[-1][0].start()
+        tell.close()
+    for process, answer in lanes:
+        found: Report = answer.recv()  # EOFError: it has died, and said why
+        process.join()
+        report.rounds += found.rounds
+        report.left += found.left
+        report.left_out += [line for line in found.left_out if line not in report.left_out]
+    report.rounds.sort(key=lambda each: each.number)
+    report.seconds = time.monotonic() - began
+    return report
+
+
+def _cheap_lane(
+    tell: Connection, rounds: int, seed: int, say: Say, which: tuple[Fault, ...], within_s: float, lane: int
+) -> None:
     left_out = list[str]()
     with contextlib.ExitStack() as stack:
         # Before what belongs to the rounds, which is to be gone with them.
         found = stack.enter_context(server(left_out)) if any(f.postgres for f in which) else None
         made = stack.enter_context(chaos(seed))
         made.report.left_out += left_out
-        made.run(rounds, tuple(f for f in which if found or not f.postgres), found, say, within_s)
-        return made.report
+        made.run(rounds, tuple(f for f in which if found or not f.postgres), found, say, within_s, lane)
+    tell.send(made.report)
 
 
 def add_real(report: Report, say: Say, deadline: Deadline, only: str = "") -> None:
@@ -278,12 +313,37 @@ def add_real(report: Report, say: Say, deadline: Deadline, only: str = "") -> No
             run = RealRun(Path(folder) / str(number), checkpoint, f"{mark}-{number}")
             try:
                 came = strike_for_real(run, fault, draw)
-                outcome, seconds, wrong = came.outcome, came.seconds, came.wrong
             except Exception as error:
-                outcome, seconds, wrong = "failed", None, (f"{type(error).__name__}: {error}",)
-            report.rounds.append(Came(fault.name, number, outcome, seconds, time.monotonic() - at, wrong))
-            say(f"{outcome:<9}{time.monotonic() - at:5.1f} s  {fault.name}")
+                came = CameReal("failed", None, (f"{type(error).__name__}: {error}",))
+            took_s = time.monotonic() - at
+            report.rounds.append(Came(fault.name, number, came.outcome, came.seconds, took_s, came.wrong))
+            say(f"{came.outcome:<9}{took_s:5.1f} s  {fault.name}")
     report.seconds += time.monotonic() - began
+
+
+def add_cuts(report: Report, say: Say, deadline: Deadline, only: str = "") -> None:
+    """Rounds with the network between hosts cut, one of each; all of them or none."""
+    began, cuts = time.monotonic(), [cut for cut in CUTS if chosen(cut.name, only)]
+    late = f"less than {CUTS_S:.0f} s were left" if deadline.remaining < CUTS_S else ""
+    if why := late or cluster_lab.missing():
+        report.left_out += [f"left out: {cut.name} ({why})" for cut in cuts]
+    elif cuts:
+        with tempfile.TemporaryDirectory(prefix="kvchaos-") as folder, cut_lab(Path(folder)) as lab:
+            _cut_each(lab, cuts, report, say)
+    report.seconds += time.monotonic() - began
+
+
+def _cut_each(lab: CutLab, cuts: Sequence[Cut], report: Report, say: Say) -> None:
+    draw = random.Random(f"{report.seed} cut")
+    for number, cut in enumerate(cuts, 1):
+        began = time.monotonic()
+        try:
+            came = lab.strike(cut, draw)
+        except Exception as error:
+            came = CameReal("failed", None, (f"{type(error).__name__}: {error}",))
+        took_s = time.monotonic() - began
+        report.rounds.append(Came(cut.name, number, came.outcome, came.seconds, took_s, came.wrong))
+        say(f"{came.outcome:<9}{took_s:5.1f} s  {cut.name}")
 
 
 def add_phones(report: Report, say: Say, deadline: Deadline) -> None:

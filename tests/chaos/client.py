@@ -25,6 +25,7 @@ from harness import farm, opened, run
 from harness.lab import Node
 from harness.recovery import Recovery, RecoveryPolicy
 from harness.store import engine, spool, sql
+from harness.store.protocol import Span
 from tests.chaos.lab import ChaosLab
 from tests.harness.fake_farm import FakeReference
 
@@ -127,14 +128,14 @@ def _note_results(plan: Plan) -> None:
     results = [0]
 
     def around(keep: Callable[..., None]) -> Callable[..., None]:
-        def kept(self: Any, run_id: str, result: Any) -> None:
+        def kept(self: Any, run_id: str, result: Any, span: Span | None = None) -> None:
             results[0] += 1
             now = results[0] >= plan.after
             if now and plan.jump_s:
                 _jump(plan.jump_s)
             if now and plan.die == "before the store":
                 os.kill(os.getpid(), signal.SIGKILL)
-            keep(self, run_id, result)
+            keep(self, run_id, result, span)
             with Path(GOOD).open("a") as file:
                 file.write(json.dumps({"at": time.monotonic(), "key": getattr(result, "key", "")}) + "\n")
             if now and plan.die == "after the store":

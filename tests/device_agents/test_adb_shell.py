@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from device_agents.adb import sync
-from device_agents.adb.connection import AdbServer
-from device_agents.adb.shell_v2 import STDOUT, ShellStream, packet
+from device_agents.adb.connection import AdbServer, AdbSocket
+from device_agents.adb.shell_v2 import STDIN, STDOUT, ShellChannel, ShellStream, packet
 from device_agents.adb.transport import AdbTransport
 from device_agents.api import ByteStream, Transport
 from device_agents.deadline import Deadline
@@ -60,6 +61,29 @@ def test_arguments_arrive_as_they_are(phone: AdbTransport) -> None:
     awkward = ["a b", "$HOME", "it's", 'quo"te', "new\nline", ";", ""]
     result = phone.run(["printf", "<%s>", *awkward], Deadline(10))
     assert result.stdout.decode() == "".join(f"<{word}>" for word in awkward)
+
+
+def test_what_arrives_is_acknowledged_at_once() -> None:
+    """Else a peer with Nagle's algorithm, as the adb server is, keeps each small answer back for 40 ms."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as ours,
+        server.accept()[0] as theirs,
+    ):
+        channel = ShellChannel(AdbSocket(ours, "a peer of this test"))
+        for answers in range(1, 21):
+            # Question and answer in turn: what makes Linux wait with its acknowledgements.
+            channel.step(memoryview(packet(STDIN, b"?")), 10)
+            theirs.recv(100)
+            theirs.sendall(packet(STDOUT, b"!"))
+            wait_for(lambda: channel.step(None, 0.1) == 0 and bytes(channel.stdout) == b"!" * answers)  # noqa: B023
+            assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK) == 1, f"after {answers} answers"
+
+
+def test_what_is_sent_goes_at_once(adb: FakeAdb) -> None:
+    """Else our own small packets wait for the peer's acknowledgement."""
+    with AdbServer(adb.port, start=False).open("a look", Deadline(10)) as connection:
+        assert connection.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
 def test_much_goes_in_and_out(phone: AdbTransport) -> None:

@@ -26,7 +26,6 @@ from device_agents.bundle import Bundle, build
 from device_agents.config import DeviceConfig, DeviceSettings
 from device_agents.deadline import Deadline
 from device_agents.errors import DeadlineExceeded, DeviceUnreachable, InfrastructureError, RunnerDied
-from device_agents.host import HostDevice
 from device_agents.lab_agent import LabAgent
 from device_agents.virtual import VirtualPhone, VirtualPhoneUnavailable, load_profile
 from device_agents.virtual.adb import PrivateAdbServer
@@ -36,7 +35,6 @@ from harness.synth import synth
 from kvengine.engine import LocalEngine
 from kvengine.program import Decode, Generate, Prefill, Program
 from kvengine.recipe import SessionRecipe
-from kvengine.session import EngineSession
 from tests.conftest import ExportTiny
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -350,28 +348,6 @@ def test_a_killed_adb_server_of_a_virtual_phone_is_started_again(tmp_path: Path,
     finally:
         device.close()
     assert not mine.is_running()
-
-
-def test_a_program_costs_little_more_than_on_the_host(
-    device: AndroidDevice, export_tiny: ExportTiny, tmp_path: Path
-) -> None:
-    artifact = export_tiny(parse_recipe("hybrid").export)
-    host = HostDevice("host", tmp_path)
-    with (
-        closing(
-            device.open_session(device.deploy(artifact.folder, Deadline(60)), RECIPE, Deadline(60))
-        ) as there,
-        closing(host.open_session(host.deploy(artifact.folder, Deadline(60)), RECIPE, Deadline(60))) as here,
-    ):
-        # Several answers in a row: where a small packet waits for an acknowledgement it is 40 ms a program.
-        extra = sorted(_seconds(there) - _seconds(here) for _ in range(41))
-    assert extra[-5] < 0.030, extra  # not the median, for it is not every program that waits
-
-
-def _seconds(session: EngineSession) -> float:
-    began = time.perf_counter()
-    session.run_program(PROGRAM)
-    return time.perf_counter() - began
 
 
 # -- the whole way -------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -272,6 +273,18 @@ def test_a_lease_lives_as_long_as_its_heartbeat(artifact: Artifact, farm: Farm) 
         threading.Event().wait(3)  # three times its time limit
         assert kept.run_program(PROGRAM)
         assert patient.has(lease)
+
+
+def test_a_ray_of_our_own_starts_nothing_that_one_machine_needs_not(farm: Farm) -> None:
+    # Each takes half a second of CPU to start.
+    needless = {"dashboard.py", "log_monitor.py", "monitor.py"}
+    started = list[list[str]]()
+    for pid in descendants(os.getpid()):
+        with suppress(psutil.Error):  # it has ended meanwhile
+            started.append(psutil.Process(pid).cmdline())
+    assert any(Path(word).name == "raylet" for words in started for word in words), started
+    assert not [words for words in started if needless & {Path(word).name for word in words}]
+    assert not [words for words in started if words[:1] == ["ray::IDLE"]], "a worker for no actor"
 
 
 def test_ray_listens_on_the_loopback_interface_only(farm: Farm) -> None:

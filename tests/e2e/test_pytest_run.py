@@ -259,24 +259,11 @@ def test_the_readme_example_runs_as_it_stands(run: Run) -> None:
     assert "PASSED: 1/1 checks passed" in output
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("--devices=pixel8",), "pixel8"),
-        (("--devices=host", "--recipes=hybird"), "hybird"),
-        (("--devices=host", "--recipes=hybrid,provider=nnapi,flags=SUSTAINED_SPEED"), "SUSTAINED_SPEED"),
-        (("--devices=host", "--model=nowhere"), "kvfarm synth"),
-        (("--devices=host", "--measure=nowhere"), "DIR=RECIPES"),
-        (("--devices=host", "--measure=tiny-gemma3=static@phone"), "static@phone"),
-        (("--devices=farm", "--farm=choosy.toml"), "none of them is in"),
-        (("--devices=host", "--tag=a b"), "sought a tag of at most"),
-    ],
-)
-def test_bad_input_is_one_clear_line(run: Run, arguments: tuple[str, ...], words: str) -> None:
-    (run.folder / "choosy.toml").write_text('[devices.one]\nrecipes = ["fp16"]\n')
-    code, output = run.pytest(*arguments)
+def test_bad_input_is_one_clear_line(run: Run) -> None:
+    """As a process ends by it; what else is bad input: tests/harness/test_usage.py."""
+    code, output = run.pytest("--devices=pixel8")
     assert code == pytest.ExitCode.USAGE_ERROR
-    assert words in output
+    assert "pixel8" in output
     assert "Traceback" not in output
     assert not (run.folder / "report").exists()
 
@@ -318,13 +305,6 @@ def test_a_further_checkpoint_is_measured_where_it_is_asked_for(run: Run) -> Non
     assert code == 0, output
     found = [(leg["device"], leg["recipe"]) for leg in run.results["legs"]]
     assert sorted(found) == [("one", "naive"), ("two", "naive"), ("two", "static")]
-
-
-@pytest.mark.parametrize("bad", ["--depth=-1", "--sustained=-2"])
-def test_a_workload_that_cannot_be_is_a_usage_error(run: Run, bad: str) -> None:
-    code, output = run.pytest("--devices=host", bad)
-    assert code == pytest.ExitCode.USAGE_ERROR
-    assert f"{bad.split('=')[0]}: sought" in output
 
 
 def test_a_check_for_hybrid_caches_is_not_planned_without_one(from_the_package: str) -> None:

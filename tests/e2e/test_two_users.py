@@ -47,9 +47,25 @@ node = "rack2"
 CHECKS, PLANNED = "p01 or p08 or p09 or latency", 8  # on two phones
 LEASE_S = 8
 OPTIONS = (
-    *("--recipes=static", "--examples=80", "--kvfarm-seed=7", "-k", CHECKS, "-n2", "-v"),
+    *("--recipes=static", "--examples=4", "--kvfarm-seed=7", "-k", CHECKS, "-n2", "-v", "-p", "holding"),
     *("--prompt=8", "--new-tokens=4", "--repeats=2", f"--lease-timeout={LEASE_S}s"),
 )
+# A plugin of both: each worker of pytest stands still after its second test, until this file is there. So
+# whoever is killed is at work until then, however fast the machine.
+GO = "go"
+HOLDING = """
+import pathlib, threading, time
+
+tests = 0
+
+def pytest_runtest_teardown(item):
+    global tests
+    tests += 1
+    end, pause = time.monotonic() + 300, threading.Event()
+    while tests == 2 and not pathlib.Path("../{GO}").exists():
+        assert time.monotonic() < end, "nobody said that it may go on"
+        pause.wait(0.1)
+""".replace("{GO}", GO)
 FETCH = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=60).read().decode())"
 
 
@@ -66,6 +82,8 @@ def test_two_users_share_two_hosts_and_the_one_that_was_killed_goes_on(
         killed, other = (
             User(lab, name, tiny_checkpoint, tuple(PHONES), OPTIONS, FARM) for name in ("ann", "bob")
         )
+        for user in (killed, other):
+            (user.folder / "holding.py").write_text(HOLDING)
         journals = [Journal(lab, host) for host in PHONES.values()]
         with live_page(lab) as state:
             processes = {killed: killed.start()}
@@ -76,6 +94,7 @@ def test_two_users_share_two_hosts_and_the_one_that_was_killed_goes_on(
         until(lambda: killed.rows() >= 3, lambda: killed.log)
         struck = time.monotonic()
         kill(processes[killed])
+        (killed.folder.parent / GO).touch()
         before = killed.rows()
         processes[killed] = killed.resume()  # waits in line behind the other
         for user, process in processes.items():

@@ -18,7 +18,7 @@ from harness.cluster import RayConnection
 from harness.errors import HarnessError
 from harness.farm import Farm, _Device
 from harness.inventory import LOCAL_LAB, DeviceEntry, Inventory, LabEntry
-from harness.lab import Lab
+from harness.lab import Lab, Node
 from harness.leasing import Terms, duration, lease
 
 HELD = Standing((), ("bob@lab",), ("a is leased to 'ann@lab'",))
@@ -147,6 +147,7 @@ def test_of_several_hosts_what_is_free_is_taken_first(
 class AgentLab:
     """A lab host without Ray."""
 
+    node: Node | None = None
     name = LOCAL_LAB
     running = True
 
@@ -220,4 +221,25 @@ def test_a_host_that_did_not_hear_that_a_leg_is_stored_is_told_again_when_the_fa
         farm.close()
         assert lab.heard == heard
     finally:
+        agent.shutdown()
+
+
+def test_a_host_that_joined_anew_after_its_network_was_cut_is_found_where_it_is_now(tmp_path: Path) -> None:
+    class Moved(Farm):
+        def _node_of(self, lab: str) -> Node:
+            return Node("new", "10.0.0.2")
+
+    entry = DeviceEntry("simulated")
+    agent = LabAgent(tmp_path, [entry.config("a")], reap_every_s=None)
+    farm, lab = Moved(Inventory({"a": entry}), ("a",), terms=Terms(wait_s=0)), DeafLab(agent, 0)
+    farm._ray = cast("RayConnection", SimpleNamespace(close=lambda: None, check_alive=lambda: None))
+    farm._devices = {"a": _Device(entry.config("a"), cast("Lab", lab))}
+    try:
+        farm.lease("a")
+        assert lab.node is None, "as long as its agent answers it is where it was"
+        lab.running = False
+        farm.vitals("a")
+        assert lab.node == Node("new", "10.0.0.2")
+    finally:
+        farm.close()
         agent.shutdown()

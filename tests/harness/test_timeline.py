@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness.spans import Recorder
+from harness.spans import Recorder, recording_nothing
 from harness.store import open_store
 from harness.store.protocol import Flakes, Part, Span
 from harness.timeline import trace
@@ -135,3 +135,10 @@ def test_the_flake_rate_is_of_the_newest_results_of_all_runs_but_drills(
         assert store.flakes() == {"pixel": Flakes(100, 2), "host": Flakes(1, 0)}
         assert store.flakes(last=1)["pixel"].rate == 1.0
     assert math.isnan(Flakes(0, 0).rate)
+
+
+def test_for_who_is_no_run_nothing_waits_in_memory() -> None:
+    recorder = recording_nothing()
+    with recorder.doing("pixel", "open", "abc"):
+        pass
+    assert recorder.whole(Span("pixel", "leg", "one", AT, AT + 1)).parts == ()
