@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from device_agents.errors import InfrastructureError
@@ -17,7 +18,7 @@ from harness.entry import Entry
 from harness.errors import GoldenJobFailed, NotFit
 from harness.fitness import UNTIL_FIT
 from harness.leasing import holder
-from harness.store.protocol import Span
+from harness.store.protocol import Span, Store
 from kvengine.artifact import Artifact
 
 if TYPE_CHECKING:
@@ -153,6 +154,20 @@ def waits_until_fit(spans: Iterable[Span]) -> dict[str, tuple[float, str]]:
                 before_s, first = found.get(span.device, (0.0, why))
                 found[span.device] = before_s + part.ended - part.began, first
     return found
+
+
+def tell_of_devices(store: Store, run_id: str) -> None:
+    """Keep a run's devices as they are known now: how often infrastructure stopped them lately, and what this
+    run waited for. Raises StoreError."""
+    flakes, waits = store.flakes(), waits_until_fit(store.spans(run_id))
+    for device in store.devices(run_id):
+        told = device
+        if (found := flakes.get(device.name)) is not None:
+            told = replace(told, results=found.results, stopped=found.stopped)
+        if (waited := waits.get(device.name)) is not None:
+            told = replace(told, unfit_s=waited[0], unfit=waited[1])
+        if told != device:
+            store.add_device(run_id, told)
 
 
 def prove(farm: Farm, device: str, artifact: Artifact) -> None:

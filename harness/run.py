@@ -26,7 +26,7 @@ from harness.checking import Cell, Tally
 from harness.discovery import PassedOver
 from harness.errors import InventoryError, NotFit
 from harness.handover import Handover, RunFolder
-from harness.health import Health, waits_until_fit
+from harness.health import Health, tell_of_devices
 from harness.impossible import impossible
 from harness.inventory import SIMULATED, effort_of, share
 from harness.lab import leases_folder
@@ -463,18 +463,6 @@ class DeviceRun(Opened):
         """The run without its results."""
         return header_of(self)
 
-    def _tell_of_devices(self) -> None:
-        """As they are known now: how often infrastructure stopped them lately, what this run waited for."""
-        flakes, waits = self.store.flakes(), waits_until_fit(self.store.spans(self.run_id))
-        for device in self.store.devices(self.run_id):
-            told = device
-            if (found := flakes.get(device.name)) is not None:
-                told = dataclasses.replace(told, results=found.results, stopped=found.stopped)
-            if (waited := waits.get(device.name)) is not None:
-                told = dataclasses.replace(told, unfit_s=waited[0], unfit=waited[1])
-            if told != device:
-                self.store.add_device(self.run_id, told)
-
     def finish(self, complete: bool) -> RunResults:
         """Stop everything; with ``complete`` the run counts as finished, else as interrupted.
 
@@ -491,7 +479,7 @@ class DeviceRun(Opened):
         self.recorder.flush()
         self.store.drain()
         self.store.adopt()  # what workers could not deliver
-        self._tell_of_devices()
+        tell_of_devices(self.store, self.run_id)
         if complete:
             self.store.finish_run(self.run_id, now())
         results = self.store.results(self.run_id)
