@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +23,10 @@ OpenTiny = Callable[[ExportRecipe], LocalEngine]
 # background jobs ignore SIGINT, which tests send as Ctrl-C.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Else a call of Ray's where none was started starts one, which nobody ends. Ray's import reads it.
+assert "ray" not in sys.modules
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
 
 
 # Files whose tests take longest, begun first: at the end no worker waits for another's last minutes.

@@ -178,6 +178,22 @@ def test_who_holds_one_of_its_devices_asks_for_the_others_alone(tmp_path: Path) 
         agent.shutdown()
 
 
+NOW = Node("new", "10.0.0.2")
+
+
+class FarmWithoutRay(Farm):
+    """Of one device, at a lab host that is found at NOW."""
+
+    def __init__(self, lab: AgentLab, entry: DeviceEntry) -> None:
+        super().__init__(Inventory({"a": entry}), ("a",), terms=Terms(wait_s=0))
+        self._ray = cast("RayConnection", SimpleNamespace(close=lambda: None, check_alive=lambda: None))
+        self._devices = {"a": _Device(entry.config("a"), cast("Lab", lab))}
+        self._labs = {LOCAL_LAB: cast("Lab", lab)}
+
+    def _node_of(self, lab: str) -> Node:
+        return NOW
+
+
 class DeafLab(AgentLab):
     """Its agent dies instead of hearing of the first acknowledgements. heard: those that it did hear of."""
 
@@ -208,13 +224,8 @@ def test_a_host_that_did_not_hear_that_a_leg_is_stored_is_told_again_when_the_fa
 ) -> None:
     entry = DeviceEntry("simulated")
     agent = LabAgent(tmp_path, [entry.config("a")], reap_every_s=None)
-    farm = Farm(Inventory({"a": entry}), ("a",), terms=Terms(wait_s=0))
     lab = DeafLab(agent, deaf)
-    farm._ray = cast("RayConnection", SimpleNamespace(close=lambda: None, check_alive=lambda: None))
-    farm._devices, farm._labs = (
-        {"a": _Device(entry.config("a"), cast("Lab", lab))},
-        {LOCAL_LAB: cast("Lab", lab)},
-    )
+    farm = FarmWithoutRay(lab, entry)
     try:
         farm.acknowledge("a", "x")
         farm.acknowledge("a", "y")
@@ -225,21 +236,16 @@ def test_a_host_that_did_not_hear_that_a_leg_is_stored_is_told_again_when_the_fa
 
 
 def test_a_host_that_joined_anew_after_its_network_was_cut_is_found_where_it_is_now(tmp_path: Path) -> None:
-    class Moved(Farm):
-        def _node_of(self, lab: str) -> Node:
-            return Node("new", "10.0.0.2")
-
     entry = DeviceEntry("simulated")
     agent = LabAgent(tmp_path, [entry.config("a")], reap_every_s=None)
-    farm, lab = Moved(Inventory({"a": entry}), ("a",), terms=Terms(wait_s=0)), DeafLab(agent, 0)
-    farm._ray = cast("RayConnection", SimpleNamespace(close=lambda: None, check_alive=lambda: None))
-    farm._devices = {"a": _Device(entry.config("a"), cast("Lab", lab))}
+    lab = DeafLab(agent, 0)
+    farm = FarmWithoutRay(lab, entry)
     try:
         farm.lease("a")
         assert lab.node is None, "as long as its agent answers it is where it was"
         lab.running = False
         farm.vitals("a")
-        assert lab.node == Node("new", "10.0.0.2")
+        assert lab.node == NOW
     finally:
         farm.close()
         agent.shutdown()
