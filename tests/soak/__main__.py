@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=20, help="of each fault (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=None, help="of all random choices (default: a new one)")
     parser.add_argument("--phones", type=int, default=3, help="that are struck, besides the witness")
-    parser.add_argument("--within", type=float, default=840.0, help="seconds to strike in")
+    parser.add_argument("--within", type=float, default=870.0, help="seconds to strike in")
     parser.add_argument("--only", default="", help="faults with this in their name")
     parser.add_argument(
         "--real-freezes",

@@ -120,8 +120,9 @@ def _kill_adb_server(target: Target, _: random.Random) -> None:
 
 
 def _fill(target: Target, draw: random.Random) -> None:
-    """At once, so that the check before the push sees it; or only in the middle of the push."""
-    at = None if draw.random() < 0.5 else draw.randrange(target.push_bytes // 10, target.push_bytes)
+    """At once, so that the check before the push sees it; or only in the middle of the push, whose last part
+    the phone may have got when we hear of it."""
+    at = None if draw.random() < 0.5 else draw.randrange(target.push_bytes // 10, target.push_bytes * 3 // 4)
     phone_of(target).fill_storage(at=None if at is None else ("to_phone", at))
 
 
