@@ -45,7 +45,9 @@ from tests.soak.table import table
 
 Say = Callable[[str], None]
 PHONES_S = 90.0
-CUTS_S = 240.0  # a lab of namespaces alone takes most of a minute, and with less left few rounds would be done
+CUTS_S = (
+    240.0  # a lab of namespaces alone takes most of a minute, and with less left few rounds would be done
+)
 LANES = 2
 
 

@@ -49,7 +49,13 @@ class Plan:
 
 # What pytest and the store import when they begin, and each client would for itself.
 _IMPORTED = (
-    *("anyio.pytest_plugin", "harness.parallel", "harness.plugin", "harness.run_plugin", "harness.termination"),
+    *(
+        "anyio.pytest_plugin",
+        "harness.parallel",
+        "harness.plugin",
+        "harness.run_plugin",
+        "harness.termination",
+    ),
     *("harness.store.migrations.steps", "kvengine.export.reads", "numpy.ma", "numpy.random", "tokenizers"),
     *("alembic.command", "alembic.config", "sqlalchemy.ext.compiler", "xdist.looponfail", "xdist.plugin"),
 )
