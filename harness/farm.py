@@ -477,7 +477,10 @@ class Farm:
             seconds = AgentBudgets().claim_s + GRACE_S
             device.settings = device.lab.call("claim", seconds, lease.device, lease.token)
         except BaseException:
-            self._release(device)
+            # A dead agent cannot be told, and its successor knows the lease: we would wait for ourselves, for
+            # heartbeats of what was leased with it keep it.
+            if device.lab.running:
+                self._release(device)
             raise
         device.claimed = True
 

@@ -19,7 +19,6 @@ from tests.chaos import lab
 from tests.chaos.client import FULL, Plan, Point
 from tests.chaos.world import Client, Jobs, World
 
-RUN_S = 1.5  # a run that nothing happens to takes about so long, and strikes fall within
 USUAL, FEW = Jobs(), Jobs(checks=2, legs=1)
 REAL_RUNNERS = Jobs(("runner-1",), checks=3, legs=1)
 A_DAY_S = 86400.0
@@ -37,10 +36,12 @@ class Postgres(Protocol):
 
 @dataclass(frozen=True)
 class Round:
-    """What a fault is told: where it is to strike, with which chances."""
+    """What a fault is told: where it is to strike, with which chances. run_s: strikes fall within, for a run
+    that nothing happens to takes a little longer here."""
 
     world: World
     draw: random.Random
+    run_s: float
     postgres: Postgres | None
 
 
@@ -68,7 +69,7 @@ def _client_killed(it: Round) -> None:
     who = it.world.client(USUAL)
     who.start()
     for _ in range(it.draw.choice((1, 1, 2, 3))):
-        it.world.pass_time(who, it.draw.uniform(0.0, RUN_S))
+        it.world.pass_time(who, it.draw.uniform(0.0, it.run_s))
         if not who.ended():
             who.kill()
             it.world.strike()
@@ -89,7 +90,7 @@ def _agent_killed(it: Round) -> None:
     who = it.world.client(USUAL)
     who.start()
     for _ in range(it.draw.choice((1, 2))):
-        it.world.pass_time(who, it.draw.uniform(0.2, RUN_S / 2))
+        it.world.pass_time(who, it.draw.uniform(0.2, it.run_s / 2))
         if not who.ended() and (pid := it.world.agent(who)) is not None:
             os.kill(pid, signal.SIGKILL)
             it.world.strike()
@@ -100,7 +101,7 @@ def _agent_dies_before_it_answers(it: Round) -> None:
     fuse = Path(it.world.environment[lab.KILL_AFTER].format(folder=it.world.folder))
     who = it.world.client(USUAL)
     who.start()
-    it.world.pass_time(who, it.draw.uniform(0.0, RUN_S / 2))
+    it.world.pass_time(who, it.draw.uniform(0.0, it.run_s / 2))
     fuse.touch()
     it.world.strike()
 
@@ -109,7 +110,7 @@ def _both_killed(it: Round) -> None:
     """The machine, but for its disk."""
     who = it.world.client(USUAL)
     who.start()
-    it.world.pass_time(who, it.draw.uniform(0.2, RUN_S))
+    it.world.pass_time(who, it.draw.uniform(0.2, it.run_s))
     agent = it.world.agent(who)
     if not who.ended():
         who.kill()
@@ -200,7 +201,7 @@ def _two_fight(it: Round) -> None:
     it.world.strike()
     if it.draw.random() < 0.5:
         victim = it.draw.choice(clients)
-        it.world.pass_time(victim, it.draw.uniform(0.1, RUN_S))
+        it.world.pass_time(victim, it.draw.uniform(0.1, 2 * it.run_s))
         if not victim.ended():
             victim.kill()
             it.world.strike()

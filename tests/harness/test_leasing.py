@@ -249,3 +249,36 @@ def test_a_host_that_joined_anew_after_its_network_was_cut_is_found_where_it_is_
     finally:
         farm.close()
         agent.shutdown()
+
+
+class MortalLab(DeafLab):
+    """Its agent dies instead of hearing of the first claim."""
+
+    def call(self, method: str, seconds: float, *arguments: Any) -> Any:
+        if method == "claim" and self._deaf > 0:
+            self._deaf -= 1
+            self.running = False
+            raise InfrastructureError("it was killed")
+        return AgentLab.call(self, method, seconds, *arguments)
+
+
+def test_who_was_granted_a_device_and_could_not_claim_it_does_not_wait_for_itself(tmp_path: Path) -> None:
+    """The agent that is started again knows the lease, which nobody could have given back to the dead one."""
+
+    class Still(Farm):
+        def _node_of(self, lab: str) -> Node:
+            return Node("here", "127.0.0.1")
+
+    entry = DeviceEntry("simulated")
+    agent = LabAgent(tmp_path, [entry.config("a")], reap_every_s=None)
+    farm, lab = Still(Inventory({"a": entry}), ("a",), terms=Terms(wait_s=0)), MortalLab(agent, 1)
+    farm._ray = cast("RayConnection", SimpleNamespace(close=lambda: None, check_alive=lambda: None))
+    farm._devices = {"a": _Device(entry.config("a"), cast("Lab", lab))}
+    farm._labs = {LOCAL_LAB: cast("Lab", lab)}
+    try:
+        farm.lease("a")
+        assert farm.holding("a") == ("a",)
+        assert farm._devices["a"].claimed
+    finally:
+        farm.close()
+        agent.shutdown()
