@@ -264,17 +264,10 @@ class MortalLab(DeafLab):
 
 def test_who_was_granted_a_device_and_could_not_claim_it_does_not_wait_for_itself(tmp_path: Path) -> None:
     """The agent that is started again knows the lease, which nobody could have given back to the dead one."""
-
-    class Still(Farm):
-        def _node_of(self, lab: str) -> Node:
-            return Node("here", "127.0.0.1")
-
     entry = DeviceEntry("simulated")
     agent = LabAgent(tmp_path, [entry.config("a")], reap_every_s=None)
-    farm, lab = Still(Inventory({"a": entry}), ("a",), terms=Terms(wait_s=0)), MortalLab(agent, 1)
-    farm._ray = cast("RayConnection", SimpleNamespace(close=lambda: None, check_alive=lambda: None))
-    farm._devices = {"a": _Device(entry.config("a"), cast("Lab", lab))}
-    farm._labs = {LOCAL_LAB: cast("Lab", lab)}
+    lab = MortalLab(agent, 1)
+    farm = FarmWithoutRay(lab, entry)
     try:
         farm.lease("a")
         assert farm.holding("a") == ("a",)
